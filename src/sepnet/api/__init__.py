@@ -1,0 +1,36 @@
+"""The commands as Python functions: train, evaluate, predict, reproduce.
+
+import sepnet
+
+run = sepnet.train("path/to/images")
+print(run.record.result["test"]["accuracy"])
+print(sepnet.predict(run.folder, ["cat.jpg"])[0].top)
+"""
+
+from sepnet.api._evaluate import Evaluation, evaluate
+from sepnet.api._plan import Experiment, Plan, plan
+from sepnet.api._predict import Prediction, predict
+from sepnet.api._release import Release, load_release, save_release
+from sepnet.api._reproduce import Listener, reproduce
+from sepnet.api._run import Run, run_training
+from sepnet.api._train import Request, resolve, train
+
+__all__ = [
+    "Evaluation",
+    "Experiment",
+    "Listener",
+    "Plan",
+    "Prediction",
+    "Release",
+    "Request",
+    "Run",
+    "evaluate",
+    "load_release",
+    "plan",
+    "predict",
+    "reproduce",
+    "resolve",
+    "run_training",
+    "save_release",
+    "train",
+]

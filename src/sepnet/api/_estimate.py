@@ -1,0 +1,67 @@
+"""How long a run will take on this machine, from a few timed steps of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from sepnet.api._run import build_model, eval_loader, train_loader
+from sepnet.data import Dataset
+from sepnet.engine import build_optimizer, make_fabric
+from sepnet.engine.devices import keep_large_buffers
+from sepnet.recipes import TrainConfig
+
+__all__ = ["seconds_per_run"]
+
+WARM_UP, TIMED = 2, 4
+
+
+def seconds_per_run(config: TrainConfig, dataset: Dataset, device: str = "auto") -> float:
+    """Expected seconds of the run: timed training steps and one evaluation batch, scaled up. Errs by the machine's noise.
+
+    The median of a few steps after a warm-up; it takes about a second for a small network.
+    """
+    keep_large_buffers()
+    fabric = make_fabric(device, config.amp)
+    model = build_model(config, dataset)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    wrapped, optimizer = fabric.setup(model, build_optimizer(model, config))
+    loader = train_loader(config, dataset, fabric)
+
+    def step(iteration: int) -> None:
+        x, y = loader.batch(iteration)
+        loss = F.cross_entropy(wrapped(x).float(), y)
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        optimizer.step()
+
+    total = config.total_iterations(loader.batches_per_epoch)
+    seconds = total * _median_seconds(step, fabric.device)
+    watched = dataset.test or dataset.val
+    if watched is not None:
+        scored = eval_loader(watched, dataset, fabric, config)
+        x, _ = next(iter(scored))
+        wrapped.eval()
+
+        @torch.no_grad()
+        def score(_: int) -> None:
+            wrapped(x)
+
+        passes = -(-total // (config.eval_every or loader.batches_per_epoch))
+        seconds += passes * len(scored) * _median_seconds(score, fabric.device)
+    return seconds
+
+
+def _median_seconds(action: Callable[[int], None], device: torch.device) -> float:
+    times = []
+    for i in range(WARM_UP + TIMED):
+        start = time.perf_counter()
+        action(i)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return sorted(times[WARM_UP:])[TIMED // 2]

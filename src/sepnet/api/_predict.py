@@ -1,0 +1,114 @@
+"""``sepnet.predict``: class probabilities for image files."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sepnet.api._release import Release, load_release
+from sepnet.data import IMAGE_SUFFIXES, decode_image
+from sepnet.engine import make_fabric
+from sepnet.errors import ConfigError, DataNotFoundError, ImageError, one_line
+
+__all__ = ["Prediction", "predict"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One file: its most probable classes, each with its probability (0..1), or why it could not be read."""
+
+    path: Path
+    top: tuple[tuple[str, float], ...]
+    error: str | None = None
+
+
+def predict(
+    run: Path | str | Release,
+    sources: Sequence[str | Path],
+    *,
+    top: int = 5,
+    batch_size: int = 128,
+    device: str = "auto",
+) -> Iterator[Prediction]:
+    """Classify image files; one ``Prediction`` a file, in the order found, unreadable ones included.
+
+    Args:
+        run: the run's folder, or a release loaded before.
+        sources: files, folders (searched for images, deeper folders included) and shell patterns.
+        top: how many classes to name; at most the number there are.
+
+    Raises:
+        CheckpointError: the run is not finished or damaged.
+        DataNotFoundError: a source that does not exist, or holds no image.
+        ConfigError: ``top`` or ``batch_size`` below 1.
+    """
+    if top < 1 or batch_size < 1:
+        raise ConfigError(f"--top and --batch-size must be at least 1, got {min(top, batch_size)}")
+    release = run if isinstance(run, Release) else load_release(Path(run))
+    files = find_images(sources)
+    return _predictions(release, files, min(top, len(release.classes)), batch_size, device)
+
+
+def find_images(sources: Sequence[str | Path]) -> list[Path]:
+    """The files that ``sources`` name, each once, folders and patterns in alphabetical order.
+
+    Raises:
+        DataNotFoundError: a source that names nothing.
+    """
+    found: dict[Path, None] = {}
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            files = sorted(_walk(path))
+        elif path.exists():
+            files = [path]
+        else:
+            files = sorted(Path(m) for m in glob.glob(str(source), recursive=True) if Path(m).is_file())  # noqa: PTH207
+        if not files:
+            what = "holds no image files" if path.is_dir() else "does not exist, and no file matches it"
+            raise DataNotFoundError(f"{one_line(source)} {what}")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(root):
+        yield from (Path(folder, n) for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES and not n.startswith("."))
+
+
+@torch.inference_mode()
+def _predictions(release: Release, files: list[Path], top: int, batch_size: int, device: str) -> Iterator[Prediction]:
+    fabric = make_fabric(device, "off")
+    model = fabric.to_device(release.model)
+    for start in range(0, len(files), batch_size):
+        part = files[start : start + batch_size]
+        decoded = [_decode(path, release) for path in part]
+        images = [image for image in decoded if isinstance(image, Tensor)]
+        rows: Iterator[list[tuple[str, float]]] = iter(())
+        if images:
+            batch = release.preprocessing.normalise(torch.stack(images).to(fabric.device))
+            probabilities, indices = model(batch).float().softmax(1).cpu().topk(top, dim=1)
+            rows = iter(
+                [
+                    [(release.classes[i], p) for i, p in zip(which, values, strict=True)]
+                    for which, values in zip(indices.tolist(), probabilities.tolist(), strict=True)
+                ]
+            )
+        for path, image in zip(part, decoded, strict=True):
+            if isinstance(image, Tensor):
+                yield Prediction(path, tuple(next(rows)))
+            else:
+                yield Prediction(path, (), image)
+
+
+def _decode(path: Path, release: Release) -> Tensor | str:
+    try:
+        return decode_image(path, release.preprocessing)
+    except ImageError as error:
+        return str(error)

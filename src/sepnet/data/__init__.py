@@ -1,0 +1,41 @@
+"""Data sets, splits, batched augmentation and loaders.
+
+    from sepnet.data import AugmentConfig, EvalLoader, TrainLoader, load_dataset
+
+    data = load_dataset("cifar10", data_dir=Path("data"), seed=0)
+    train = TrainLoader(data.train, data.preprocessing, batch_size=128, seed=0, augment=AugmentConfig(hflip="random", shift=2))
+    x, y = train.batch(0)
+
+A data set is one file of this folder (``digits``, ``mnist``, ``cifar10``); any folder of images is one too.
+"""
+
+from __future__ import annotations
+
+from sepnet.data._augment import Augment, AugmentConfig, AugmentParameters
+from sepnet.data._check import FolderReport, SizeRange, check_folder
+from sepnet.data._decode import IMAGE_SUFFIXES, decode_image
+from sepnet.data._folder import choose_size
+from sepnet.data._load import load_dataset
+from sepnet.data._loader import EvalLoader, TrainLoader
+from sepnet.data._registry import datasets
+from sepnet.data._types import Dataset, Preprocessing, RawData, Split
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Augment",
+    "AugmentConfig",
+    "AugmentParameters",
+    "Dataset",
+    "EvalLoader",
+    "FolderReport",
+    "Preprocessing",
+    "RawData",
+    "SizeRange",
+    "Split",
+    "TrainLoader",
+    "check_folder",
+    "choose_size",
+    "datasets",
+    "decode_image",
+    "load_dataset",
+]

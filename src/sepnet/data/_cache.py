@@ -1,0 +1,273 @@
+"""Decoded images of a folder on disk: decoded once with all cores, then read back in a second or mapped into memory.
+
+A cache is one file: the pixels uint8 (N, H, W, C), a JSON table (shape, hash of every source file, files that could not be read,
+checksum of the pixels), and a trailer that finds and checks the table. Its name is made of the folder, the settings and the list of
+files with sizes and times, so a changed folder has another name. It is written under a temporary name and renamed, and a lock lets
+the second of two processes wait for the first instead of repeating it. A cache that is damaged in any way is built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import PIL
+import torch
+from torch import Tensor
+
+from sepnet.data._decode import Pixels, decode_pixels
+from sepnet.data._parallel import ordered_map
+from sepnet.data._scan import FolderEntry
+from sepnet.data._types import MEMORY_BYTES, ResizeMode
+from sepnet.errors import DataError, OutputError, one_line
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: two builds at once then do the work twice, and the second rename wins
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["DecodeSettings", "DecodedFolder", "decoded_folder", "default_cache_dir"]
+
+VERSION = 1
+MAGIC = b"sepnet-pixels-01"
+TRAILER = struct.Struct(">QI16s")  # length and CRC-32 of the table, magic
+BLOCK = 32  # files per task: small images decode in less time than a task takes to hand over
+SPARE_BYTES = 2**24
+
+
+class DecodeSettings(NamedTuple):
+    """Height and width in pixels, channels, and how images are brought to that size."""
+
+    size: tuple[int, int]
+    channels: int
+    mode: ResizeMode
+
+
+@dataclass(frozen=True)
+class DecodedFolder:
+    """The images of a folder that could be read.
+
+    Attributes:
+        images: uint8 (N, C, H, W), channels innermost; in memory, or mapped from the cache when above ``MEMORY_BYTES``.
+        rows: for each image its position in the list of files.
+        digests: sha256 of each image's file.
+        bad: position in the list of files -> why it could not be read.
+    """
+
+    images: Tensor
+    rows: tuple[int, ...]
+    digests: tuple[bytes, ...]
+    bad: dict[int, str]
+
+
+class _Table(NamedTuple):
+    shape: tuple[int, int, int, int]
+    digests: list[str]
+    bad: dict[int, str]
+    crc: int
+
+
+def default_cache_dir() -> Path:
+    """$XDG_CACHE_HOME/sepnet, or ~/.cache/sepnet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sepnet"
+
+
+def decoded_folder(
+    root: Path,
+    entries: Sequence[FolderEntry],
+    settings: DecodeSettings,
+    cache_dir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> DecodedFolder:
+    """The pixels of ``entries`` from the cache, which is built first if need be.
+
+    Args:
+        root: the image folder.
+        entries: its files.
+        settings: how to decode them.
+        cache_dir: folder of caches; None for ``default_cache_dir``.
+        progress: called with (files done, files in all) while the cache is built.
+
+    Raises:
+        OutputError: the cache cannot be written, or the disk has no room for it.
+    """
+    folder = cache_dir or default_cache_dir()
+    prefix, key = _name(root, entries, settings)
+    path = folder / f"{prefix}-{key}.pixels"
+    decoded = _load(path, len(entries))
+    if decoded is not None:
+        return decoded
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder / f"{prefix}.lock"):
+            decoded = _load(path, len(entries))  # the process that held the lock has built it
+            if decoded is not None:
+                return decoded
+            _check_space(folder, len(entries) * _image_bytes(settings))
+            _build(path, root, entries, settings, progress)
+            for stale in folder.glob(f"{prefix}-*.pixels"):
+                if stale != path:
+                    stale.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the image cache {one_line(folder)}: {one_line(error.strerror or error)}; "
+            "set XDG_CACHE_HOME to a folder with room"
+        ) from None
+    decoded = _load(path, len(entries))
+    if decoded is None:
+        raise OutputError(f"the image cache {one_line(path)} cannot be read back; check the disk")
+    return decoded
+
+
+def _name(root: Path, entries: Sequence[FolderEntry], settings: DecodeSettings) -> tuple[str, str]:
+    """What the cache is of (folder and settings), and a hash of the files."""
+    about = json.dumps([VERSION, os.path.realpath(root), settings, PIL.__version__])
+    listing = json.dumps([(entry.path, entry.size, entry.mtime_ns) for entry in entries])
+    return hashlib.sha256(about.encode()).hexdigest()[:24], hashlib.sha256(listing.encode()).hexdigest()[:32]
+
+
+def _image_bytes(settings: DecodeSettings) -> int:
+    return settings.size[0] * settings.size[1] * settings.channels
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        raise OutputError(
+            f"the image cache needs {needed / 1e6:.0f} MB in {one_line(folder)}, where {free / 1e6:.0f} MB are free; "
+            "set XDG_CACHE_HOME to a folder with room, or choose a smaller --size"
+        )
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    if fcntl is None:
+        yield
+        return
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process, however it ends
+        yield
+
+
+def _build(
+    path: Path,
+    root: Path,
+    entries: Sequence[FolderEntry],
+    settings: DecodeSettings,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    for leftover in path.parent.glob(f"{path.name}.*.tmp"):  # we hold the lock: whoever wrote it is gone
+        leftover.unlink(missing_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            table = _write_pixels(file, root, entries, settings, progress)
+            text = json.dumps(table._asdict()).encode()
+            file.write(text + TRAILER.pack(len(text), zlib.crc32(text), MAGIC))
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _write_pixels(
+    file: IO[bytes],
+    root: Path,
+    entries: Sequence[FolderEntry],
+    settings: DecodeSettings,
+    progress: Callable[[int, int], None] | None,
+) -> _Table:
+    digests: list[str] = []
+    bad: dict[int, str] = {}
+    crc = done = 0
+
+    def decode(block: Sequence[FolderEntry]) -> list[tuple[Pixels, str] | str]:
+        return [_decode_file(root, entry, settings) for entry in block]
+
+    blocks = (entries[i : i + BLOCK] for i in range(0, len(entries), BLOCK))
+    for results in ordered_map(decode, blocks):
+        for result in results:
+            if isinstance(result, str):
+                bad[done] = result
+            else:
+                pixels, digest = result
+                file.write(pixels.data)
+                crc = zlib.crc32(pixels.data, crc)
+                digests.append(digest)
+            done += 1
+        if progress is not None:
+            progress(done, len(entries))
+    return _Table((len(digests), *settings.size, settings.channels), digests, bad, crc)
+
+
+def _decode_file(root: Path, entry: FolderEntry, settings: DecodeSettings) -> tuple[Pixels, str] | str:
+    """Pixels and sha256 of one file, or in words why not."""
+    try:
+        content = (root / entry.path).read_bytes()
+        pixels = decode_pixels(io.BytesIO(content), *settings, name="")
+    except OSError as error:
+        return one_line(error.strerror or error)
+    except DataError as error:
+        return str(error).strip()
+    return pixels, hashlib.sha256(content).hexdigest()
+
+
+def _load(path: Path, files: int) -> DecodedFolder | None:
+    """The cache, or None when it is not there or not whole."""
+    try:
+        with path.open("rb") as file:
+            table = _read_table(file)
+            count = table.shape[0]
+            if count + len(table.bad) != files or len(table.digests) != count:
+                return None
+            if count == 0:
+                pixels = np.zeros(table.shape, np.uint8)
+            elif int(np.prod(table.shape)) > MEMORY_BYTES:
+                # Copy-on-write, so that torch gets a writable array; checking the sum would read it all.
+                pixels = np.memmap(path, np.uint8, "c", shape=table.shape)
+            else:
+                file.seek(0)
+                pixels = np.fromfile(file, np.uint8, int(np.prod(table.shape))).reshape(table.shape)
+                if zlib.crc32(pixels.data) != table.crc:
+                    return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        return None
+    return DecodedFolder(
+        images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+        rows=tuple(row for row in range(files) if row not in table.bad),
+        digests=tuple(bytes.fromhex(digest) for digest in table.digests),
+        bad=table.bad,
+    )
+
+
+def _read_table(file: IO[bytes]) -> _Table:
+    """The table at the end of the file; raises ValueError or struct.error when the file is not whole."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - TRAILER.size))
+    length, crc, magic = TRAILER.unpack(file.read(TRAILER.size))
+    if magic != MAGIC or length > end - TRAILER.size:
+        raise ValueError("no trailer")
+    file.seek(end - TRAILER.size - length)
+    text = file.read(length)
+    if zlib.crc32(text) != crc:
+        raise ValueError("damaged table")
+    values = json.loads(text)
+    n, height, width, channels = (int(v) for v in values["shape"])
+    if n * height * width * channels != end - TRAILER.size - length:
+        raise ValueError("cut short")
+    bad = {int(row): str(reason) for row, reason in values["bad"].items()}
+    return _Table((n, height, width, channels), list(values["digests"]), bad, int(values["crc"]))

@@ -1,0 +1,154 @@
+"""A folder of images as a data set."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sepnet.data._cache import DecodedFolder, DecodeSettings, decoded_folder
+from sepnet.data._decode import ImageHeader, read_header
+from sepnet.data._parallel import ordered_map
+from sepnet.data._scan import FolderScan, scan_folder
+from sepnet.data._types import RawData, ResizeMode, Split
+from sepnet.errors import DataError, ImageError, one_line
+
+__all__ = ["choose_size", "read_folder"]
+
+SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224)
+DEFAULT_LIMIT = 128  # larger images cost more than a CPU trains in an evening; who wants them says --size
+SAMPLE = 256
+TEST_FRACTION = 0.15
+NAMED = 5  # unreadable files named in a note
+
+
+def read_folder(
+    root: Path,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    mode: ResizeMode = "crop",
+    on_bad: Literal["skip", "error"] = "skip",
+    cache_dir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> RawData:
+    """Read root/{train,val,test}/<class>/ or root/<class>/, decoded to one size. Arguments as of ``load_dataset``.
+
+    Raises:
+        DataNotFoundError: no such folder.
+        DataError: fewer than two classes, no images, no readable image, a class without training images.
+        ImageError: an unreadable file, with ``on_bad`` "error".
+        OutputError: the cache of decoded images cannot be written.
+    """
+    scan = scan_folder(root)
+    _require_classes(scan)
+    settings = _settings(scan, size, channels, mode)
+    decoded = decoded_folder(root, scan.entries, settings, cache_dir, progress)
+    notes = list(scan.notes)
+    if decoded.bad:
+        if on_bad == "error":
+            row, reason = next(iter(decoded.bad.items()))
+            raise ImageError(f"{one_line(root / scan.entries[row].path)} {reason}")
+        notes.append(_bad_note(scan, decoded.bad))
+    return _assemble(scan, decoded, settings, notes)
+
+
+def choose_size(headers: Sequence[ImageHeader], limit: int = DEFAULT_LIMIT) -> int:
+    """The side of ``SIZES``, up to ``limit``, nearest to the median of the images' shorter sides, in pixels."""
+    median = statistics.median(min(header.height, header.width) for header in headers)
+    return min((side for side in SIZES if side <= limit), key=lambda side: abs(side - median))
+
+
+def _settings(scan: FolderScan, size: int | None, channels: int | None, mode: ResizeMode) -> DecodeSettings:
+    if size is None or channels is None:
+        headers = _sample_headers(scan)
+        size = size or choose_size(headers)
+        channels = channels or (1 if all(header.grey for header in headers) else 3)
+    return DecodeSettings((size, size), channels, mode)
+
+
+def _sample_headers(scan: FolderScan) -> list[ImageHeader]:
+    """Headers of up to ``SAMPLE`` files, evenly spread over the folder."""
+
+    def header(path: str) -> ImageHeader | None:
+        try:
+            return read_header(scan.root / path)
+        except DataError:
+            return None
+
+    step = max(1, len(scan.entries) // SAMPLE)
+    found = [h for h in ordered_map(header, [entry.path for entry in scan.entries[::step]]) if h is not None]
+    if not found:
+        raise DataError(
+            f"none of the images sampled from {one_line(scan.root)} can be read; run: sepnet data check {one_line(scan.root)}"
+        )
+    return found
+
+
+def _require_classes(scan: FolderScan) -> None:
+    if len(scan.classes) < 2:
+        raise DataError(
+            f"{one_line(scan.root)} has one class only ({scan.classes[0]}); a classifier needs a folder for each of two or more"
+        )
+    counts = scan.counts()
+    if "train" not in counts:
+        raise DataError(f"no images in {one_line(scan.root / 'train')}")
+    for split, per_class in counts.items():
+        for name, count, trained in zip(scan.classes, per_class, counts["train"], strict=True):
+            if count and not trained:
+                raise DataError(f"class '{name}' is in {split} but has no images in train, below {one_line(scan.root)}")
+
+
+def _bad_note(scan: FolderScan, bad: dict[int, str]) -> str:
+    named = [f"{one_line(scan.entries[row].path)} ({reason})" for row, reason in list(bad.items())[:NAMED]]
+    more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    return f"{len(bad)} unreadable file(s) skipped: {', '.join(named)}{more}"
+
+
+def _assemble(scan: FolderScan, decoded: DecodedFolder, settings: DecodeSettings, notes: list[str]) -> RawData:
+    kept = [scan.entries[row] for row in decoded.rows]
+    labels = torch.tensor([entry.label for entry in kept], dtype=torch.int64)
+    readable = {entry.label for entry in kept if entry.split == "train"}
+    for label, name in enumerate(scan.classes):
+        if label not in readable:
+            raise DataError(
+                f"no image of class '{name}' in {one_line(scan.root)} can be read; run: sepnet data check {one_line(scan.root)}"
+            )
+    splits: dict[str, Split] = {}
+    trained = {digest for entry, digest in zip(kept, decoded.digests, strict=True) if entry.split == "train"}
+    start = 0
+    for part in ("train", "val", "test"):  # the order in which the files were listed, so each split is one run of images
+        stop = start + sum(entry.split == part for entry in kept)
+        if stop > start:
+            splits[part] = Split(decoded.images[start:stop], labels[start:stop])
+            leaked = sum(digest in trained for digest in decoded.digests[start:stop])
+            if part != "train" and leaked:
+                notes.append(
+                    f"{leaked} of the {stop - start} {part} images are also in train, byte for byte: figures on {part} flatter"
+                )
+        start = stop
+    return RawData(
+        title=f"image folder {one_line(scan.root.resolve().name)}",
+        classes=scan.classes,
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        mode=settings.mode,
+        digests=decoded.digests[: len(splits["train"])],
+        fingerprint=_fingerprint(scan, decoded),
+        test_fraction=TEST_FRACTION,
+        notes=tuple(notes),
+    )
+
+
+def _fingerprint(scan: FolderScan, decoded: DecodedFolder) -> str:
+    """Hash of split, class and content of every file; names and places of files play no part."""
+    lines = sorted(
+        f"{scan.entries[row].split} {scan.classes[scan.entries[row].label]} {digest.hex()}"
+        for row, digest in zip(decoded.rows, decoded.digests, strict=True)
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

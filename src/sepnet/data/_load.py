@@ -1,0 +1,196 @@
+"""From a name or a folder to a data set: read, carve the splits, bring to size, compute the constants."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sepnet.data._decode import LUMA
+from sepnet.data._folder import read_folder
+from sepnet.data._registry import datasets
+from sepnet.data._split import carve, image_digests
+from sepnet.data._types import MAX_SIDE, Dataset, Preprocessing, RawData, Split
+from sepnet.errors import ConfigError, DataNotFoundError, UnknownNameError, one_line
+
+__all__ = ["load_dataset"]
+
+# A test split carved here does not follow the seed: a network trained under one seed must not be tested on images it saw under
+# another.
+TEST_SEED = 2018
+
+
+def load_dataset(
+    name_or_path: str | Path,
+    *,
+    data_dir: Path = Path("data"),
+    seed: int = 0,
+    size: int | None = None,
+    val_fraction: float = 0.1,
+    channels: int | None = None,
+    on_bad: Literal["skip", "error"] = "skip",
+    cache_dir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Read a registered data set, or an image folder, ready for training.
+
+    Args:
+        name_or_path: a name of ``datasets``, or an image folder (root/{train,val,test}/<class>/ or root/<class>/). A path wins when
+            it contains a separator or when no data set has that name.
+        data_dir: where registered data sets lie.
+        seed: which training images become validation ones; a test split carved from an image folder does not depend on it.
+        size: side of the square images in pixels; None for the data set's own, or for a folder a size near its median.
+        val_fraction: share of the training images to validate on, 0 for none; not used when the source has a validation split.
+        channels: 1 or 3 to convert; None for the data set's own.
+        on_bad: image folders: "skip" unreadable files with a note, or "error".
+        cache_dir: image folders: where decoded images are kept; None for $XDG_CACHE_HOME/sepnet.
+        progress: called with (images done, images in all) while an image folder is decoded.
+
+    Raises:
+        UnknownNameError: neither a data set nor a folder.
+        DataNotFoundError: the data set's files, or the folder, are not there.
+        DataError: files that cannot be used.
+        ConfigError: ``val_fraction``, ``size`` or ``channels`` out of range.
+    """
+    _check_options(seed, size, val_fraction, channels)
+    text = os.fspath(name_or_path)
+    if _is_path(text):
+        raw = read_folder(Path(text), size=size, channels=channels, on_bad=on_bad, cache_dir=cache_dir, progress=progress)
+        name = one_line(Path(text).resolve().name)
+    else:
+        raw, name = datasets.get(text)(data_dir), text
+    fingerprint = raw.fingerprint or _fingerprint(raw)
+    raw = _convert(raw, size, channels)
+    raw = _carve_splits(raw, val_fraction, seed)
+    return Dataset(
+        name=name,
+        title=raw.title,
+        classes=raw.classes,
+        train=raw.train,
+        val=raw.val,
+        test=raw.test,
+        preprocessing=_preprocessing(raw),
+        fingerprint=_with_settings(fingerprint, raw),
+        notes=raw.notes,
+    )
+
+
+def _check_options(seed: int, size: int | None, val_fraction: float, channels: int | None) -> None:
+    if not 0 <= val_fraction < 1:
+        raise ConfigError(f"val_fraction must be at least 0 and below 1, got {val_fraction}")
+    if seed < 0:
+        raise ConfigError(f"seed must be at least 0, got {seed}")
+    if size is not None and not 1 <= size <= MAX_SIDE:
+        raise ConfigError(f"size must be from 1 to {MAX_SIDE} pixels, got {size}")
+    if channels not in (None, 1, 3):
+        raise ConfigError(f"channels must be 1 or 3, got {channels}")
+
+
+def _is_path(text: str) -> bool:
+    if os.sep in text or (os.altsep and os.altsep in text) or text in (".", ".."):
+        if not Path(text).is_dir():
+            raise DataNotFoundError(f"no folder {one_line(text)}; name a folder of images, or a data set: {', '.join(datasets)}")
+        return True
+    if text in datasets:
+        return False
+    if Path(text).is_dir():
+        return True
+    try:
+        datasets.get(text)
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{error}, and there is no folder of that name") from None
+    return False
+
+
+def _carve_splits(raw: RawData, val_fraction: float, seed: int) -> RawData:
+    """Carve the test and validation splits that the source lacks."""
+    need_test = raw.test is None and raw.test_fraction > 0
+    need_val = raw.val is None and val_fraction > 0
+    if not (need_test or need_val):
+        return raw
+    train, notes, test, val = raw.train, list(raw.notes), raw.test, raw.val
+    digests = raw.digests or image_digests(train)
+    indices = torch.arange(len(train))
+    if need_test:
+        indices, held_out, found = carve(train.labels, digests, raw.test_fraction, TEST_SEED, raw.classes, "test")
+        test = train.select(held_out) if len(held_out) else None
+        notes += found
+    if need_val:
+        left = [digests[i] for i in indices.tolist()]
+        kept, held_out, found = carve(train.labels[indices], left, val_fraction, seed, raw.classes, "validation")
+        val = train.select(indices[held_out]) if len(held_out) else None
+        indices = indices[kept]
+        notes += found
+    return replace(raw, train=train.select(indices), val=val, test=test, notes=tuple(notes))
+
+
+def _convert(raw: RawData, size: int | None, channels: int | None) -> RawData:
+    """Bring the images to another size or number of channels; published constants then no longer hold."""
+    have = raw.train.images.shape[1:]
+    want = (channels or have[0], size or have[1], size or have[2])
+    if want == tuple(have):
+        return raw
+
+    def convert(split: Split | None) -> Split | None:
+        return None if split is None else Split(_resize(split, *want), split.labels)
+
+    train = convert(raw.train)
+    assert train is not None
+    constants = (raw.mean, raw.std) if want[0] == have[0] else (None, None)
+    return replace(raw, train=train, val=convert(raw.val), test=convert(raw.test), mean=constants[0], std=constants[1])
+
+
+def _resize(split: Split, channels: int, height: int, width: int) -> Tensor:
+    """uint8 (N, C, H, W) -> uint8 (N, channels, height, width), channels innermost; bilinear with antialiasing, as Pillow's."""
+    parts = []
+    for chunk in split.chunks():
+        x = chunk.to(torch.float32)
+        if channels == 1 and x.shape[1] == 3:
+            x = (x * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        if x.shape[2:] != (height, width):
+            x = functional.interpolate(x, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+        x = x.round_().clamp_(0, 255).to(torch.uint8).expand(-1, channels, -1, -1)
+        parts.append(x.permute(0, 2, 3, 1).contiguous())
+    return torch.cat(parts).permute(0, 3, 1, 2)
+
+
+def _preprocessing(raw: RawData) -> Preprocessing:
+    channels, height, width = raw.train.images.shape[1:]
+    mean, std = (raw.mean, raw.std) if raw.mean and raw.std else _constants(raw.train)
+    return Preprocessing((height, width), channels, raw.mode, mean, std)
+
+
+def _constants(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel on the scale 0..1, four digits; a constant channel gets the deviation 1."""
+    total, square = torch.zeros(2, split.images.shape[1], dtype=torch.float64)
+    for chunk in split.chunks():
+        x = chunk.to(torch.float32) / 255
+        total += x.sum((2, 3)).sum(0, dtype=torch.float64)
+        square += (x * x).sum((2, 3)).sum(0, dtype=torch.float64)
+    count = len(split) * split.images[0, 0].numel()
+    mean = total / count
+    std = (square / count - mean * mean).clamp(min=0).sqrt()
+    return tuple(round(m, 4) for m in mean.tolist()), tuple(round(s, 4) if s >= 1e-4 else 1.0 for s in std.tolist())
+
+
+def _fingerprint(raw: RawData) -> str:
+    """Hash of the source's own splits, before any carving: the same for every seed."""
+    digest = hashlib.sha256(repr(raw.classes).encode("utf-8", "surrogateescape"))
+    for name, split in (("train", raw.train), ("val", raw.val), ("test", raw.test)):
+        if split is not None:
+            digest.update(f"{name} {tuple(split.images.shape)}".encode())
+            for chunk in split.chunks():
+                digest.update(chunk.permute(0, 2, 3, 1).contiguous().numpy().data)
+            digest.update(split.labels.numpy().data)
+    return digest.hexdigest()
+
+
+def _with_settings(fingerprint: str, raw: RawData) -> str:
+    return hashlib.sha256(f"{fingerprint} {tuple(raw.train.images.shape[1:])} {raw.mode}".encode()).hexdigest()

@@ -1,0 +1,183 @@
+"""Batches for training and evaluation, straight from a tensor of uint8 images: no worker processes, no per-image code.
+
+A training batch is a pure function of the seed and the iteration, so a run resumes from the iteration number alone, and N processes
+see together exactly the batches of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sepnet.data._augment import Augment, AugmentConfig
+from sepnet.data._types import MEMORY_BYTES, Preprocessing, Split
+from sepnet.errors import ConfigError
+
+__all__ = ["EvalLoader", "TrainLoader"]
+
+PERMUTATION, AUGMENTATION = 1, 2  # streams of random numbers that must not meet
+
+
+class _Pixels:
+    """Images by index, from the memory of the device where they fit."""
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        if device.type != "cpu" and split.index is None and split.images.nbytes <= MEMORY_BYTES:
+            split = Split(split.images.to(device), split.labels)
+        self._split = split
+        self._device = device
+
+    def take(self, indices: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) on the device, for int64 (B,) indices on the CPU."""
+        return self._split.gather(indices.to(self._split.images.device)).to(self._device, non_blocking=True)
+
+
+class TrainLoader:
+    """Random batches of a training split, augmented and normalised.
+
+    Every epoch is a permutation of the images, the last incomplete batch dropped; if there are fewer images than ``batch_size``,
+    each batch is the whole set.
+
+    Args:
+        split: the training images.
+        preprocessing: constants to normalise with.
+        batch_size: images per optimiser step over all processes together.
+        seed: of permutations and augmentation.
+        augment: what to do to the images; None for nothing.
+        device: where the batches are wanted.
+        rank, world_size: which of how many processes this is. Draws are made for the whole batch, of which process r takes the
+            images r, r + world_size, ...
+        channels_last: memory layout of the batches.
+
+    Raises:
+        ConfigError: no images; a batch below 1 or that the processes cannot share evenly; an augmentation too large for the images.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        seed: int,
+        augment: AugmentConfig | None = None,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = True,
+    ) -> None:
+        _check(split, batch_size, rank, world_size)
+        self.batch_size = min(batch_size, len(split))
+        if self.batch_size % world_size:
+            raise ConfigError(
+                f"a batch of {self.batch_size} images cannot be shared evenly by {world_size} processes; change --batch-size"
+            )
+        self.seed = seed
+        self.device = torch.device(device)
+        self.num_images = len(split)
+        self.batches_per_epoch = len(split) // self.batch_size
+        self._preprocessing = preprocessing
+        self._share = slice(rank, None, world_size)
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._pixels = _Pixels(split, self.device)
+        self._labels = split.labels
+        self._augment = None
+        if augment is not None and augment != AugmentConfig():
+            self._augment = Augment(augment, seed, fill=[255 * m for m in preprocessing.mean])
+            self._augment.check_size(*split.images.shape[2:])
+        self._epoch = -1
+        self._permutation = torch.empty(0, dtype=torch.int64)
+
+    def batch(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """This process's images of batch ``iteration`` (from 0, over all epochs).
+
+        Returns:
+            Normalised float32 images (B, C, H, W) and int64 labels (B,), B = batch_size / world_size, on the device.
+        """
+        epoch, position = divmod(iteration, self.batches_per_epoch)
+        indices = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
+        mine = indices[self._share]
+        images = self._pixels.take(mine)
+        if self._augment is not None:
+            draws = self._augment.draw(len(indices), _generator(self.seed, AUGMENTATION, iteration), epoch, indices)
+            images = self._augment.apply(images, draws[self._share].to(self.device))
+        x = self._preprocessing.normalise(images).contiguous(memory_format=self._format)
+        return x, self._labels[mine].to(self.device, non_blocking=True)
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            self._permutation = torch.randperm(self.num_images, generator=_generator(self.seed, PERMUTATION, epoch))
+            self._epoch = epoch
+        return self._permutation
+
+
+class EvalLoader:
+    """The images of a split in order, normalised, in batches; each process gets a run of neighbouring images.
+
+    Attributes:
+        num_images: how many images this process gets.
+        dataset_size: how many there are over all processes.
+
+    Args:
+        split: the images.
+        preprocessing: constants to normalise with.
+        batch_size: images per batch of one process.
+        device: where the batches are wanted.
+        rank, world_size: which of how many processes this is; together they cover every image once.
+        channels_last: memory layout of the batches.
+
+    Raises:
+        ConfigError: no images, or a batch below 1.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int = 1000,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        channels_last: bool = True,
+    ) -> None:
+        _check(split, batch_size, rank, world_size)
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.dataset_size = len(split)
+        self._start = len(split) * rank // world_size
+        self._stop = len(split) * (rank + 1) // world_size
+        self.num_images = self._stop - self._start
+        self._preprocessing = preprocessing
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._pixels = _Pixels(split, self.device)
+        self._labels = split.labels
+
+    def __len__(self) -> int:
+        """Number of batches of this process."""
+        return -(-self.num_images // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised float32 images (B, C, H, W) and int64 labels (B,) on the device; the last batch may be smaller."""
+        for start in range(self._start, self._stop, self.batch_size):
+            stop = min(start + self.batch_size, self._stop)
+            x = self._preprocessing.normalise(self._pixels.take(torch.arange(start, stop))).contiguous(memory_format=self._format)
+            yield x, self._labels[start:stop].to(self.device, non_blocking=True)
+
+
+def _check(split: Split, batch_size: int, rank: int, world_size: int) -> None:
+    if len(split) == 0:
+        raise ConfigError("the split holds no images")
+    if batch_size < 1:
+        raise ConfigError(f"batch size must be at least 1, got {batch_size}")
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank must be from 0 to {world_size - 1}, got {rank}")
+
+
+def _generator(seed: int, stream: int, number: int) -> torch.Generator:
+    """A generator of its own for each (seed, stream, number): neighbouring numbers give unrelated sequences."""
+    state = int(np.random.SeedSequence([seed, stream, number]).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(state & (2**63 - 1))

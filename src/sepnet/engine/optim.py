@@ -1,0 +1,35 @@
+"""Optimisers with their parameter groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sepnet.engine.config import FitConfig
+
+__all__ = ["build_optimizer", "parameter_groups"]
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: weights of convolutions and linear layers, decayed; vectors (biases, normalisation), not decayed.
+
+    Each trainable parameter stands in exactly one group, in the order of ``model.parameters()``.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [g for g in groups if g["params"]]
+
+
+def build_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
+    """The optimiser that ``config`` names, over ``parameter_groups``, with updates of all tensors in one call (foreach)."""
+    groups = parameter_groups(model, config.weight_decay)
+    if config.opt == "sgd":
+        nesterov = config.nesterov and config.momentum > 0  # torch refuses the combination that would change nothing
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, foreach=True)
+    adam = torch.optim.Adam if config.opt == "adam" else torch.optim.AdamW
+    return adam(groups, lr=config.lr, betas=(config.momentum, config.beta2), foreach=True)

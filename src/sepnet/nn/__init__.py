@@ -1,0 +1,16 @@
+"""Building blocks: convolution units and heads that the networks are made of."""
+
+from sepnet.nn.conv import ConvBNReLU, depthwise
+from sepnet.nn.head import FlattenMLPHead
+from sepnet.nn.multiscale import MultiScaleUnit
+from sepnet.nn.units import InceptionUnit, SeparableUnit, StandardUnit
+
+__all__ = [
+    "ConvBNReLU",
+    "FlattenMLPHead",
+    "InceptionUnit",
+    "MultiScaleUnit",
+    "SeparableUnit",
+    "StandardUnit",
+    "depthwise",
+]

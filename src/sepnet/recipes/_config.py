@@ -1,0 +1,90 @@
+"""The whole configuration of a run: network, data, augmentation and training, flat, with the names of the flags.
+
+Order of precedence: defaults < recipe < YAML file < flags. The resolved configuration is saved with the run.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from sepnet.data import AugmentConfig
+from sepnet.engine import FitConfig, atomic_write
+from sepnet.errors import ConfigError, one_line
+
+__all__ = ["TrainConfig", "load_yaml", "merge", "save_yaml"]
+
+
+class _Loader(yaml.SafeLoader):
+    """Without anchors: a few lines of them stand for more values than fit into memory, and no configuration needs one."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("anchors are not supported")
+        return super().compose_node(parent, index)
+
+
+class TrainConfig(FitConfig, AugmentConfig):
+    """Everything that decides the result of a run; two runs with equal configurations and data have equal weights."""
+
+    data: str = Field(description="a registered data set, or an image folder")
+    model: str = "multiscale_concat"
+    model_options: dict[str, Any] = Field(default_factory=dict, description="the network's own options, see sepnet info")
+    recipe: str = Field(default="auto", description="name of the recipe the run began from")
+    size: int | None = Field(default=None, ge=4, le=1024, description="side of the images in pixels; None: the data set's own")
+    val_fraction: float = Field(default=0.1, ge=0, lt=0.9, description="part of the training data held out for validation")
+
+
+def merge(base: TrainConfig, changes: Mapping[str, Any], where: str) -> TrainConfig:
+    """``base`` with ``changes`` over it, validated.
+
+    Args:
+        where: where the changes come from, for the message ("--lr", "my.yaml").
+
+    Raises:
+        ConfigError: an unknown key (offers the close match) or a value that is refused; one line.
+    """
+    for key in changes:
+        if key not in TrainConfig.model_fields:
+            close = difflib.get_close_matches(str(key), TrainConfig.model_fields, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"keys are: {', '.join(sorted(TrainConfig.model_fields))}"
+            raise ConfigError(f"{where}: unknown key '{one_line(key)}'; {hint}")
+    try:
+        return TrainConfig.model_validate(base.model_dump() | dict(changes))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "configuration"
+        value = f" (got {one_line(first['input'], 60)})" if first["loc"] else ""
+        reason = one_line(first["msg"].removeprefix("Value error, "))
+        raise ConfigError(f"{where}: {name}: {reason}{value}") from error
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Keys and values of a configuration file.
+
+    Raises:
+        ConfigError: it cannot be read, is no YAML, or is no mapping.
+    """
+    name = one_line(path)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {name}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date that does not exist
+        raise ConfigError(f"{name} is not valid YAML: {one_line(' '.join(str(error).split()))}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{name} must hold 'key: value' lines, it holds a {type(content).__name__}")
+    return content
+
+
+def save_yaml(config: TrainConfig, path: Path) -> None:
+    """Write the resolved configuration; ``--config`` reads it back. Raises OutputError."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    atomic_write(path, lambda file: file.write(text.encode()))

@@ -1,0 +1,50 @@
+"""The recipe for data that nobody tuned for: ``sepnet train DATA`` without flags.
+
+Chooses the network's depth from the image size, the batch and the length from the number of images. Reads no labels and
+no test data. Expected: digits 98 to 99 % in about 10 s on 2 cores.
+"""
+
+from __future__ import annotations
+
+import math
+
+from sepnet.recipes._config import TrainConfig
+from sepnet.recipes._registry import DataFacts, register_recipe
+
+__all__ = ["auto"]
+
+WIDTHS = (32, 64, 128, 256, 256, 256)
+
+
+def _units(size: int) -> tuple[int, ...]:
+    """Widths of as many units as leave a map of about 4x4, at least two and at most six."""
+    count = max(2, min(len(WIDTHS), size.bit_length() - 3))
+    return WIDTHS[:count]
+
+
+def _epochs(images: int) -> int:
+    """100 for up to 700 images, falling with the square root of their number, 10 for 70,000 and more."""
+    return max(10, min(100, round(math.sqrt(7_000_000 / max(1, images)))))
+
+
+@register_recipe("auto")
+def auto(facts: DataFacts) -> TrainConfig:
+    """Multi-scale network, Nesterov SGD with a triangular schedule, flips and shifts; the best weights on validation are kept."""
+    batch_size = 128 if facts.train_images >= 10_000 else 64 if facts.train_images >= 1_000 else 32
+    handwriting = facts.channels == 1  # a mirrored digit or letter is another one
+    return TrainConfig(
+        data=facts.name,
+        recipe="auto",
+        model="multiscale_concat",
+        model_options={"units": list(_units(facts.size))},
+        epochs=_epochs(facts.train_images),
+        batch_size=batch_size,
+        lr=0.1 * batch_size / 128,
+        weight_decay=5e-4,
+        smoothing=0.1,
+        ema=0.99,
+        hflip="off" if handwriting else "random",
+        shift=max(1, facts.size // 16),
+        keep="best",
+        tta=not handwriting,
+    )

@@ -1,0 +1,41 @@
+"""From run records (JSON) to tables, plots and the report of a run."""
+
+from sepnet.report.plots import MAX_CLASSES, Curve, confusion_matrix, curve_of, paper_figure, training_curves
+from sepnet.report.record import Environment, RunRecord, environment, load_record, save_record
+from sepnet.report.summary import run_summary, wilson_interval
+from sepnet.report.tables import (
+    CountRow,
+    MeanSd,
+    PaperRow,
+    counts_table_json,
+    counts_table_markdown,
+    markdown_table,
+    mean_sd,
+    paper_table_json,
+    paper_table_markdown,
+)
+
+__all__ = [
+    "MAX_CLASSES",
+    "CountRow",
+    "Curve",
+    "Environment",
+    "MeanSd",
+    "PaperRow",
+    "RunRecord",
+    "confusion_matrix",
+    "counts_table_json",
+    "counts_table_markdown",
+    "curve_of",
+    "environment",
+    "load_record",
+    "markdown_table",
+    "mean_sd",
+    "paper_figure",
+    "paper_table_json",
+    "paper_table_markdown",
+    "run_summary",
+    "save_record",
+    "training_curves",
+    "wilson_interval",
+]

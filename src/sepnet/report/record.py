@@ -1,0 +1,162 @@
+"""The record of one run: what was run, on what, and what came out. Every table and plot is drawn from such records."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sepnet._version import __version__
+from sepnet.errors import CheckpointError, one_line
+
+__all__ = ["Environment", "RunRecord", "environment", "load_record", "save_record"]
+
+
+class Environment(BaseModel):
+    """Versions and hardware of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sepnet: str
+    python: str
+    torch: str
+    packages: dict[str, str]
+    platform: str
+    processor: str
+    cores: int
+    threads: int
+    memory_gib: float | None
+    device: str
+    precision: str
+    processes: int
+    commit: str | None
+
+
+class RunRecord(BaseModel):
+    """One run.
+
+    Attributes:
+        data_title: the data as it must be named wherever a figure stands ("CIFAR-10 (JPEG copy)").
+        data_fingerprint: SHA-256 over contents, labels and class names.
+        evaluated_on: split of the ``eval_`` columns of the history: "val" or "test".
+        history: one row an evaluation: iteration, epoch, lr, train_loss, train_accuracy, eval_loss, eval_accuracy, seconds.
+        result: figures of the final weights by split: {"test": {"accuracy": .., "top5": .., "loss": .., "images": ..}, ...}.
+        seconds: wall time of training and its evaluations, start-up and final test left out.
+        config: the resolved configuration.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    command: str
+    finished: str
+    data_title: str
+    data_fingerprint: str
+    classes: int
+    train_images: int
+    input_shape: tuple[int, int, int]
+    model: str
+    params_trainable: int
+    params_total: int
+    macs: int
+    config: dict[str, Any]
+    iterations: int
+    seconds: float
+    evaluated_on: str | None
+    history: list[dict[str, float | int | None]]
+    result: dict[str, dict[str, Any]]
+    environment: Environment
+    notes: list[str] = []
+
+
+def environment(device: torch.device, precision: str, processes: int = 1) -> Environment:
+    """What this process runs on; ``commit`` is that of a source checkout, None for an installed package."""
+    names = ("numpy", "pillow", "lightning-fabric", "scikit-learn")
+    return Environment(
+        sepnet=__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        packages={n: v for n in names if (v := _version(n)) is not None},
+        platform=platform.platform(),
+        processor=_processor(),
+        cores=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        memory_gib=_memory_gib(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        precision=precision,
+        processes=processes,
+        commit=_commit(),
+    )
+
+
+def now() -> str:
+    """The time of a record: UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def command_line() -> str:
+    """The command that made the record, without the path of the program."""
+    program = Path(sys.argv[0]).name
+    return " ".join(["sepnet" if program == "__main__.py" else program, *sys.argv[1:]])
+
+
+def save_record(record: RunRecord) -> bytes:
+    """The record as indented JSON, ending in a newline."""
+    return (record.model_dump_json(indent=1) + "\n").encode()
+
+
+def load_record(path: Path) -> RunRecord:
+    """Read a record back.
+
+    Raises:
+        CheckpointError: it is not there, cut short, or of another form; one line.
+    """
+    try:
+        return RunRecord.model_validate(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise CheckpointError(f"cannot read the record {one_line(path)}: {error.strerror}") from error
+    except (ValueError, ValidationError) as error:
+        raise CheckpointError(f"{one_line(path)} is not a run record of this version; delete it to run again") from error
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _commit() -> str | None:
+    source = Path(__file__).resolve().parents[3]
+    if not (source / ".git").exists():
+        return None
+    git = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

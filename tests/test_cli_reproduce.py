@@ -1,0 +1,115 @@
+"""``sepnet reproduce``, on a paper with one small table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli_runner import error_of, invoke
+from sepnet.engine import Interrupted
+from sepnet.recipes import Figure, Paper, PaperTable, Published, TrainConfig, papers
+
+
+def configure(data: str, model: str, recipe: str, seed: int) -> TrainConfig:
+    return TrainConfig(
+        data=data,
+        model=model,
+        model_options={"units": [8, 16]},
+        iterations=20,
+        batch_size=32,
+        eval_every=10,
+        seed=seed,
+        lr=0.05 if recipe == "plain" else 0.1,
+        val_fraction=0.0,
+        amp="off",
+    )
+
+
+@pytest.fixture(autouse=True)
+def _small_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"multiscale_concat": Published("method 1", 90.0, 70), "mobilenet_units": Published("MobileNet", 80.0, 40)}
+    paper = Paper(
+        name="small",
+        title="A small paper",
+        reference="Nobody 2018",
+        tables={1: PaperTable(1, "digits", "digits", rows), 3: PaperTable(3, "absent", "mnist", rows, "there is no reader yet")},
+        figures={2: Figure(2, "digits: accuracy against iterations", 1)},
+        recipes={"plain": "plain", "modern": "modern"},
+        configure=configure,
+    )
+    monkeypatch.setattr(papers, "get", lambda _: paper)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_dry_run_says_what_and_how_long() -> None:
+    text = invoke("reproduce", "small", "--dry-run", "--seeds", 2).stdout
+    for part in (
+        "A small paper",
+        "8 runs, 0 done already, 8 to go",
+        "on this machine",
+        "left out",
+        "there is no reader yet",
+        "runs/small",
+    ):
+        assert part in text
+
+
+def test_dry_run_json() -> None:
+    found = json.loads(
+        invoke("reproduce", "small", "--dry-run", "--recipes", "plain", "--models", "mobilenet_units", "--json").stdout
+    )
+    assert [run["key"] for run in found["runs"]] == [f"digits-mobilenet_units-plain-seed{seed}" for seed in range(3)]
+    assert found["expected_seconds"] > 0
+    assert found["files"] == []
+
+
+def test_a_table_is_made_and_not_made_again(tmp_path: Path) -> None:
+    words = (
+        "reproduce",
+        "small",
+        "--table",
+        1,
+        "--seeds",
+        1,
+        "--models",
+        "multiscale_concat",
+        "--recipes",
+        "plain",
+        "--output",
+        "out",
+    )
+    result = invoke(*words)
+    assert "[1/1] digits, multiscale_concat, plain, seed 0" in result.stderr
+    assert "test accuracy" in result.stderr
+    assert "written" in result.stdout
+    again = invoke(*words, "--json")
+    found = json.loads(again.stdout)
+    assert all(run["done"] for run in found["runs"])
+    assert all(Path(name).is_file() for name in found["files"])
+    assert "[1/1]" not in again.stderr
+
+
+def test_ctrl_c_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Interrupted(5, None)
+
+    monkeypatch.setattr("sepnet.api._reproduce.run_training", stop)
+    result = invoke("reproduce", "small", "--table", 1, "--seeds", 1, exit_code=130)
+    assert result.stderr.splitlines()[-1].endswith("the same command goes on from here")
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--table", 9], "no table 9"),
+        (["--table", "four"], "--table four"),
+        (["--recipes", "fancy"], "plain, modern"),
+        (["--models", "resnet"], "resnet"),
+        (["--seeds", 0], "--seeds"),
+        (["--table", 3], "there is no reader yet"),
+    ],
+)
+def test_what_the_paper_does_not_have(words: list[object], hint: str) -> None:
+    assert hint in error_of("reproduce", "small", *words)
