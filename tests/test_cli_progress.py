@@ -40,6 +40,18 @@ def test_rows_that_follow_too_fast_are_left_out_but_never_the_last(clock: list[f
     assert [int(line.split()[0]) for line in rows] == [10, 40, 50]
 
 
+def test_a_long_run_prints_fewer_rows(clock: list[float]) -> None:
+    seen = io.StringIO()
+    reporter = LineReporter(Console(file=seen, width=200), "val", 1)
+    for second in range(10_000):
+        clock[0] = 100.0 + second
+        reporter.evaluated(row(second))
+    reporter.end()
+    rows = seen.getvalue().splitlines()[1:]
+    assert len(rows) < 400
+    assert int(rows[-1].split()[0].replace(",", "")) == 9_999
+
+
 def test_a_log_hears_of_the_run_every_few_seconds(clock: list[float]) -> None:
     seen = io.StringIO()
     reporter = LineReporter(Console(file=seen, width=200), None, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -77,5 +78,8 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character gets its escape, not an error
+            stream.reconfigure(errors="backslashreplace")
     get_command(app).main(prog_name="sepnet")
     raise AssertionError("CommandGroup.main exits")

@@ -60,7 +60,7 @@ def status_of(action: Callable[[], object], debug: bool) -> int:
             status = stop.exit_code
         sys.stdout.flush()
         return status
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # rich makes a SystemExit of it; no command raises one itself
         _drop_output()
         return BROKEN_PIPE
     except (Exception, KeyboardInterrupt) as error:

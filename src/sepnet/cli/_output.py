@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sepnet.cli._errors import process_number
+from sepnet.errors import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-__all__ = ["Output", "console", "counted", "duration", "human_count", "percent", "shape_text"]
+__all__ = ["Output", "console", "counted", "duration", "human_count", "percent", "shape_text", "shell_word"]
 
 UNBROKEN = 100_000  # columns of an output that is no terminal: grep and cut want a row on a line
 
@@ -55,7 +60,7 @@ class Output:
         grid.add_column(overflow="fold")
         for label, text in facts:
             grid.add_row(label, text)
-        self.console.print(grid)
+        self._show(grid)
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> None:
         """A table; ``right`` are the columns aligned right, those of numbers."""
@@ -68,7 +73,15 @@ class Output:
             table.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
         for row in rows:
             table.add_row(*row)
-        self.console.print(table)
+        self._show(table)
+
+    def _show(self, table: Table) -> None:
+        if self.console.is_terminal:
+            self.console.print(table)
+            return
+        with self.console.capture() as capture:  # rich fills rows up with blanks, which a file or pipe need not hold
+            self.console.print(table)
+        self.console.out("\n".join(line.rstrip() for line in capture.get().splitlines()), highlight=False)
 
     def json(self, value: object) -> None:
         """The JSON value that ``--json`` promises, in ASCII: a file name that is no UTF-8 survives as an escape."""
@@ -104,6 +117,11 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s" if rest and minutes < 10 else f"{minutes + (rest >= 30)} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,} h {minutes} min"
+
+
+def shell_word(path: Path) -> str:
+    """A path as it is typed into a shell, to be copied from the screen."""
+    return one_line(shlex.quote(os.fspath(path)), 1000)
 
 
 def shape_text(shape: Iterable[int]) -> str:

@@ -19,7 +19,10 @@ __all__ = ["counting", "training_reporter"]
 
 Row = dict[str, float | int | None]
 
-ROW_SECONDS = 1.0  # evaluations that follow faster than this are not all printed; metrics.csv has every one
+# Evaluations that follow faster than this are not all printed; metrics.csv has every one. The gap grows with the run, so
+# that its rows fill some screens and not some thousand lines.
+ROW_SECONDS = 1.0
+ROW_SHARE = 0.02
 LINE_SECONDS = 5.0
 
 
@@ -36,18 +39,19 @@ def training_reporter(split: str | None, processes: int = 1) -> Reporter:
 
 
 class _Rows:
-    """The table of evaluations, thinned to one row a second; the last one is always there."""
+    """The table of evaluations, thinned to one row a second or less; the last one is always there."""
 
     def __init__(self, screen: Console, split: str | None) -> None:
         self.screen, self.split = screen, split
         self._header_done = False
-        self._printed = float("-inf")
+        self._began, self._printed = time.monotonic(), float("-inf")
         self._held: Row | None = None
 
     def add(self, row: Row) -> bool:
         """Print ``row``, or keep it until it is known whether it is the last; True if it was printed."""
         self._held = row
-        if time.monotonic() - self._printed < ROW_SECONDS:
+        now = time.monotonic()
+        if now - self._printed < max(ROW_SECONDS, ROW_SHARE * (now - self._began)):
             return False
         self.flush()
         return True

@@ -83,7 +83,7 @@ def _print_lines(predictions: Iterable[Prediction]) -> None:
     """A line a file, as soon as it is known."""
     out = Output()
     for prediction in predictions:
-        classes = ", ".join(f"{one_line(name, 60)} {percent(100 * probability, 1)}" for name, probability in prediction.top)
+        classes = ", ".join(f"{one_line(name, 60)} ({percent(100 * probability, 1)})" for name, probability in prediction.top)
         out.line(f"{one_line(prediction.path, 1000)}: {classes}")
 
 

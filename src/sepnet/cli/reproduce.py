@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,12 +77,7 @@ def reproduce(
         device=device,
     )
     _show_plan(out, agreed)
-    files: list[Path] = []
-    if not dry_run:
-        try:
-            files = api.reproduce(agreed, device=device, listener=_Follower(agreed))
-        except KeyboardInterrupt as stop:
-            raise Stopped("interrupted; what is finished is kept: the same command goes on from here") from stop
+    files = [] if dry_run else _run(agreed, device)
     if json:
         out.json(_as_json(agreed, files))
     elif files:
@@ -90,14 +85,27 @@ def reproduce(
         out.facts([("written", one_line(file)) for file in files])
 
 
+def _run(agreed: Plan, device: str) -> list[Path]:
+    """Carry the plan out; the files written."""
+    from sepnet import api
+
+    try:
+        return api.reproduce(agreed, device=device, listener=_Follower(agreed))
+    except KeyboardInterrupt as stop:
+        raise Stopped("interrupted; what is finished is kept: the same command goes on from here") from stop
+
+
 def _show_plan(out: Output, agreed: Plan) -> None:
     """What will be made, from how many runs, in what time."""
     todo = agreed.todo
-    made = [
-        f"{name} {', '.join(map(str, which))}" for name, which in (("table", agreed.tables), ("figure", agreed.figures)) if which
-    ]
+    made = [_numbered("table", agreed.tables), _numbered("figure", agreed.figures)]
     runs = f"{counted(len(agreed.experiments), 'run')}, {len(agreed.done):,} done already, {len(todo):,} to go"
-    facts = [("paper", f"{agreed.paper.title}"), ("", agreed.paper.reference), ("makes", ", ".join(made)), ("runs", runs)]
+    facts = [
+        ("paper", agreed.paper.title),
+        ("", agreed.paper.reference),
+        ("makes", ", ".join(part for part in made if part)),
+        ("runs", runs if agreed.experiments else "none needed, counts only"),
+    ]
     if todo:
         facts.append(("time", f"about {duration(agreed.expected_seconds)} on this machine"))
     facts += [("left out", one_line(reason, 1000)) for reason in agreed.blocked]
@@ -106,6 +114,11 @@ def _show_plan(out: Output, agreed: Plan) -> None:
         out.line()
         out.table(["data", "model", "recipe", "runs to go", "each about"], _time_rows(agreed, todo), right=(3, 4))
         out.line()
+
+
+def _numbered(name: str, which: Sequence[int]) -> str:
+    """ "tables 3, 4"; empty for none."""
+    return f"{name}{'s' if len(which) > 1 else ''} {', '.join(map(str, sorted(which)))}" if which else ""
 
 
 def _time_rows(agreed: Plan, todo: Iterable[Experiment]) -> list[list[str]]:

@@ -11,7 +11,7 @@ import typer
 
 from sepnet.cli import _flags as flag
 from sepnet.cli._errors import Stopped, process_number
-from sepnet.cli._output import Output, counted, duration, human_count, percent, shape_text
+from sepnet.cli._output import Output, counted, duration, human_count, percent, shape_text, shell_word
 from sepnet.cli._parse import key_values
 from sepnet.cli._progress import counting, training_reporter
 from sepnet.cli._registry import command
@@ -123,7 +123,7 @@ def _way_to_resume(folder: Path) -> Iterator[None]:
         at = f" at iteration {stop.iteration:,}" if hasattr(stop, "iteration") else ""
         if process_number() != 0 or not (folder / "last.pt").exists():
             raise Stopped(f"interrupted{at}") from stop
-        raise Stopped(f"interrupted{at}, saved; continue with: sepnet train --resume {one_line(folder)}") from stop
+        raise Stopped(f"interrupted{at}, saved; continue with: sepnet train --resume {shell_word(folder)}") from stop
 
 
 def _before(config: TrainConfig, dataset: Dataset, fabric: Fabric, folder: Path, resumed: bool) -> list[tuple[str, str]]:
@@ -143,6 +143,7 @@ def _before(config: TrainConfig, dataset: Dataset, fabric: Fabric, folder: Path,
     batch = min(config.batch_size, len(dataset.train))
     per_epoch = len(dataset.train) // batch
     total = config.total_iterations(per_epoch)
+    epochs = f"{total / per_epoch:,.1f}".removesuffix(".0")
     bf16 = config.amp == "bf16" or (config.amp == "auto" and prefers_bf16(fabric.device))
     place = [torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else str(fabric.device)]
     place += ["bf16" if bf16 else "fp32", counted(torch.get_num_threads(), "thread")]
@@ -151,10 +152,7 @@ def _before(config: TrainConfig, dataset: Dataset, fabric: Fabric, folder: Path,
         ("data", f"{one_line(dataset.title)}: {classes}, {counts} images of {shape_text(shape)}"),
         *(("note", one_line(note, 400)) for note in dataset.notes),
         ("network", f"{config.model}: {costs.params_trainable:,} parameters, {human_count(costs.macs)} MACs an image"),
-        (
-            "plan",
-            f"{counted(total, 'iteration')} of {counted(batch, 'image')} ({total / per_epoch:.4g} epochs), recipe {config.recipe}",
-        ),
+        ("plan", f"{counted(total, 'iteration')} of {counted(batch, 'image')} ({epochs} epochs), recipe {config.recipe}"),
         ("on", ", ".join(place)),
         ("into", one_line(folder) + (" (resumed)" if resumed else "")),
     ]
@@ -176,16 +174,15 @@ def _show_result(run: Run, out: Output) -> None:
         facts.append(("weakest", _weakest(last["per_class"])))
     facts.append(("time", f"{duration(run.record.seconds)}, {counted(run.record.iterations, 'iteration')}"))
     facts.append(("files", f"{folder}: {', '.join(files)}"))
-    facts.append(("next", f"sepnet val {folder}\nsepnet predict {folder} IMAGE..."))
+    facts.append(("next", f"sepnet val {shell_word(run.folder)}\nsepnet predict {shell_word(run.folder)} IMAGE..."))
     out.line()
     out.facts(facts)
 
 
 def _scores(scores: Mapping[str, Any]) -> str:
     text = f"{percent(scores['accuracy'])} of {counted(scores['images'], 'image')}"
-    return text + (
-        f"; with mirrored images (TTA) {percent(scores['accuracy_tta'])}" if scores.get("accuracy_tta") is not None else ""
-    )
+    mirrored = scores.get("accuracy_tta")
+    return text if mirrored is None else f"{text}; with mirrored images (TTA) {percent(mirrored)}"
 
 
 def _weakest(rows: list[dict[str, Any]]) -> str:

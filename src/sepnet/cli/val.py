@@ -93,4 +93,4 @@ def _show_confusions(out: Output, scores: dict[str, Any]) -> None:
     wrong.sort(key=lambda entry: (-entry[0], entry[1], entry[2]))
     rows = [[names[true], names[given], f"{n:,} of {sum(matrix[true]):,}"] for n, true, given in wrong[:CONFUSIONS]]
     out.line()
-    out.table(["taken most often", "for", "images"], rows, right=(2,))
+    out.table(["true class", "mistaken for", "images"], rows, right=(2,))

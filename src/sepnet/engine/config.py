@@ -29,12 +29,15 @@ class FitConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     # optimiser
-    opt: Literal["sgd", "adam", "adamw"] = "sgd"
+    opt: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
     lr: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD's momentum, or Adam's beta1")
     nesterov: bool = Field(default=True, description="SGD: look ahead by the momentum; without momentum it changes nothing")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="Adam's beta2")
     weight_decay: float = Field(default=5e-4, ge=0, description="never on normalisation and biases")
+    muon_lr: float = Field(default=0.02, gt=0, description="Muon: lr of the hidden matrices; lr is that of the rest")
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon: momentum of the hidden matrices")
+    muon_weight_decay: float = Field(default=0.1, ge=0, description="Muon: of the hidden matrices, decoupled (times lr)")
     clip_grad: float | None = Field(default=None, gt=0, description="largest 2-norm of the whole gradient")
 
     # schedule

@@ -117,7 +117,7 @@ def fit(
         evaluation: split scored every ``config.eval_every`` iterations and at the end; needed for patience and keep="best".
         run_dir: where last.pt and metrics.csv go; None keeps nothing on disk.
         identity: what must be equal for a checkpoint to be resumed (network, data fingerprint, ...), compared key by key; the
-            length of the run is added to it.
+            length of the run and the optimiser are added to it.
         resume: continue from ``run_dir``/last.pt; a missing one is an error.
 
     Raises:
@@ -151,12 +151,13 @@ class _Run:
         self.num_classes, self.evaluation, self.run_dir = num_classes, evaluation, run_dir
         self.reporter = reporter if fabric.is_global_zero else None
         self.total = config.total_iterations(loader.batches_per_epoch)
-        self.identity = {**identity, "length": f"{self.total} iterations"}
+        self.identity = {**identity, "length": f"{self.total} iterations", "optimiser": config.opt}
         self.eval_every = config.eval_every or loader.batches_per_epoch
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         self.wrapped, self.optimizer = fabric.setup(model, build_optimizer(model, config))
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.ema = Ema(model, config.ema) if config.ema else None
         self.state = _State()
         self.meter = Meter()
@@ -208,9 +209,9 @@ class _Run:
         return self.state.iteration >= self.total or (patience is not None and self.state.stale >= patience)
 
     def _step(self, iteration: int) -> tuple[Tensor, Tensor, int]:
-        rate = self.config.lr * lr_factor(self.config, iteration, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        factor = lr_factor(self.config, iteration, self.total)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
         x, y = self.loader.batch(iteration)
         logits = self.wrapped(x)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=self.config.smoothing)

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from sepnet.engine.config import FitConfig
+from sepnet.engine.muon import Muon
 
-__all__ = ["build_optimizer", "parameter_groups"]
+__all__ = ["build_optimizer", "hidden_matrices", "parameter_groups"]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -25,8 +26,36 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [g for g in groups if g["params"]]
 
 
+def hidden_matrices(model: nn.Module) -> list[torch.Tensor]:
+    """Weights that Muon orthogonalises: of dense convolutions and linear layers, all but the last (the classifier).
+
+    A depthwise kernel is no matrix between channels: it has one row an image channel, and is left out.
+    """
+    dense = (m for m in model.modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1))
+    return [m.weight for m in dense if m.weight.requires_grad][:-1]
+
+
+def _muon(model: nn.Module, config: FitConfig) -> Muon:
+    hidden = hidden_matrices(model)
+    chosen = {id(p) for p in hidden}
+    rest = parameter_groups(model, config.weight_decay)
+    for group in rest:
+        group["params"] = [p for p in group["params"] if id(p) not in chosen]
+        group |= {"lr": config.lr, "momentum": config.momentum, "orthogonal": False}
+    orthogonal = {
+        "params": hidden,
+        "lr": config.muon_lr,
+        "momentum": config.muon_momentum,
+        "weight_decay": config.muon_weight_decay,
+        "orthogonal": True,
+    }
+    return Muon([g for g in [orthogonal, *rest] if g["params"]])
+
+
 def build_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
     """The optimiser that ``config`` names, over ``parameter_groups``, with updates of all tensors in one call (foreach)."""
+    if config.opt == "muon":
+        return _muon(model, config)
     groups = parameter_groups(model, config.weight_decay)
     if config.opt == "sgd":
         nesterov = config.nesterov and config.momentum > 0  # torch refuses the combination that would change nothing

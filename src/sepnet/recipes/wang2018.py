@@ -93,16 +93,24 @@ def _plain(data: str, model: str) -> TrainConfig:
 
 
 def _modern(data: str, model: str) -> TrainConfig:
+    digits = data == "mnist"
     return TrainConfig(
         data=data,
         model=model,
-        opt="sgd",
-        lr=0.1,
+        opt="muon",
+        lr=0.05,
+        momentum=0.9,
+        weight_decay=5e-4,
+        muon_lr=0.02,
+        muon_momentum=0.95,
+        muon_weight_decay=0.1,
         sched="triangular",
         warmup=0.2,
-        weight_decay=5e-4,
-        hflip="off" if data == "mnist" else "random",
+        smoothing=0.1,
+        hflip="off" if digits else "random",
         shift=2,
+        rotate=10.0 if digits else 0.0,
+        scale=0.1 if digits else 0.0,
     )
 
 
