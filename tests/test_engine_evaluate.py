@@ -7,9 +7,9 @@ import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training_tools import FABRIC, tiny_net
 
 from sepnet.engine import EvalResult, evaluate
+from training_tools import FABRIC, tiny_net
 
 
 class Table(nn.Module):

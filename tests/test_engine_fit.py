@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training_tools import CLASSES, FABRIC, Synthetic, TinyNet, config, run, same_weights, tiny_net
 
 from sepnet.engine import FitConfig, evaluate, load_checkpoint, lr_factor, make_fabric, parameter_groups, prefers_bf16
 from sepnet.engine.ema import Ema
 from sepnet.errors import ConfigError
+from training_tools import CLASSES, FABRIC, Synthetic, TinyNet, config, run, same_weights, tiny_net
 
 
 class Watched(Synthetic):
@@ -293,7 +293,9 @@ def test_progress_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
             self.calls.append((done, total))
 
         def step(self, iteration: int, loss: float, accuracy: float, images_per_s: float) -> None:
-            assert loss > 0 <= accuracy <= 100 and images_per_s > 0
+            assert loss > 0
+            assert 0 <= accuracy <= 100
+            assert images_per_s > 0
             self.calls.append(iteration)
 
         def evaluated(self, row: dict[str, Any]) -> None:

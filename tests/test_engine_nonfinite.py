@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training_tools import Synthetic, config, run, same_weights, tiny_net
 
 from sepnet.engine import load_checkpoint
 from sepnet.errors import NonFiniteLossError
+from training_tools import Synthetic, config, run, same_weights, tiny_net
 
 
 class Poisoned(Synthetic):

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from training_tools import Crash, Crashing, Synthetic, config, parts_in, run, same_weights, tiny_net
 
 from sepnet.engine import FitConfig, FitResult, Interrupted, load_checkpoint
+from training_tools import CrashError, Crashing, Synthetic, config, parts_in, run, same_weights, tiny_net
 
 EVERYTHING: dict[str, Any] = {
     "iterations": 17,
@@ -63,7 +63,7 @@ def test_left_in_the_middle(tmp_path: Path, variant: dict[str, Any], left_at: in
     settings = config(**EVERYTHING, **variant)
     expected = whole(settings)
     left_at = min(left_at, expected.iterations - 1)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         run(settings, model=tiny_net(dropout=0.3), loader=Crashing(left_at), evaluation=Synthetic(seed=1), run_dir=tmp_path)
     assert load_checkpoint(tmp_path / "last.pt")["state"]["iteration"] == left_at
     assert_same(again(settings, tmp_path), expected)
@@ -73,10 +73,10 @@ def test_left_in_the_middle(tmp_path: Path, variant: dict[str, Any], left_at: in
 def test_left_at_every_iteration(tmp_path: Path, variant: dict[str, Any]) -> None:
     settings = config(**EVERYTHING, **variant)
     expected = whole(settings)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         run(settings, model=tiny_net(dropout=0.3), loader=Crashing(1), evaluation=Synthetic(seed=1), run_dir=tmp_path)
     for at in range(2, expected.iterations):
-        with pytest.raises(Crash):
+        with pytest.raises(CrashError):
             again(settings, tmp_path, loader=Crashing(at))
     assert_same(again(settings, tmp_path), expected)
 
@@ -92,10 +92,10 @@ def test_resumed_after_its_end(tmp_path: Path, variant: dict[str, Any]) -> None:
 def test_the_checkpoint_may_be_older_than_the_history(tmp_path: Path) -> None:
     settings = config(**EVERYTHING)
     expected = whole(settings)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         run(settings, model=tiny_net(dropout=0.3), loader=Crashing(3), evaluation=Synthetic(seed=1), run_dir=tmp_path)
     old = (tmp_path / "last.pt").read_bytes()
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         again(settings, tmp_path, loader=Crashing(13))
     (tmp_path / "last.pt").write_bytes(old)
     (tmp_path / ".last.pt.xyz.part").write_bytes(b"half")
@@ -106,7 +106,7 @@ def test_the_checkpoint_may_be_older_than_the_history(tmp_path: Path) -> None:
 
 def test_no_checkpoint_before_it_is_due(tmp_path: Path) -> None:
     settings = config(checkpoint_seconds=3600)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         run(settings, loader=Crashing(11), run_dir=tmp_path)
     assert list(tmp_path.iterdir()) == [tmp_path / "metrics.csv"]  # two epochs are over
     run(settings, run_dir=tmp_path)
@@ -114,7 +114,7 @@ def test_no_checkpoint_before_it_is_due(tmp_path: Path) -> None:
 
 
 def test_flipped_scores_may_begin_with_the_resumption(tmp_path: Path) -> None:
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         run(config(**EVERYTHING | {"tta": False}), loader=Crashing(7), evaluation=Synthetic(seed=1), run_dir=tmp_path)
     result = run(config(**EVERYTHING), evaluation=Synthetic(seed=1), run_dir=tmp_path, resume=True)
     assert [("eval_accuracy_tta" in row) for row in result.history] == [False, True, True, True]

@@ -52,12 +52,12 @@ class Synthetic:
         return (self.batch(i) for i in range(self.batches_per_epoch))
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """Stands for whatever ends a process in the middle of a run."""
 
 
 class Crashing(Synthetic):
-    """Raises ``Crash`` when batch ``at`` is asked for."""
+    """Raises ``CrashError`` when batch ``at`` is asked for."""
 
     def __init__(self, at: int, **options: Any) -> None:
         super().__init__(**options)
@@ -65,7 +65,7 @@ class Crashing(Synthetic):
 
     def batch(self, iteration: int) -> tuple[Tensor, Tensor]:
         if iteration == self._at:
-            raise Crash
+            raise CrashError
         return super().batch(iteration)
 
 

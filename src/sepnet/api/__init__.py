@@ -12,8 +12,8 @@ from sepnet.api._plan import Experiment, Plan, plan
 from sepnet.api._predict import Prediction, predict
 from sepnet.api._release import Release, load_release, save_release
 from sepnet.api._reproduce import Listener, reproduce
-from sepnet.api._run import Run, run_training
-from sepnet.api._train import Request, resolve, train
+from sepnet.api._run import Run, build_model, run_training
+from sepnet.api._train import Request, resolve, run_folder, train
 
 __all__ = [
     "Evaluation",
@@ -24,12 +24,14 @@ __all__ = [
     "Release",
     "Request",
     "Run",
+    "build_model",
     "evaluate",
     "load_release",
     "plan",
     "predict",
     "reproduce",
     "resolve",
+    "run_folder",
     "run_training",
     "save_release",
     "train",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from sepnet.api._estimate import seconds_per_run
 from sepnet.data import Dataset, load_dataset
 from sepnet.errors import CheckpointError, ConfigError, DataNotFoundError, one_line
@@ -14,7 +16,7 @@ from sepnet.models import model_card
 from sepnet.recipes import Paper, PaperTable, TrainConfig, papers
 from sepnet.report import RunRecord, load_record
 
-__all__ = ["Experiment", "Plan", "dataset_of", "plan", "record_path", "records", "result_settings"]
+__all__ = ["Experiment", "Plan", "dataset_of", "plan", "record_path", "records", "same_settings"]
 
 
 @dataclass(frozen=True)
@@ -219,13 +221,16 @@ def _record(experiment: Experiment, output: Path, data_dir: Path) -> RunRecord |
     except CheckpointError:
         return None
     dataset = dataset_of(experiment.config.data, experiment.config.size, data_dir)
-    same = result_settings(record.config) == result_settings(experiment.config.model_dump(mode="json"))
-    return record if same and record.data_fingerprint == dataset.fingerprint else None
+    return record if same_settings(record.config, experiment.config) and record.data_fingerprint == dataset.fingerprint else None
 
 
-def result_settings(config: dict[str, object]) -> dict[str, object]:
-    """The settings of a configuration that decide the result."""
-    return {k: v for k, v in config.items() if k != "checkpoint_seconds"}
+def same_settings(saved: dict[str, object], wanted: TrainConfig) -> bool:
+    """Whether a saved configuration gives the same result; settings that it does not know have their defaults."""
+    try:
+        found = TrainConfig.model_validate(saved)
+    except ValidationError:
+        return False
+    return found.model_copy(update={"checkpoint_seconds": wanted.checkpoint_seconds}) == wanted
 
 
 def records(agreed: Plan) -> dict[str, RunRecord]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sepnet.api._paper_report import write_report
-from sepnet.api._plan import Experiment, Plan, dataset_of, plan, record_path, result_settings
+from sepnet.api._plan import Experiment, Plan, dataset_of, plan, record_path, same_settings
 from sepnet.api._run import run_training
 from sepnet.engine import Reporter, atomic_write
 from sepnet.errors import CheckpointError, SepnetError
@@ -84,7 +84,7 @@ def _same_config(experiment: Experiment, folder: Path) -> bool:
         saved = load_yaml(folder / "config.yaml")
     except SepnetError:
         return False
-    return result_settings(saved) == result_settings(experiment.config.model_dump(mode="json"))
+    return same_settings(saved, experiment.config)
 
 
 def _without_matrix(scores: dict[str, object]) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from sepnet.errors import CheckpointError, ConfigError, DataError, one_line
 from sepnet.models import models
 from sepnet.recipes import DataFacts, TrainConfig, load_yaml, merge, recipes
 
-__all__ = ["Request", "resolve", "train"]
+__all__ = ["Request", "resolve", "run_folder", "train"]
 
 DATA_KEYS = ("data", "size", "seed", "val_fraction")
 
@@ -106,9 +107,14 @@ def train(
 def run_folder(config: TrainConfig, output: Path | None, resume: Path | None) -> Path:
     """Where the run goes: the resumed run's folder, ``output``, or the first free one of runs/<data>, runs/<data>-2, ...
 
+    Started by torchrun, all processes but the first get a folder that they never write to: looking for a free one, or
+    refusing one in use, would trip over what the first has just made.
+
     Raises:
         ConfigError: ``output`` already holds a run.
     """
+    if os.environ.get("RANK", "0") != "0":
+        return resume or output or Path("runs")
     if resume is not None:
         return resume
     if output is not None:
@@ -139,21 +145,25 @@ def _written(request: Request) -> dict[str, Any]:
     return written
 
 
+def _options(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    return settings.get("model_options") or {}
+
+
 def _data_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: settings[key] for key in DATA_KEYS if key in settings}
 
 
 def _merged(base: TrainConfig, written: Mapping[str, Any], flags: Mapping[str, Any], request: Request) -> TrainConfig:
     where = one_line(request.config or (request.resume / "config.yaml" if request.resume else "configuration"))
-    return merge(merge(base, written, where), flags, "the command line")
+    return merge(merge(base, written, where), flags)
 
 
 def _fitted(config: TrainConfig, dataset: Dataset, written: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainConfig:
     """Drop what the recipe proposed but the user's choices rule out; what the user asked for is never changed."""
     asked = {**written, **flags}
     changes: dict[str, Any] = {}
-    if "model" in asked and "model_options" not in asked:  # options of the recipe's network may be unknown to this one
-        known = models.get(config.model).options
+    if "model" in asked:  # options of the recipe's network may be unknown to this one
+        known = {*models.get(config.model).options, *_options(written), *_options(flags)}
         changes["model_options"] = {k: v for k, v in config.model_options.items() if k in known}
     if dataset.val is None:
         changes |= {k: off for k, off in (("keep", "last"), ("patience", None)) if k not in asked}

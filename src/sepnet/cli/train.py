@@ -96,16 +96,14 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
 def _run(request: Request, output: Path | None, device: str, workers: int | None, out: Output) -> None:
     import torch
 
-    from sepnet.api import resolve, run_training
-    from sepnet.api._train import run_folder
+    from sepnet.api import resolve, run_folder, run_training
     from sepnet.engine import make_fabric
 
     if workers is not None:
         torch.set_num_threads(workers)
     with counting("reading images") as progress:
         config, dataset = resolve(request, progress)
-    # the first process alone writes; the others must not look for a free folder beside the one it has just made
-    folder = run_folder(config, output, request.resume) if process_number() == 0 else Path("runs")
+    folder = run_folder(config, output, request.resume)
     fabric = make_fabric(device, config.amp)
     out.facts(_before(config, dataset, fabric, folder, request.resume is not None))
     reporter = training_reporter("val" if dataset.val is not None else None, fabric.world_size)
@@ -130,7 +128,7 @@ def _before(config: TrainConfig, dataset: Dataset, fabric: Fabric, folder: Path,
     """Data, network, plan and place of the run."""
     import torch
 
-    from sepnet.api._run import build_model
+    from sepnet.api import build_model
     from sepnet.engine import prefers_bf16
     from sepnet.measure import count
 
@@ -143,7 +141,7 @@ def _before(config: TrainConfig, dataset: Dataset, fabric: Fabric, folder: Path,
     batch = min(config.batch_size, len(dataset.train))
     per_epoch = len(dataset.train) // batch
     total = config.total_iterations(per_epoch)
-    epochs = f"{total / per_epoch:,.1f}".removesuffix(".0")
+    epochs = "1 epoch" if total == per_epoch else f"{total / per_epoch:,.1f}".removesuffix(".0") + " epochs"
     bf16 = config.amp == "bf16" or (config.amp == "auto" and prefers_bf16(fabric.device))
     place = [torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else str(fabric.device)]
     place += ["bf16" if bf16 else "fp32", counted(torch.get_num_threads(), "thread")]
@@ -152,7 +150,7 @@ def _before(config: TrainConfig, dataset: Dataset, fabric: Fabric, folder: Path,
         ("data", f"{one_line(dataset.title)}: {classes}, {counts} images of {shape_text(shape)}"),
         *(("note", one_line(note, 400)) for note in dataset.notes),
         ("network", f"{config.model}: {costs.params_trainable:,} parameters, {human_count(costs.macs)} MACs an image"),
-        ("plan", f"{counted(total, 'iteration')} of {counted(batch, 'image')} ({epochs} epochs), recipe {config.recipe}"),
+        ("plan", f"{counted(total, 'iteration')} of {counted(batch, 'image')} ({epochs}), recipe {config.recipe}"),
         ("on", ", ".join(place)),
         ("into", one_line(folder) + (" (resumed)" if resumed else "")),
     ]

@@ -40,11 +40,11 @@ class TrainConfig(FitConfig, AugmentConfig):
     val_fraction: float = Field(default=0.1, ge=0, lt=0.9, description="part of the training data held out for validation")
 
 
-def merge(base: TrainConfig, changes: Mapping[str, Any], where: str) -> TrainConfig:
-    """``base`` with ``changes`` over it, validated.
+def merge(base: TrainConfig, changes: Mapping[str, Any], where: str | None = None) -> TrainConfig:
+    """``base`` with ``changes`` over it, validated; options of the network are changed one by one.
 
     Args:
-        where: where the changes come from, for the message ("--lr", "my.yaml").
+        where: the file that the changes come from, for the message; None for flags, which it calls by their names.
 
     Raises:
         ConfigError: an unknown key (offers the close match) or a value that is refused; one line.
@@ -53,15 +53,19 @@ def merge(base: TrainConfig, changes: Mapping[str, Any], where: str) -> TrainCon
         if key not in TrainConfig.model_fields:
             close = difflib.get_close_matches(str(key), TrainConfig.model_fields, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"keys are: {', '.join(sorted(TrainConfig.model_fields))}"
-            raise ConfigError(f"{where}: unknown key '{one_line(key)}'; {hint}")
+            raise ConfigError(f"{where or 'settings'}: unknown key '{one_line(key)}'; {hint}")
+    values = base.model_dump() | dict(changes)
+    if isinstance(changes.get("model_options"), Mapping):
+        values["model_options"] = {**base.model_options, **changes["model_options"]}
     try:
-        return TrainConfig.model_validate(base.model_dump() | dict(changes))
+        return TrainConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "configuration"
         value = f" (got {one_line(first['input'], 60)})" if first["loc"] else ""
         reason = one_line(first["msg"].removeprefix("Value error, "))
-        raise ConfigError(f"{where}: {name}: {reason}{value}") from error
+        place = f"{where}: {name}" if where else f"--{name.replace('_', '-')}"
+        raise ConfigError(f"{place}: {reason}{value}") from error
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

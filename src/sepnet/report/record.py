@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -105,12 +106,13 @@ def now() -> str:
 def command_line() -> str:
     """The command that made the record, without the path of the program."""
     program = Path(sys.argv[0]).name
-    return " ".join(["sepnet" if program == "__main__.py" else program, *sys.argv[1:]])
+    return shlex.join(["sepnet" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 def save_record(record: RunRecord) -> bytes:
     """The record as indented JSON, ending in a newline."""
-    return (record.model_dump_json(indent=1) + "\n").encode()
+    # not pydantic's own writer: it refuses the surrogates that stand for undecodable bytes of a file name
+    return (json.dumps(record.model_dump(mode="python"), indent=1, default=str) + "\n").encode()
 
 
 def load_record(path: Path) -> RunRecord:
