@@ -9,7 +9,10 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
+import os
 import random
+import re
+import shutil
 import signal
 import sys
 import time
@@ -18,17 +21,20 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import crash_child
 import pytest
-from training_tools import parts_in
 
+import sepnet
 from sepnet.engine import load_checkpoint
 from sepnet.errors import CheckpointError, ConfigError
+from training_tools import parts_in
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL and fork are POSIX's")
+if sys.platform == "win32":
+    pytest.skip("SIGKILL and fork are POSIX's", allow_module_level=True)
+
+from crash_child import DEATHS, DISK_FULL, ERROR, INTERRUPTED, WAITING, train
 
 PATIENCE = 300  # seconds; only a hang lasts so long
-DIED, INTERRUPTED, DISK_FULL = -signal.SIGKILL, 3, 4
+DIED = -signal.SIGKILL
 
 Start = Callable[..., BaseProcess]
 
@@ -41,7 +47,7 @@ def start() -> Iterator[Start]:
 
     def begin(folder: Path, **options: Any) -> BaseProcess:
         resume = options.pop("resume", (folder / "config.yaml").exists())
-        started.append(context.Process(target=crash_child.train, args=(folder, resume), kwargs=options))
+        started.append(context.Process(target=train, args=(folder, resume), kwargs=options))
         started[-1].start()
         return started[-1]
 
@@ -83,26 +89,25 @@ def assert_ends_alike(start: Start, folder: Path, uninterrupted: Path) -> None:
 
 # --- deaths at chosen moments -----------------------------------------------------------------------------------------
 
+# 40 checkpoints, 5 times metrics.csv, once config.yaml: the 47th file is the release
 MOMENTS = [
     ("before a step", 1),
     ("before a step", 23),
-    ("in the middle of writing a checkpoint", 1),
-    ("in the middle of writing a checkpoint", 19),
-    ("when a file is written and not yet on the disk", 1),
-    ("when a file is written and not yet on the disk", 30),
+    ("half of a checkpoint is written", 1),
+    ("half of a checkpoint is written", 19),
+    ("a file is written but not on the disk", 1),
     ("before a file gets its name", 2),
-    ("before a file gets its name", 11),  # metrics.csv, after the ninth iteration
-    ("when a file has got its name", 11),
-    ("before a file gets its name", 47),  # the release
-    ("when a file has got its name", 47),
-    ("when a file has got its name", 48),
+    ("before a file gets its name", 11),
+    ("after a file got its name", 11),
+    ("before a file gets its name", 47),
+    ("after a file got its name", 48),
 ]
 
 
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda m: f"{m[0]} {m[1]}".replace(" ", "-"))
-def test_killed_at(start: Start, uninterrupted: Path, tmp_path: Path, moment: tuple[str, int]) -> None:
+def test_killed_when(start: Start, uninterrupted: Path, tmp_path: Path, moment: tuple[str, int]) -> None:
     folder = tmp_path / "run"
-    assert finish(start(folder, death=moment)) == DIED
+    assert finish(start(folder, mishap=moment)) == DIED
     if (folder / "last.pt").exists():
         load_checkpoint(folder / "last.pt")
     assert_ends_alike(start, folder, uninterrupted)
@@ -110,9 +115,9 @@ def test_killed_at(start: Start, uninterrupted: Path, tmp_path: Path, moment: tu
 
 def test_killed_in_every_way_in_turn(start: Start, uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    for death in crash_child.DEATHS:
+    for name in DEATHS:
         for count in (5, 3):
-            assert finish(start(folder, death=(death, count))) == DIED
+            assert finish(start(folder, mishap=(name, count))) == DIED
     assert_ends_alike(start, folder, uninterrupted)
 
 
@@ -133,10 +138,10 @@ def kill_at_random(start: Start, folder: Path, times: int, draw: random.Random, 
     return deaths
 
 
-def measured(start: Start, folder: Path) -> float:
+def measured(start: Start, folder: Path, **options: Any) -> float:
     """Seconds of a whole run in a process of its own."""
     begin = time.monotonic()
-    assert finish(start(folder)) == 0
+    assert finish(start(folder, **options)) == 0
     return time.monotonic() - begin
 
 
@@ -155,14 +160,13 @@ def test_killed_at_random_moments(start: Start, uninterrupted: Path, tmp_path: P
 @pytest.mark.slow
 def test_killed_at_forty_random_moments(start: Start, tmp_path: Path) -> None:
     settings = {"iterations": 400, "eval_every": 30}
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    begin = time.monotonic()
-    assert finish(start(whole, settings=settings)) == 0
-    seconds = time.monotonic() - begin
+    whole = tmp_path / "whole"
+    seconds = measured(start, whole, settings=settings)
     deaths, draw = 0, random.Random(1)
     for attempt in range(50):
         folder = tmp_path / f"run{attempt}"
-        assert finish(start(folder, settings=settings, death=("before a step", draw.randint(1, 20)))) == DIED
+        # the settings are those of the first process; the others read them from the folder
+        assert finish(start(folder, settings=settings, mishap=("before a step", draw.randint(1, 20)))) == DIED
         deaths += 1 + kill_at_random(start, folder, 39 - deaths, draw, seconds / 6)
         assert_ends_alike(start, folder, whole)
         if deaths >= 40:
@@ -175,22 +179,90 @@ def test_killed_at_forty_random_moments(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop(start: Start, uninterrupted: Path, tmp_path: Path, number: signal.Signals) -> None:
-    folder = tmp_path / "run"
-    process = start(folder, settings={"checkpoint_seconds": 3600.0, "iterations": 100_000})
-    while not (folder / "metrics.csv").exists():
+    folder, marker = tmp_path / "run", tmp_path / WAITING
+    # no other checkpoint than the one of the interruption
+    process = start(folder, mishap=(WAITING, 15), settings={"checkpoint_seconds": 3600.0})
+    while not marker.exists():
         assert process.is_alive()
         time.sleep(0.01)
-    process_signal(process, number)
+    os.kill(process.pid or 0, number)
+    marker.unlink()
     assert finish(process) == INTERRUPTED
-    assert load_checkpoint(folder / "last.pt")["state"]["iteration"] >= 9
+    assert load_checkpoint(folder / "last.pt")["state"]["iteration"] == 15
     assert parts_in(folder) == []
-    process = start(folder)
-    process_signal(process, number)
-    finish(process)
+    assert finish(start(folder)) == 0
+    expected, found = outcome(uninterrupted), outcome(folder)
+    assert found["model.safetensors"] == expected["model.safetensors"]
+    assert (found["metrics"], found["history"]) == (expected["metrics"], expected["history"])
 
 
-def process_signal(process: BaseProcess, number: signal.Signals) -> None:
-    import os
+def test_the_disk_is_full(start: Start, uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert finish(start(folder, mishap=("the disk is full", 13))) == DISK_FULL
+    message = (tmp_path / ERROR).read_text()
+    assert re.fullmatch(r"cannot write [^\n]*last\.pt: [^\n]+; the earlier file is untouched", message)
+    assert load_checkpoint(folder / "last.pt")["state"]["iteration"] == 12
+    assert parts_in(folder) == []
+    assert_ends_alike(start, folder, uninterrupted)
 
-    assert process.pid is not None
-    os.kill(process.pid, number)
+
+# --- what cannot be resumed -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(uninterrupted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(uninterrupted, tmp_path / "copy"))
+
+
+def refused(folder: Path, **settings: Any) -> str:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(CheckpointError) as caught:
+        sepnet.train(resume=folder, device="cpu", **settings)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_checkpoint_cut_in_half(copy: Path) -> None:
+    whole = (copy / "last.pt").read_bytes()
+    (copy / "last.pt").write_bytes(whole[: len(whole) // 2])
+    assert f"{copy / 'last.pt'} is not a whole checkpoint" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lr": 0.06}, "with lr 0.05, this run has lr 0.06"),
+        ({"iterations": 41}, "with iterations 40, this run has iterations 41"),
+        ({"model": "alexnet_units"}, "with model multiscale_concat, this run has model alexnet_units"),
+        ({"model_options": {"units": [4, 16]}}, "[4, 8]"),
+        ({"seed": 1}, "with seed 0"),
+        ({"size": 9}, "with data set digits"),
+    ],
+    ids=str,
+)
+def test_other_settings(copy: Path, settings: dict[str, Any], said: str) -> None:
+    message = refused(copy, **settings)
+    assert said in message
+    assert "--output" in message
+
+
+def test_no_run_there(tmp_path: Path) -> None:
+    assert "no run to resume" in refused(tmp_path)
+
+
+def test_a_finished_run_without_its_checkpoint(copy: Path) -> None:
+    (copy / "last.pt").unlink()
+    assert "finished run" in refused(copy)
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(copy: Path) -> None:
+    with pytest.raises(ConfigError, match=r"already holds a run; .*--resume"):
+        sepnet.train("digits", output=copy)
+
+
+@pytest.mark.parametrize("settings", [{"shift": 8}, {"keep": "best", "val_fraction": 0.0}, {"model_options": {"unit": 1}}], ids=str)
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        sepnet.train("digits", output=tmp_path / "run", device="cpu", **settings)
+    assert not (tmp_path / "run").exists()

@@ -94,7 +94,7 @@ def test_stacked_branch_padded_once_is_one_5x5_convolution(merge: str) -> None:
     unit = make(merge, border="once")
     x = torch.randn(2, M, 7, 6, dtype=torch.float64)
     folded = F.conv2d(x, composed(unit), padding=2, groups=M)
-    torch.testing.assert_close(unit.dw_large2(unit.dw_large1(x)), folded, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(unit.stacked(x), folded, rtol=1e-12, atol=1e-12)
 
 
 def test_whole_add_unit_padded_once_is_one_5x5_convolution() -> None:
@@ -110,7 +110,7 @@ def test_whole_add_unit_padded_once_is_one_5x5_convolution() -> None:
 def test_stacked_branch_padded_at_each_layer_differs_at_the_border_only() -> None:
     unit = make("add", border="layer")
     x = torch.randn(2, M, 8, 8, dtype=torch.float64)
-    stacked = unit.dw_large2(unit.dw_large1(x))
+    stacked = unit.stacked(x)
     folded = F.conv2d(x, composed(unit), padding=2, groups=M)
     torch.testing.assert_close(stacked[:, :, 1:-1, 1:-1], folded[:, :, 1:-1, 1:-1], rtol=1e-12, atol=1e-12)
     assert (stacked - folded)[:, :, 0].abs().max() > 1e-3

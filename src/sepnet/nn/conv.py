@@ -27,18 +27,24 @@ def depthwise(channels: int, kernel_size: int = 3, *, padding: int | None = None
 class ConvBNReLU(nn.Module):
     """k x k convolution ('same' padding, stride 1, no bias: the normalisation has one), batch normalisation, ReLU.
 
+    Args:
+        relu: False leaves the ReLU out, for a caller that applies it after max pooling, where it costs a quarter: the two
+            commute, values and gradients alike, because ReLU is monotone.
+
     Shape: (B, in_channels, H, W) -> (B, out_channels, H, W) for an odd kernel.
 
     Raises:
         ValueError: a channel count or the kernel size is less than 1.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, *, relu: bool = True) -> None:
         super().__init__()
         check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
         self.bn = nn.BatchNorm2d(out_channels)
+        self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
-        return F.relu(self.bn(self.conv(x)), inplace=True)
+        y: Tensor = self.bn(self.conv(x))
+        return F.relu(y, inplace=True) if self.relu else y

@@ -20,13 +20,12 @@ class StandardUnit(nn.Module):
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
         self.out_channels = width
-        self.conv = ConvBNReLU(in_channels, width, 3)
+        self.conv = ConvBNReLU(in_channels, width, 3, relu=False)
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, H//2, W//2)."""
-        y: Tensor = self.pool(self.conv(x))
-        return y
+        return F.relu(self.pool(self.conv(x)), inplace=True)
 
 
 class SeparableUnit(nn.Module):
@@ -48,8 +47,7 @@ class SeparableUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, H//2, W//2)."""
-        y: Tensor = self.pool(F.relu(self.bn(self.pw(self.dw(x))), inplace=True))
-        return y
+        return F.relu(self.pool(self.bn(self.pw(self.dw(x)))), inplace=True)  # ReLU last: see ConvBNReLU
 
 
 class InceptionUnit(nn.Module):
@@ -73,5 +71,7 @@ class InceptionUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 4N, H//2, W//2)."""
         branches = (self.branch1, self.branch3, self.branch5, self.branch_pool)
+        # ReLU stays in the branches: its backward pass makes the concatenation's strided gradients dense, without which
+        # that of the normalisation took 1.7 times the whole step
         y: Tensor = self.pool(torch.cat([branch(x) for branch in branches], dim=1))
         return y
