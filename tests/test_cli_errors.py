@@ -164,7 +164,7 @@ def test_unknown_data_set() -> None:
         (["--model-kwargs", "units"], "KEY=VALUE"),
         (["--model-kwargs", "units=[8"], "not valid YAML"),
         (["--model-kwargs", "units=[8]", "--model-kwargs", "units=[9]"], "twice"),
-        (["--batch-size", "0"], "batch_size"),
+        (["--batch-size", "0"], "--batch-size"),
         (["--lr", "-1"], "lr"),
         (["--opt", "sdg"], "'sgd'"),
         (["--hflip", "maybe"], "hflip"),

@@ -25,15 +25,19 @@ Results = tuple[dict[str, Any], dict[str, Any]]
 def launch(folder: Path, seeds: int) -> Results:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = Path(two_processes.__file__)
-    done = subprocess.run(
+    with subprocess.Popen(
         [*command, str(script), str(folder), str(seeds)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
-        check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    ) as launcher:
+        try:
+            said = launcher.communicate(timeout=300)[0]
+        except subprocess.TimeoutExpired:
+            launcher.terminate()  # it takes the two processes with it, which a kill would leave behind
+            raise
+    assert launcher.returncode == 0, said
     first, second = (torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(2))
     return first, second
 

@@ -32,6 +32,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"opt": "adam", "lr": 0.01},
     {"opt": "adamw", "lr": 0.01, "ema": 0.5},
     {"keep": "best", "patience": 2},
+    {"opt": "muon", "ema": 0.9},
 ]
 
 variants = pytest.mark.parametrize("variant", VARIANTS, ids=str)

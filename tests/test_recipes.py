@@ -47,20 +47,25 @@ def test_an_unknown_key_offers_the_close_one(key: str, meant: str | None) -> Non
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"lr": -1}, "--lr: lr: .*greater than 0.*got -1"),
-        ({"lr": "fast"}, "--lr: lr: .*number.*got fast"),
-        ({"lr": float("nan")}, "--lr: lr: .*finite"),
-        ({"hflip": "vertical"}, "--lr: hflip: .*got vertical"),
-        ({"size": 1}, "--lr: size: .*got 1"),
-        ({"step_at": [0.7, 0.2]}, "--lr: configuration: step_at must ascend"),
-        ({"model": "a\nb\x1b[31m", "epochs": "\n"}, r"--lr: epochs: .*got \\n"),
+        ({"lr": -1}, "lr: .*greater than 0.*got -1"),
+        ({"lr": "fast"}, "lr: .*number.*got fast"),
+        ({"lr": float("nan")}, "lr: .*finite"),
+        ({"hflip": "vertical"}, "hflip: .*got vertical"),
+        ({"size": 1}, "size: .*got 1"),
+        ({"step_at": [0.7, 0.2]}, "configuration: step_at must ascend"),
+        ({"model": "a\nb\x1b[31m", "epochs": "\n"}, r"epochs: .*got \\n"),
     ],
     ids=str,
 )
 def test_a_refused_value_is_one_line(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as caught:
-        merge(BASE, changes, "--lr")
+    with pytest.raises(ConfigError, match=rf"^my\.yaml: {said}") as caught:
+        merge(BASE, changes, "my.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_a_refused_flag_is_called_by_its_name() -> None:
+    with pytest.raises(ConfigError, match=r"^--batch-size: .*got 0\)$"):
+        merge(BASE, {"batch_size": 0})
 
 
 def test_merging_leaves_the_base_alone() -> None:
@@ -85,7 +90,7 @@ some_settings = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(changes=some_settings)
 def test_saved_and_loaded(tmp_path: Path, changes: dict[str, Any]) -> None:
     config, path = merge(BASE, changes, "here"), tmp_path / "config.yaml"
@@ -191,7 +196,7 @@ def test_without_validation_images_nothing_is_chosen_by_them() -> None:
 
 
 def test_the_message_names_who_said_it(yaml: Path) -> None:
-    assert refused(Request(data="digits", config=yaml, flags={"seed": -1})).startswith("the command line: seed")
+    assert refused(Request(data="digits", config=yaml, flags={"seed": -1})).startswith("--seed: ")
     yaml.write_text("val_fraction: 2\n")
     assert refused(Request(data="digits", config=yaml)).startswith(f"{yaml}: val_fraction")
 

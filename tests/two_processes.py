@@ -1,4 +1,7 @@
-"""What every process of test_distributed.py does; started by torchrun: two_processes.py FOLDER SEEDS. Results go to FOLDER/rank<N>.pt."""
+"""What every process of test_distributed.py does; started by torchrun: two_processes.py FOLDER SEEDS.
+
+Results go to FOLDER/rank<N>.pt; with more than one seed, only those of training on the digits.
+"""
 
 from __future__ import annotations
 

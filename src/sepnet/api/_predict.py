@@ -14,7 +14,7 @@ from torch import Tensor
 from sepnet.api._release import Release, load_release
 from sepnet.data import IMAGE_SUFFIXES, decode_image
 from sepnet.engine import make_fabric
-from sepnet.errors import ConfigError, DataNotFoundError, ImageError, one_line
+from sepnet.errors import ConfigError, DataError, DataNotFoundError, ImageError, one_line
 
 __all__ = ["Prediction", "predict"]
 
@@ -46,6 +46,7 @@ def predict(
     Raises:
         CheckpointError: the run is not finished or damaged.
         DataNotFoundError: a source that does not exist, or holds no image.
+        DataError: a folder that cannot be read.
         ConfigError: ``top`` or ``batch_size`` below 1.
     """
     if top < 1 or batch_size < 1:
@@ -78,7 +79,10 @@ def find_images(sources: Sequence[str | Path]) -> list[Path]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(root):
+    def refuse(error: OSError) -> None:
+        raise DataError(f"cannot read the folder {one_line(error.filename)}: {error.strerror}") from error
+
+    for folder, _, names in os.walk(root, onerror=refuse):
         yield from (Path(folder, n) for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES and not n.startswith("."))
 
 

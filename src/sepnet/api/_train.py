@@ -69,7 +69,11 @@ def resolve(request: Request, progress: Callable[[int, int], None] | None = None
         raise DataError(f"{one_line(dataset.title)} has one class only; a classifier needs two or more")
     channels, height, _ = dataset.train.images.shape[1:]
     facts = DataFacts(draft.data, len(dataset.train), len(dataset.classes), channels, height)
-    config = _merged(recipes.get(recipe)(facts), written, flags, request)
+    if request.resume is not None:  # the run's own file says all; what its recipe is today must not matter
+        base = draft.model_copy(update={"recipe": recipe})
+    else:
+        base = recipes.get(recipe)(facts)
+    config = _merged(base, written, flags, request)
     return _fitted(config, dataset, written, flags), dataset
 
 

@@ -19,6 +19,21 @@ from sepnet.errors import ConfigError, one_line
 
 __all__ = ["TrainConfig", "load_yaml", "merge", "save_yaml"]
 
+# what other tools call a setting, where that is too far from its name here to be found as a close match
+OTHER_NAMES = {
+    "batch": "batch_size",
+    "learning_rate": "lr",
+    "lr0": "lr",
+    "optimizer": "opt",
+    "scheduler": "sched",
+    "label_smoothing": "smoothing",
+    "imgsz": "size",
+    "img_size": "size",
+    "fliplr": "hflip",
+    "steps": "iterations",
+    "wd": "weight_decay",
+}
+
 
 class _Loader(yaml.SafeLoader):
     """Without anchors: a few lines of them stand for more values than fit into memory, and no configuration needs one."""
@@ -51,8 +66,8 @@ def merge(base: TrainConfig, changes: Mapping[str, Any], where: str | None = Non
     """
     for key in changes:
         if key not in TrainConfig.model_fields:
-            close = difflib.get_close_matches(str(key), TrainConfig.model_fields, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"keys are: {', '.join(sorted(TrainConfig.model_fields))}"
+            close = OTHER_NAMES.get(key) or next(iter(difflib.get_close_matches(str(key), TrainConfig.model_fields, 1, 0.5)), None)
+            hint = f"did you mean {close}?" if close else f"keys are: {', '.join(sorted(TrainConfig.model_fields))}"
             raise ConfigError(f"{where or 'settings'}: unknown key '{one_line(key)}'; {hint}")
     values = base.model_dump() | dict(changes)
     if isinstance(changes.get("model_options"), Mapping):
@@ -90,5 +105,6 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def save_yaml(config: TrainConfig, path: Path) -> None:
     """Write the resolved configuration; ``--config`` reads it back. Raises OutputError."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    # ASCII: PyYAML does not read back all the Unicode that it writes (line separators)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=False)
     atomic_write(path, lambda file: file.write(text.encode()))

@@ -22,14 +22,15 @@ def _units(size: int) -> tuple[int, ...]:
     return WIDTHS[:count]
 
 
-def _epochs(images: int) -> int:
-    """100 for up to 700 images, falling with the square root of their number, 10 for 70,000 and more."""
-    return max(10, min(100, round(math.sqrt(7_000_000 / max(1, images)))))
+def _epochs(images: int, batch_size: int) -> int:
+    """80 for up to 625 images, falling with the square root of their number, 10 for 40,000 and more; at least 300 steps."""
+    steps = max(1, images // batch_size)
+    return max(10, min(80, round(math.sqrt(4_000_000 / max(1, images)))), -(-300 // steps))
 
 
 @register_recipe("auto")
 def auto(facts: DataFacts) -> TrainConfig:
-    """Multi-scale network, Nesterov SGD with a triangular schedule, flips and shifts; the best weights on validation are kept."""
+    """Multi-scale network, Muon with a triangular schedule, flips and shifts; the best weights on validation are kept."""
     batch_size = 128 if facts.train_images >= 10_000 else 64 if facts.train_images >= 1_000 else 32
     handwriting = facts.channels == 1  # a mirrored digit or letter is another one
     return TrainConfig(
@@ -37,10 +38,10 @@ def auto(facts: DataFacts) -> TrainConfig:
         recipe="auto",
         model="multiscale_concat",
         model_options={"units": list(_units(facts.size))},
-        epochs=_epochs(facts.train_images),
+        epochs=_epochs(facts.train_images, batch_size),
         batch_size=batch_size,
-        lr=0.1 * batch_size / 128,
-        weight_decay=5e-4,
+        opt="muon",
+        lr=0.05,
         smoothing=0.1,
         ema=0.99,
         hflip="off" if handwriting else "random",

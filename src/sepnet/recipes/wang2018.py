@@ -111,6 +111,7 @@ def _modern(data: str, model: str) -> TrainConfig:
         shift=2,
         rotate=10.0 if digits else 0.0,
         scale=0.1 if digits else 0.0,
+        ema=0.999 if digits else None,
     )
 
 
