@@ -56,6 +56,17 @@ def test_dry_run_says_what_and_how_long() -> None:
         assert part in text
 
 
+def test_report_only_draws_what_is_recorded_and_runs_nothing(tmp_path: Path) -> None:
+    invoke("reproduce", "small", "--seeds", 1, "--recipes", "plain", "--models", "mobilenet_units")
+    before = sorted((tmp_path / "runs/small/records").iterdir())
+    (tmp_path / "runs/small/table-1.md").unlink()
+    invoke("reproduce", "small", "--seeds", 2, "--report-only")
+    assert sorted((tmp_path / "runs/small/records").iterdir()) == before
+    table = (tmp_path / "runs/small/table-1.md").read_text()
+    assert "1 of 8, 2 wanted" in table
+    assert "(1 of 2)" in table
+
+
 def test_dry_run_json() -> None:
     found = json.loads(
         invoke("reproduce", "small", "--dry-run", "--recipes", "plain", "--models", "mobilenet_units", "--json").stdout

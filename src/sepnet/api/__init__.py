@@ -8,6 +8,7 @@ print(sepnet.predict(run.folder, ["cat.jpg"])[0].top)
 """
 
 from sepnet.api._evaluate import Evaluation, evaluate
+from sepnet.api._paper_report import write_report
 from sepnet.api._plan import Experiment, Plan, plan
 from sepnet.api._predict import Prediction, predict
 from sepnet.api._release import Release, load_release, save_release
@@ -35,4 +36,5 @@ __all__ = [
     "run_training",
     "save_release",
     "train",
+    "write_report",
 ]

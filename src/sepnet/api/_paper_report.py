@@ -91,19 +91,9 @@ def _accuracies(plan: Plan, number: int, title: str, found: Mapping[str, RunReco
         "iterations": config.iterations,
         "batch_size": config.batch_size,
         "wanted": plan.seeds,
-        "notes": [f"{published.label}: {note}" for published, note in _count_notes(table)],
+        "notes": [f"{row.label}: {row.note}" for row in table.rows.values() if row.note],
     }
     return paper_table_markdown(title, rows, recipes, **settings), paper_table_json(title, rows, recipes, **settings)
-
-
-def _count_notes(table: PaperTable) -> list[tuple[Any, str]]:
-    """Networks whose printed count is not the one Table 2's formula gives."""
-    notes = []
-    for model, published in table.rows.items():
-        card = model_card(model)
-        if card.published_note and "no choice" in card.published_note:
-            notes.append((published, card.published_note))
-    return notes
 
 
 def _costs(plan: Plan, config: TrainConfig) -> Counts:

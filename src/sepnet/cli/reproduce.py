@@ -55,6 +55,9 @@ def reproduce(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", rich_help_panel=flag.RUN, help="Only say what would run, and how long.")
     ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", rich_help_panel=flag.RUN, help="Run nothing: draw tables and figures from the records.")
+    ] = False,
     json: flag.Json = False,
     device: flag.Device = "auto",
 ) -> None:
@@ -75,14 +78,24 @@ def reproduce(
         data_dir=data_dir,
         output=output,
         device=device,
+        measure=not report_only,
     )
     _show_plan(out, agreed)
-    files = [] if dry_run else _run(agreed, device)
+    files = _files(agreed, device, dry_run, report_only)
     if json:
         out.json(_as_json(agreed, files))
     elif files:
         out.line()
         out.facts([("written", one_line(file)) for file in files])
+
+
+def _files(agreed: Plan, device: str, dry_run: bool, report_only: bool) -> list[Path]:
+    """What is written: nothing, the report of what is recorded, or that after all runs."""
+    from sepnet import api
+
+    if dry_run:
+        return []
+    return api.write_report(agreed) if report_only else _run(agreed, device)
 
 
 def _run(agreed: Plan, device: str) -> list[Path]:
@@ -106,11 +119,11 @@ def _show_plan(out: Output, agreed: Plan) -> None:
         ("makes", ", ".join(part for part in made if part)),
         ("runs", runs if agreed.experiments else "none needed, counts only"),
     ]
-    if todo:
+    if todo and agreed.seconds:
         facts.append(("time", f"about {duration(agreed.expected_seconds)} on this machine"))
     facts += [("left out", one_line(reason, 1000)) for reason in agreed.blocked]
     out.facts([*facts, ("into", one_line(agreed.output))])
-    if todo:
+    if todo and agreed.seconds:
         out.line()
         out.table(["data", "model", "recipe", "runs to go", "each about"], _time_rows(agreed, todo), right=(3, 4))
         out.line()

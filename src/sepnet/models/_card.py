@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 __all__ = ["ModelCard"]
 
@@ -36,4 +36,3 @@ class ModelCard:
     readings: tuple[str, ...] = ()
     published_params: Callable[[tuple[int, ...]], int] | None = None
     published_note: str = ""
-    defaults: Mapping[str, object] = field(default_factory=dict)

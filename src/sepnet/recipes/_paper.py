@@ -13,11 +13,15 @@ __all__ = ["Figure", "Paper", "PaperTable", "Published", "papers"]
 
 @dataclass(frozen=True)
 class Published:
-    """One row of a table as printed: name in the paper, top-1 in percent, and parameter count as the paper counts it."""
+    """One row of a table as printed: name in the paper, top-1 in percent, and parameter count as the paper counts it.
+
+    ``note`` is what the reader of the row must know, e.g. that a printed number contradicts the paper's own formula.
+    """
 
     label: str
     accuracy: float | None
     params: int | None
+    note: str = ""
 
 
 @dataclass(frozen=True)
