@@ -117,6 +117,29 @@ def test_text_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
         assert part in printed
 
 
+def on_terminal(width: int, optional: tuple[int, ...] = ()) -> list[str]:
+    seen = io.StringIO()
+    out = Output()
+    out.console = Console(file=seen, width=width, force_terminal=True, color_system=None)
+    rows = [["multiscale_concat", "886,459", "two depthwise scales"], ["short", "1", "x"]]
+    out.table(["model", "parameters", "what"], rows, right=(1,), optional=optional)
+    return seen.getvalue().splitlines()
+
+
+def test_a_narrow_terminal_drops_a_column_before_it_breaks_a_name() -> None:
+    assert on_terminal(80)[2].split() == ["multiscale_concat", "886,459", "two", "depthwise", "scales"]
+    narrow = on_terminal(31, optional=(2, 1))
+    assert [line.split() for line in (narrow[0], narrow[2])] == [["model", "parameters"], ["multiscale_concat", "886,459"]]
+    assert max(map(len, narrow)) <= 31
+    assert on_terminal(20, optional=(2, 1))[2].split() == ["multiscale_concat"]
+
+
+def test_a_table_that_cannot_fit_runs_over_the_edge() -> None:
+    lines = on_terminal(20)
+    assert lines[2].split()[:2] == ["multiscale_concat", "886,459"]
+    assert lines[0].split() == ["model", "parameters", "what"]
+
+
 def test_json_has_no_nan_and_keeps_undecodable_names(capsys: pytest.CaptureFixture[str]) -> None:
     Output(as_json=True).json({"loss": float("nan"), "path": "a\udcff", "rows": [float("inf"), 1.5]})
     printed = capsys.readouterr().out

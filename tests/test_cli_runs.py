@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 from cli_runner import error_of, invoke, start
 from sepnet.cli._output import Output
 from sepnet.cli._progress import training_reporter
+from sepnet.cli.train import _next, _weakest
 from sepnet.engine import Interrupted
 
 SHORT = ("--iterations", 20, "--batch-size", 32, "--device", "cpu", "--model-kwargs", "units=[8,16]", "--no-amp")
@@ -87,8 +89,9 @@ def test_train_does_not_write_over_a_run(run: Path) -> None:
     assert "already holds a run" in error_of("train", "digits", *SHORT, "--output", run)
 
 
-def test_resume_continues_a_finished_run(run: Path, tmp_path: Path) -> None:
+def test_resume_continues_a_run_killed_before_its_record(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "copy")
+    (tmp_path / "copy" / "run.json").unlink()
     result = invoke("train", "--resume", "copy", "--json")
     assert json.loads(result.stdout)["iterations"] == 20
     assert "(resumed)" in result.stderr
@@ -114,6 +117,34 @@ def test_ctrl_c_tells_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sepnet.api.run_training", stop)
     result = invoke("train", "digits", *SHORT, "--output", "part", exit_code=130)
     assert result.stderr.splitlines()[-1] == "interrupted at iteration 1,234, saved; continue with: sepnet train --resume part"
+
+
+def test_ctrl_c_before_the_first_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sepnet.api.run_training", stop)
+    result = invoke("train", "digits", *SHORT, "--output", "part", exit_code=130)
+    assert result.stderr.splitlines()[-1] == "interrupted before anything was saved"
+
+
+@pytest.mark.parametrize(
+    ("splits", "command"), [(("val", "test"), ["sepnet val r"]), (("val",), ["sepnet val r --split val"]), ((), [])]
+)
+def test_the_next_command_scores_a_split_that_is_there(splits: tuple[str, ...], command: list[str]) -> None:
+    run = SimpleNamespace(folder=Path("r"), record=SimpleNamespace(result=dict.fromkeys(splits)))
+    assert _next(run).splitlines() == [*command, "sepnet predict r IMAGE..."]  # type: ignore[arg-type]
+
+
+def test_classes_without_a_miss_are_not_weak() -> None:
+    assert _weakest([{"class": "a", "recall": 100.0}, {"class": "b", "recall": None}]) == ""
+    assert _weakest([{"class": "a", "recall": 100.0}, {"class": "b", "recall": 50.0}]).startswith("recall of b: 50.0 %")
+
+
+def test_train_help_names_the_settings_without_a_flag() -> None:
+    text = " ".join(invoke("train", "--help").stdout.replace("│", " ").split())
+    for part in ("adamw or muon", "muon_lr", "muon_weight_decay", "checkpoint_seconds", "keep", "Example: sepnet train"):
+        assert part in text
 
 
 def test_a_real_ctrl_c(tmp_path: Path) -> None:
@@ -151,7 +182,7 @@ def test_val_repeats_the_test_score_of_the_run(run: Path) -> None:
 
 def test_val_for_a_person(run: Path) -> None:
     text = invoke("val", run, "--split", "val", "--tta").stdout
-    for part in ("val split", "with TTA", "precision", "F1"):
+    for part in ("val split", "among the first five", "with TTA", "precision", "F1"):
         assert part in text
 
 

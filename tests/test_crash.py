@@ -211,7 +211,10 @@ def test_the_disk_is_full(start: Start, uninterrupted: Path, tmp_path: Path) -> 
 
 @pytest.fixture
 def copy(uninterrupted: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(uninterrupted, tmp_path / "copy"))
+    """The run as a kill before its last file would have left it."""
+    folder = Path(shutil.copytree(uninterrupted, tmp_path / "copy"))
+    (folder / "run.json").unlink()
+    return folder
 
 
 def refused(folder: Path, **settings: Any) -> str:
@@ -251,9 +254,10 @@ def test_no_run_there(tmp_path: Path) -> None:
     assert "no run to resume" in refused(tmp_path)
 
 
-def test_a_finished_run_without_its_checkpoint(copy: Path) -> None:
-    (copy / "last.pt").unlink()
-    assert "finished run" in refused(copy)
+def test_a_finished_run_is_not_resumed(uninterrupted: Path, tmp_path: Path) -> None:
+    finished = Path(shutil.copytree(uninterrupted, tmp_path / "finished"))
+    assert "is finished: there is nothing to resume" in refused(finished)
+    assert "another data set" in refused(finished, size=9)
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(copy: Path) -> None:

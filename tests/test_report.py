@@ -2,84 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import Any
 
-import matplotlib
 import pytest
-from PIL import Image
 
+from report_records import ENVIRONMENT, record
 from sepnet.errors import CheckpointError, ConfigError
 from sepnet.report import (
     MAX_CLASSES,
     CountRow,
-    Curve,
-    Environment,
     PaperRow,
     RunRecord,
-    confusion_matrix,
     counts_table_json,
     counts_table_markdown,
-    curve_of,
     load_record,
     markdown_table,
     mean_sd,
-    paper_figure,
     paper_table_json,
     paper_table_markdown,
+    run_confusion,
     run_summary,
     save_record,
-    training_curves,
     wilson_interval,
 )
 
 RECIPES = {"plain": "nearest to the paper", "modern": "settings chosen on validation"}
-ENVIRONMENT = Environment(
-    sepnet="0.1.0",
-    python="3.11.9",
-    torch="2.13.0",
-    packages={"numpy": "2.3.0"},
-    platform="Linux",
-    processor="Some CPU",
-    cores=2,
-    threads=1,
-    memory_gib=8.0,
-    device="cpu",
-    precision="bf16",
-    processes=1,
-    commit="abc123",
-)
-
-
-def record(accuracy: float = 70.0, *, seed: int = 0, **changes: Any) -> RunRecord:
-    iterations = changes.pop("iterations", 200)
-    config = {"seed": seed, "batch_size": 128, "iterations": 200, "keep": "last", "patience": None} | changes.pop("config", {})
-    history = [
-        {"iteration": i, "train_loss": 2.0, "train_accuracy": 30.0, "eval_loss": 1.5, "eval_accuracy": accuracy * i / iterations}
-        for i in range(100, iterations + 1, 100)
-    ]
-    fields: dict[str, Any] = {
-        "command": "sepnet reproduce wang2018",
-        "finished": "2026-01-02T03:04:05+00:00",
-        "data_title": "CIFAR-10 (JPEG copy)",
-        "data_fingerprint": "0123456789abcdef",
-        "classes": 3,
-        "train_images": 50_000,
-        "input_shape": (3, 32, 32),
-        "model": "net",
-        "params_trainable": 1000,
-        "params_total": 1010,
-        "macs": 3_612_345,
-        "config": config,
-        "iterations": iterations,
-        "seconds": 120.0,
-        "evaluated_on": "test",
-        "history": history,
-        "result": {"test": {"accuracy": accuracy, "top5": 99.0, "loss": 0.5, "images": 10_000}},
-        "environment": ENVIRONMENT,
-    }
-    return RunRecord(**(fields | changes))
 
 
 def row(**runs: list[RunRecord]) -> PaperRow:
@@ -264,68 +212,30 @@ def test_summary_says_when_there_is_no_independent_estimate():
     assert "100 iterations of 200 planned (stopped early)" in run_summary(record(iterations=100))
 
 
-# --- plots ------------------------------------------------------------------------------------------------------------
+def test_summary_counts_the_images_of_a_real_batch():
+    text = run_summary(record(train_images=18, iterations=1, seconds=2.0, config={"batch_size": 32, "iterations": 1}))
+    assert "1 iteration × 18 images" in text
+    assert "9 training images/s" in text  # 1 x 18 / 2
+    assert "18 training images, 10,000 test images" in text
 
 
-def size(content: bytes) -> tuple[int, int]:
-    assert content.startswith(b"\x89PNG\r\n\x1a\n")
-    image = Image.open(io.BytesIO(content))
-    image.load()
-    assert set(image.info) <= {"dpi"}  # no date, no version
-    return image.size
+def test_summary_names_the_weights_that_validation_chose():
+    assert "weights of iteration 100 of 200 (best on validation)" in run_summary(
+        record(best_iteration=100, config={"keep": "best"})
+    )
+    assert "weights of iteration" not in run_summary(record(best_iteration=100))
+    assert "weights of iteration" not in run_summary(record(config={"keep": "best"}))  # a record of an older version
 
 
-def test_curve_is_mean_and_range_over_the_iterations_all_runs_share():
-    runs = [record(70.0), record(80.0, seed=1), record(60.0, seed=2, iterations=100)]
-    assert curve_of("net", runs[:2]) == Curve("net", [100, 200], [37.5, 75.0], [35.0, 70.0], [40.0, 80.0])
-    assert curve_of("net", runs).iterations == [100]
-    with pytest.raises(ValueError, match="no iteration"):
-        curve_of("net", [record(history=[{"iteration": 100, "train_loss": 1.0}])])
-    with pytest.raises(ValueError, match="as many means"):
-        Curve("net", [1, 2], [1.0], [1.0], [1.0])
+def test_summary_leaves_out_weak_classes_where_there_are_none():
+    perfect = [{"class": name, "precision": 100.0, "recall": 100.0, "f1": 100.0, "support": 3} for name in "ab"]
+    scores = record().result["test"]
+    assert "Weakest" not in run_summary(record(result={"test": scores | {"per_class": perfect}}))
 
 
-def test_paper_figure_is_deterministic_small_and_leaves_the_callers_style(monkeypatch):
-    runs = [record(a, seed=s, iterations=1000) for s, a in enumerate((70.0, 72.0))]
-    panels = {name: [curve_of(label, runs) for label in ("_A $x$", "B")] for name in RECIPES}
-    published = {"_A $x$": 71.0, "B": 71.1, "only in the paper": 60.0}
-    first = paper_figure("Figure 6", panels, published, subtitle="mean of 2 seeds")
-    assert size(first) == (1600, 750)
-    assert len(first) < 200_000
-    monkeypatch.setitem(matplotlib.rcParams, "lines.linewidth", 9)
-    assert paper_figure("Figure 6", panels, published, subtitle="mean of 2 seeds") == first
-    assert matplotlib.rcParams["lines.linewidth"] == 9
-    assert paper_figure("Figure 6", panels, published | {"B": 65.0}, subtitle="mean of 2 seeds") != first
-    assert size(paper_figure("One panel", {"plain": panels["plain"]}, {})) == (1600, 750)
-    with pytest.raises(ValueError, match="no curves"):
-        paper_figure("Figure 6", {"plain": []}, published)
-
-
-@pytest.mark.parametrize(
-    "history", [record().history, [{"iteration": 5, "train_loss": 1.0, "train_accuracy": 9.0, "eval_loss": None}]]
-)
-def test_training_curves(history):
-    assert size(training_curves(history, "net on $data$")) == (1600, 660)
-
-
-def test_training_curves_need_a_history():
-    with pytest.raises(ValueError, match="no history"):
-        training_curves([], "net")
-
-
-def test_confusion_matrix_takes_any_class_name():
-    names = ["_$x$", r"\frac{1}", "猫🐈", "a\nb\x00", "\udcff", "x" * 300, "", "^{"]
-    matrix = [[5 if i == j else 1 for j in range(8)] for i in range(7)] + [[0] * 8]
-    first = confusion_matrix(matrix, names)
-    assert min(size(first)) > 500
-    assert confusion_matrix(matrix, names) == first
-    assert confusion_matrix(matrix, ["other", *names[1:]]) != first
-
-
-def test_confusion_matrix_refuses_what_cannot_be_read():
-    n = MAX_CLASSES + 1
-    with pytest.raises(ValueError, match="1 to 40 classes, not 41"):
-        confusion_matrix([[1] * n] * n, ["c"] * n)
-    with pytest.raises(ValueError, match="2 x 2"):
-        confusion_matrix([[1, 2]], ["a", "b"])
-    assert len(confusion_matrix([[1] * MAX_CLASSES] * MAX_CLASSES, [f"class {i}" for i in range(MAX_CLASSES)])) < 200_000
+@pytest.mark.parametrize(("classes", "missing"), [(MAX_CLASSES, False), (MAX_CLASSES + 1, True)])
+def test_summary_says_why_there_is_no_confusion_matrix(classes, missing):
+    rows = [{"class": str(i), "precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 1} for i in range(classes)]
+    run = record(result={"test": record().result["test"] | {"per_class": rows, "confusion": [[1] * classes] * classes}})
+    assert ("There is no confusion.png" in run_summary(run)) == missing
+    assert (run_confusion(run) is None) == missing

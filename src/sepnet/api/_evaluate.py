@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sepnet.api._release import Release, load_release
 from sepnet.api._run import score_dict
-from sepnet.data import Dataset, EvalLoader, load_dataset
+from sepnet.data import Dataset, EvalLoader, Split, datasets, load_dataset
 from sepnet.engine import evaluate as evaluate_split
 from sepnet.engine import make_fabric
 from sepnet.errors import CheckpointError, ConfigError, DataError, one_line
@@ -21,11 +21,14 @@ SplitName = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a release on one split: ``scores`` holds accuracy and top5 (percent), loss, images, per_class, confusion."""
+    """Scores of a release on one split ("whole": all of a folder).
+
+    ``scores`` holds accuracy and top5 (percent), loss, images, per_class, confusion.
+    """
 
     release: Release
     data_title: str
-    split: SplitName
+    split: str
     scores: dict[str, Any]
 
 
@@ -43,37 +46,68 @@ def evaluate(
 
     Args:
         run: the run's folder.
-        data: data set or folder; None for what it was trained on (the same split again, by its seed).
-        split: "test", "val" or "train".
+        data: None for what it was trained on (the same split again, by its seed); a data set; or another folder of the same
+            classes or some of them, which is scored whole.
+        split: "test", "val" or "train" of what has splits.
 
     Raises:
         CheckpointError: the run is damaged, or its classes are not those of the data.
-        DataError: the data has no such split.
+        DataError: the data has no such split, or the folder has changed since the run was trained on it.
     """
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split {one_line(split)}: choose train, val or test")
     release = load_release(Path(run))
-    dataset = _load(release, data, Path(data_dir), progress)
-    chosen = {"train": dataset.train, "val": dataset.val, "test": dataset.test}[split]
-    if chosen is None:
-        raise DataError(f"{one_line(dataset.title)} has no {split} split")
+    dataset, chosen, name = _choose(release, data, split, Path(data_dir), progress)
     fabric = make_fabric(device)
     model = fabric.to_device(release.model)
     loader = EvalLoader(chosen, release.preprocessing, device=fabric.device, rank=fabric.global_rank, world_size=fabric.world_size)
     result = evaluate_split(model, loader, len(release.classes), fabric, tta=tta)
-    return Evaluation(release, dataset.title, split, score_dict(result, release.classes))
+    return Evaluation(release, dataset.title, name, score_dict(result, release.classes))
 
 
-def _load(release: Release, data: str | None, data_dir: Path, progress: Callable[[int, int], None] | None) -> Dataset:
-    trained_on = release.data
-    name = data or trained_on.get("data")
+def _choose(
+    release: Release, data: str | None, split: SplitName, data_dir: Path, progress: Callable[[int, int], None] | None
+) -> tuple[Dataset, Split, str]:
+    """The images to score: a split of what the run was trained on, or all of another folder; and what to call them."""
+    trained_on = release.data.get("data")
+    name = data or trained_on
     if not isinstance(name, str):
         raise ConfigError(f"{one_line(release.folder)} does not say what it was trained on; name a data set or folder")
     try:
-        seed, fraction = int(trained_on.get("seed", 0)), float(trained_on.get("val_fraction", 0.1))
+        dataset = _splits(release, name, data_dir, progress)
+    except DataError as error:
+        if data is None:
+            raise type(error)(f"{one_line(release.folder)} was trained on {one_line(name)}: {error}") from error
+        dataset = None  # a folder without the splits of a training folder
+    if dataset is not None and (dataset.fingerprint == release.data.get("fingerprint") or name in datasets):
+        chosen = {"train": dataset.train, "val": dataset.val, "test": dataset.test}[split]
+        if chosen is None:
+            raise DataError(f"{one_line(dataset.title)} has no {split} split; choose another with --split")
+        return _same_classes(release, dataset), chosen, split
+    if data is None:
+        raise DataError(
+            f"{one_line(name)} has changed since {one_line(release.folder)} was trained on it: which of its images are test images "
+            f"is no longer known; to score all of a folder, name it: sepnet val {one_line(release.folder)} FOLDER"
+        )
+    whole = load_dataset(
+        name,
+        data_dir=data_dir,
+        size=release.preprocessing.size[0],
+        channels=release.preprocessing.channels,
+        whole=True,
+        classes=release.classes,
+        progress=progress,
+    )
+    return whole, whole.test or whole.train, "whole"
+
+
+def _splits(release: Release, name: str, data_dir: Path, progress: Callable[[int, int], None] | None) -> Dataset:
+    """The data set, carved as for the run."""
+    try:
+        seed, fraction = int(release.data.get("seed", 0)), float(release.data.get("val_fraction", 0.1))
     except (TypeError, ValueError):
         raise CheckpointError(f"{one_line(release.folder)}: config.json names no usable seed or val_fraction") from None
-    dataset = load_dataset(
+    return load_dataset(
         name,
         data_dir=data_dir,
         seed=seed,
@@ -82,6 +116,9 @@ def _load(release: Release, data: str | None, data_dir: Path, progress: Callable
         val_fraction=fraction,
         progress=progress,
     )
+
+
+def _same_classes(release: Release, dataset: Dataset) -> Dataset:
     if dataset.classes != release.classes:
         mine, theirs = (f"{len(names)} ({one_line(', '.join(names), 60)})" for names in (release.classes, dataset.classes))
         raise CheckpointError(

@@ -30,7 +30,7 @@ class Prediction:
 
 def predict(
     run: Path | str | Release,
-    sources: Sequence[str | Path],
+    sources: Sequence[str | Path] | str | Path,
     *,
     top: int = 5,
     batch_size: int = 128,
@@ -40,7 +40,7 @@ def predict(
 
     Args:
         run: the run's folder, or a release loaded before.
-        sources: files, folders (searched for images, deeper folders included) and shell patterns.
+        sources: one or several files, folders (searched for images, deeper folders included) and shell patterns.
         top: how many classes to name; at most the number there are.
 
     Raises:
@@ -52,7 +52,7 @@ def predict(
     if top < 1 or batch_size < 1:
         raise ConfigError(f"--top and --batch-size must be at least 1, got {min(top, batch_size)}")
     release = run if isinstance(run, Release) else load_release(Path(run))
-    files = find_images(sources)
+    files = find_images([sources] if isinstance(sources, str | Path) else sources)
     return _predictions(release, files, min(top, len(release.classes)), batch_size, device)
 
 

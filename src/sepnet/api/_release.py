@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
 from sepnet._version import __version__
@@ -49,6 +50,8 @@ def save_release(
     data: dict[str, Any],
 ) -> None:
     """Write weights and configuration into ``folder``, each atomically. Raises OutputError."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    weights = save(tensors, metadata={"format": "pt"})
     config = {
         "sepnet": __version__,
         "model": model_name,
@@ -56,9 +59,8 @@ def save_release(
         "classes": list(classes),
         "preprocessing": preprocessing.to_dict(),
         "data": data,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    weights = save(tensors, metadata={"format": "pt"})
     # surrogates of undecodable class names survive as ASCII escapes
     text = json.dumps(config, indent=1, ensure_ascii=True) + "\n"
     atomic_write(folder / WEIGHTS, lambda file: file.write(weights))
@@ -75,7 +77,8 @@ def load_release(path: Path) -> Release:
     config = _read_config(folder)
     weights = folder / WEIGHTS
     try:
-        state = load_file(weights)
+        content = weights.read_bytes()
+        state = load(content)
     except FileNotFoundError:
         raise CheckpointError(
             f"{one_line(folder)} holds no {WEIGHTS}: the run is not finished, see sepnet train --resume"
@@ -90,6 +93,8 @@ def load_release(path: Path) -> Release:
     except (KeyError, TypeError, ValueError, ConfigError, UnknownNameError) as error:
         raise CheckpointError(f"{one_line(folder / CONFIG)} does not describe a network: {one_line(error)}") from error
     _load_weights(model, state, weights, name)
+    if config.get("weights_sha256") != hashlib.sha256(content).hexdigest():
+        raise CheckpointError(f"{one_line(weights)} holds other weights than {CONFIG} beside it was written with")
     data = config.get("data", {})
     return Release(model.eval(), name, options, classes, preprocessing, data if isinstance(data, dict) else {}, folder)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
+from sepnet.api._lock import writing_alone
 from sepnet.api._release import save_release
 from sepnet.data import AugmentConfig, Dataset, EvalLoader, Split, TrainLoader
 from sepnet.engine import EvalResult, FitResult, Reporter, atomic_write, evaluate, fit, make_fabric
@@ -16,7 +18,7 @@ from sepnet.errors import CheckpointError, ConfigError, DataError, one_line
 from sepnet.measure import Counts, count
 from sepnet.models import create_model, models
 from sepnet.recipes import TrainConfig, save_yaml
-from sepnet.report import MAX_CLASSES, RunRecord, confusion_matrix, environment, run_summary, save_record, training_curves
+from sepnet.report import RunRecord, environment, load_record, run_confusion, run_curves, run_summary, save_record
 from sepnet.report.record import command_line, now
 
 __all__ = ["Run", "build_model", "model_options", "run_training"]
@@ -75,6 +77,20 @@ def run_training(
     """
     watched = _watched(config, dataset, evaluate_on)
     fabric = make_fabric(device, config.amp)
+    with writing_alone(folder) if fabric.is_global_zero else nullcontext():
+        return _train_and_report(config, dataset, folder, fabric, watched, resume, evaluate_on, reporter)
+
+
+def _train_and_report(
+    config: TrainConfig,
+    dataset: Dataset,
+    folder: Path,
+    fabric: Fabric,
+    watched: Split | None,
+    resume: bool,
+    evaluate_on: Literal["val", "test"],
+    reporter: Reporter | None,
+) -> Run:
     fabric.seed_everything(config.seed, verbose=False)
     model = build_model(config, dataset)
     costs = count(model, _input_shape(dataset))
@@ -90,7 +106,7 @@ def run_training(
         evaluation=eval_loader(watched, dataset, fabric, config) if watched is not None else None,
         run_dir=folder,
         identity=_identity(config, dataset),
-        resume=resume and _has_checkpoint(folder, fabric),
+        resume=resume and _has_checkpoint(folder, dataset, fabric),
         reporter=reporter,
     )
     scores: dict[str, dict[str, Any]] = {}
@@ -122,10 +138,16 @@ def _watched(config: TrainConfig, dataset: Dataset, evaluate_on: Literal["val", 
     return dataset.val
 
 
-def _has_checkpoint(folder: Path, fabric: Fabric) -> bool:
+def _has_checkpoint(folder: Path, dataset: Dataset, fabric: Fabric) -> bool:
     """Whether there is one to resume from; a run that was killed before its first one resumes at its beginning."""
-    if fabric.is_global_zero and not (folder / "last.pt").exists() and (folder / "run.json").exists():
-        raise CheckpointError(f"{one_line(folder)} is a finished run without a checkpoint: there is nothing to resume")
+    if fabric.is_global_zero and (folder / "run.json").exists():
+        done = load_record(folder / "run.json")
+        if done.data_fingerprint != dataset.fingerprint:
+            raise CheckpointError(
+                f"{one_line(folder)} was trained on another data set, {done.data_title} ({done.data_fingerprint[:12]}), "
+                f"than {one_line(dataset.title)} ({dataset.fingerprint[:12]}), and is finished; choose another --output"
+            )
+        raise CheckpointError(f"{one_line(folder)} is finished: there is nothing to resume; see sepnet val {one_line(folder)}")
     found: bool = fabric.broadcast((folder / "last.pt").exists())
     return found
 
@@ -157,6 +179,7 @@ def _record(
         macs=costs.macs,
         config=config.model_dump(mode="json"),
         iterations=result.iterations,
+        best_iteration=result.best_iteration,
         seconds=round(result.seconds, 2),
         evaluated_on=evaluated_on,
         history=result.history,
@@ -184,10 +207,9 @@ def _write_results(folder: Path, config: TrainConfig, dataset: Dataset, model: n
     )
     files = {"report.md": run_summary(record).encode()}
     if record.history:
-        files["curves.png"] = training_curves(record.history, record.data_title, evaluated_on=record.evaluated_on)
-    shown = record.result.get("test") or record.result.get("val") or {}
-    if "confusion" in shown and len(dataset.classes) <= MAX_CLASSES:
-        files["confusion.png"] = confusion_matrix(shown["confusion"], dataset.classes)
+        files["curves.png"] = run_curves(record)
+    if (matrix := run_confusion(record)) is not None:
+        files["confusion.png"] = matrix
     files["run.json"] = save_record(record)  # last: where it stands, the run is finished
     for name, content in files.items():
         _write(folder / name, content)

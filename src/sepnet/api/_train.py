@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sepnet.api._run import Run, run_training
-from sepnet.data import Dataset, load_dataset
+from sepnet.data import Dataset, datasets, load_dataset
 from sepnet.engine import Reporter
 from sepnet.errors import CheckpointError, ConfigError, DataError, one_line
 from sepnet.models import models
@@ -127,7 +127,9 @@ def run_folder(config: TrainConfig, output: Path | None, resume: Path | None) ->
                 f"{one_line(output)} already holds a run; choose another --output, or continue it with --resume {one_line(output)}"
             )
         return output
-    base = Path("runs") / one_line(Path(config.data).resolve().name if "/" in config.data else config.data)
+    named = config.data not in datasets or os.sep in config.data
+    name = (Path(config.data).resolve().name or "images") if named else config.data
+    base = Path("runs") / one_line(name)
     number = 1
     while (folder := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
         number += 1

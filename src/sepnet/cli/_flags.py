@@ -103,12 +103,19 @@ Patience = Annotated[
 ]
 
 # optimiser
-LearningRate = Annotated[float | None, typer.Option("--lr", rich_help_panel=OPTIMISER, help="Peak learning rate.")]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(
+        "--lr",
+        rich_help_panel=OPTIMISER,
+        help="Peak learning rate; with muon: of all but the hidden matrices, which have muon_lr in --config.",
+    ),
+]
 Momentum = Annotated[float | None, typer.Option("--momentum", rich_help_panel=OPTIMISER, help="SGD's momentum, or Adam's beta1.")]
 WeightDecay = Annotated[
     float | None, typer.Option("--weight-decay", rich_help_panel=OPTIMISER, help="Never on normalisation and biases.")
 ]
-Opt = Annotated[str | None, typer.Option("--opt", metavar="NAME", rich_help_panel=OPTIMISER, help="sgd, adam or adamw.")]
+Opt = Annotated[str | None, typer.Option("--opt", metavar="NAME", rich_help_panel=OPTIMISER, help="sgd, adam, adamw or muon.")]
 Sched = Annotated[
     str | None,
     typer.Option("--sched", metavar="NAME", rich_help_panel=OPTIMISER, help="constant, step, triangular or cosine."),

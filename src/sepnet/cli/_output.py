@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Output", "console", "counted", "duration", "human_count", "percent", "shape_text", "shell_word"]
 
+LONGEST_WORD = 40  # a class may have any name; beyond this it is folded rather than that the row runs over the edge
+COLUMN_GAP = 3  # between two columns: a blank of each, and the box's own
 UNBROKEN = 100_000  # columns of an output that is no terminal: grep and cut want a row on a line
 
 
@@ -62,22 +64,41 @@ class Output:
             grid.add_row(label, text)
         self._show(grid)
 
-    def table(self, header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-        """A table; ``right`` are the columns aligned right, those of numbers."""
+    def table(
+        self,
+        header: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        *,
+        right: Sequence[int] = (),
+        optional: Sequence[int] = (),
+    ) -> None:
+        """A table; on a narrow terminal columns are left out before a name or a number is broken.
+
+        Args:
+            right: columns aligned right, those of numbers.
+            optional: columns that may be left out, the least important first. A table that is still too wide runs over the edge.
+        """
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
+        rows = list(rows)
+        least = [_least_width([name, *(row[i] for row in rows)], i in right) for i, name in enumerate(header)]
+        shown = _fitting(least, optional, self.console.width)
         table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-        for index, name in enumerate(header):
-            number = index in right
-            table.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
+        for i in shown:
+            number = i in right
+            table.add_column(header[i], justify="right" if number else "left", no_wrap=number, min_width=least[i], overflow="fold")
         for row in rows:
-            table.add_row(*row)
-        self._show(table)
+            table.add_row(*(row[i] for i in shown))
+        self._show(table, _table_width(least, shown))
 
-    def _show(self, table: Table) -> None:
+    def _show(self, table: Table, least: int = 0) -> None:
+        """Print a table that needs at least so many columns."""
         if self.console.is_terminal:
-            self.console.print(table)
+            width = self.console.width
+            self.console.width = max(width, least)
+            self.console.print(table, crop=False)
+            self.console.width = width
             return
         with self.console.capture() as capture:  # rich fills rows up with blanks, which a file or pipe need not hold
             self.console.print(table)
@@ -87,6 +108,29 @@ class Output:
         """The JSON value that ``--json`` promises, in ASCII: a file name that is no UTF-8 survives as an escape."""
         if process_number() == 0:
             sys.stdout.write(json.dumps(_finite(value), indent=1) + "\n")
+
+
+def _least_width(cells: Sequence[str], number: bool) -> int:
+    """Terminal columns in which no number and no word is broken; a word of more than ``LONGEST_WORD`` may be."""
+    from rich.cells import cell_len
+
+    words = cells if number else [word for cell in cells for word in cell.split()]
+    longest = max(map(cell_len, words), default=1)
+    return longest if number else min(longest, LONGEST_WORD)
+
+
+def _fitting(least: Sequence[int], optional: Sequence[int], width: int) -> list[int]:
+    """The columns to show: all, less as many of the ``optional`` ones as it takes to fit ``width``."""
+    shown = list(range(len(least)))
+    for index in optional:
+        if _table_width(least, shown) <= width:
+            break
+        shown.remove(index)
+    return shown
+
+
+def _table_width(least: Sequence[int], shown: Sequence[int]) -> int:
+    return sum(least[i] for i in shown) + COLUMN_GAP * (len(shown) - 1)
 
 
 def counted(number: int, what: str, plural: str | None = None) -> str:

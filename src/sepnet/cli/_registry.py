@@ -26,8 +26,8 @@ class Command:
 commands: Registry[Command] = Registry("command", "sepnet.cli")
 
 
-def command(name: str, *, order: int, example: str) -> Callable[[F], F]:
-    """Decorator that enters a function as ``sepnet NAME``; its docstring is the help text, ``example`` ends it.
+def command(name: str, *, order: int, example: str, note: str = "") -> Callable[[F], F]:
+    """Decorator that enters a function as ``sepnet NAME``; its docstring is the help text; ``note`` and ``example`` end it.
 
     Raises:
         DuplicateNameError: the name is taken.
@@ -35,7 +35,7 @@ def command(name: str, *, order: int, example: str) -> Callable[[F], F]:
 
     def enter(function: F) -> F:
         app = typer.Typer(add_completion=False)
-        app.command(name, epilog=f"Example: {example}")(function)
+        app.command(name, epilog="\n\n".join(part for part in (note, f"Example: {example}") if part))(function)
         commands.register(name)(Command(app, order))
         return function
 

@@ -57,9 +57,16 @@ def check(
     else:
         for line in report.lines():
             out.line(line)
-        out.line("nothing to mend" if report.ok else "there is something to mend", style="green" if report.ok else "yellow")
+        out.line(_verdict(report.ok, strict), style="green" if report.ok else "yellow")
     if strict and not report.ok:
         raise typer.Exit(1)
+
+
+def _verdict(ok: bool, strict: bool) -> str:
+    """The last line of a check; it tells of the exit code where that says less than the line."""
+    if ok:
+        return "nothing to mend"
+    return "there is something to mend" + ("" if strict else " (exit code 1 with --strict)")
 
 
 def _summary(reader: object) -> str:

@@ -54,7 +54,7 @@ def info(
     out.facts(_facts(model, entry.card, costs, published, classes))
     out.line()
     rows = [[row.name, row.kind, shape_text(row.output_shape), f"{row.params:,}", f"{row.macs:,}"] for row in costs.layers]
-    out.table(["layer", "type", "output", "parameters", "MACs"], rows, right=(3, 4))
+    out.table(["layer", "type", "output", "parameters", "MACs"], rows, right=(3, 4), optional=(2, 1))
 
 
 def _count(model: str, shape: Shape, classes: int, options: dict[str, Any]) -> Counts:

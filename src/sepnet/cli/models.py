@@ -40,6 +40,6 @@ def models(
             if card.paper == paper
         ]
         out.line(paper, style="bold")
-        out.table(["model", "parameters", "MACs", "image", "what"], rows, right=(1, 2))
+        out.table(["model", "parameters", "MACs", "image", "what"], rows, right=(1, 2), optional=(3, 4, 2))
         out.line()
     out.line(f"more of one: sepnet info {names[0]}", style="dim")

@@ -28,7 +28,13 @@ __all__ = ["train"]
 WEAKEST = 3
 
 
-@command("train", order=1, example="sepnet train path/to/images --epochs 30 --output runs/first")
+@command(
+    "train",
+    order=1,
+    example="sepnet train path/to/images --epochs 30 --output runs/first",
+    note="Settings without a flag go into the --config file, among them keep (best or last: which weights the run ends with), "
+    "muon_lr, muon_weight_decay and checkpoint_seconds.",
+)
 def train(
     ctx: typer.Context,
     data: flag.Data = None,
@@ -119,8 +125,10 @@ def _way_to_resume(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         at = f" at iteration {stop.iteration:,}" if hasattr(stop, "iteration") else ""
-        if process_number() != 0 or not (folder / "last.pt").exists():
+        if process_number() != 0:
             raise Stopped(f"interrupted{at}") from stop
+        if not (folder / "last.pt").exists():
+            raise Stopped("interrupted before anything was saved") from stop
         raise Stopped(f"interrupted{at}, saved; continue with: sepnet train --resume {shell_word(folder)}") from stop
 
 
@@ -161,6 +169,8 @@ def _show_result(run: Run, out: Output) -> None:
     if out.as_json:
         out.json({"folder": str(run.folder), "files": files, **run.record.model_dump(mode="json")})
         return
+    from sepnet.report import kept_weights
+
     folder = one_line(run.folder)
     facts = [
         (name, _scores(run.record.result[key]))
@@ -168,13 +178,23 @@ def _show_result(run: Run, out: Output) -> None:
         if key in run.record.result
     ]
     last = run.record.result.get("test") or run.record.result.get("val")
-    if last:
-        facts.append(("weakest", _weakest(last["per_class"])))
+    if last and (weakest := _weakest(last["per_class"])):
+        facts.append(("weakest", weakest))
+    if kept := kept_weights(run.record):
+        facts.append(("kept", kept))
     facts.append(("time", f"{duration(run.record.seconds)}, {counted(run.record.iterations, 'iteration')}"))
     facts.append(("files", f"{folder}: {', '.join(files)}"))
-    facts.append(("next", f"sepnet val {shell_word(run.folder)}\nsepnet predict {shell_word(run.folder)} IMAGE..."))
+    facts.append(("next", _next(run)))
     out.line()
     out.facts(facts)
+
+
+def _next(run: Run) -> str:
+    """Commands that go on from here; without a test split ``sepnet val`` must be told of another."""
+    folder = shell_word(run.folder)
+    score = {"test": f"sepnet val {folder}\n", "val": f"sepnet val {folder} --split val\n"}
+    first = next((line for split, line in score.items() if split in run.record.result), "")
+    return f"{first}sepnet predict {folder} IMAGE..."
 
 
 def _scores(scores: Mapping[str, Any]) -> str:
@@ -184,6 +204,8 @@ def _scores(scores: Mapping[str, Any]) -> str:
 
 
 def _weakest(rows: list[dict[str, Any]]) -> str:
-    """The classes with the least recall."""
+    """The classes with the least recall; empty when no image of any class was missed."""
     known = sorted((row for row in rows if row["recall"] is not None), key=lambda row: row["recall"])
+    if all(row["recall"] == 100 for row in known):
+        return ""
     return "recall of " + ", ".join(f"{row['class']}: {percent(row['recall'], 1)}" for row in known[:WEAKEST])

@@ -50,7 +50,9 @@ def val(
     with counting("reading images") as progress:
         result = evaluate(run, data, split=split, data_dir=data_dir, device=device, tta=tta, progress=progress)  # type: ignore[arg-type]
     if json:
-        out.json({"run": str(run), "model": result.release.model_name, "data": result.data_title, "split": split, **result.scores})
+        out.json(
+            {"run": str(run), "model": result.release.model_name, "data": result.data_title, "split": result.split, **result.scores}
+        )
         return
     out.facts(_facts(run, result))
     out.line()
@@ -58,12 +60,17 @@ def val(
     _show_confusions(out, result.scores)
 
 
+def _part(result: Evaluation) -> str:
+    return "all images" if result.split == "whole" else f"{result.split} split"
+
+
 def _facts(run: Path, result: Evaluation) -> list[tuple[str, str]]:
     scores = result.scores
+    first_five = f", among the first five {percent(scores['top5'])}" if len(scores["per_class"]) > 5 else ""
     facts = [
         ("run", f"{one_line(run)}: {result.release.model_name}"),
-        ("data", f"{one_line(result.data_title)}, {result.split} split, {counted(scores['images'], 'image')}"),
-        ("accuracy", f"{percent(scores['accuracy'])}, among the first five {percent(scores['top5'])}"),
+        ("data", f"{one_line(result.data_title)}, {_part(result)}, {counted(scores['images'], 'image')}"),
+        ("accuracy", percent(scores["accuracy"]) + first_five),
     ]
     if "accuracy_tta" in scores:
         facts.append(("with TTA", f"{percent(scores['accuracy_tta'])} (mean of each image and its mirror image)"))
@@ -80,7 +87,7 @@ def _show_classes(out: Output, rows: Sequence[dict[str, Any]]) -> None:
         [row["class"], *(percent(row[key], 1) for key in ("precision", "recall", "f1")), f"{int(row['support']):,}"]
         for row in shown
     ]
-    out.table(["class", "precision", "recall", "F1", "images"], cells, right=(1, 2, 3, 4))
+    out.table(["class", "precision", "recall", "F1", "images"], cells, right=(1, 2, 3, 4), optional=(4, 1, 2))
 
 
 def _show_confusions(out: Output, scores: dict[str, Any]) -> None:

@@ -120,10 +120,11 @@ class Augment:
         """See that the configuration can be applied to images of this size.
 
         Raises:
-            ConfigError: the shift is not smaller than the image.
+            ConfigError: the shift or the side of the cut-out square is not smaller than the image.
         """
-        if self.config.shift >= min(height, width):
-            raise ConfigError(f"shift={self.config.shift} must be below the image size {height}x{width}")
+        for name, pixels in (("shift", self.config.shift), ("cutout", self.config.cutout)):
+            if pixels >= min(height, width):
+                raise ConfigError(f"{name}={pixels} must be below the image size {height}x{width}")
 
     def draw(self, batch_size: int, generator: torch.Generator, epoch: int, indices: Tensor) -> AugmentParameters:
         """Decide for a batch.

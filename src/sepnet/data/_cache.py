@@ -1,9 +1,14 @@
 """Decoded images of a folder on disk: decoded once with all cores, then read back in a second or mapped into memory.
 
 A cache is one file: the pixels uint8 (N, H, W, C), a JSON table (shape, hash of every source file, files that could not be read,
-checksum of the pixels), and a trailer that finds and checks the table. Its name is made of the folder, the settings and the list of
-files with sizes and times, so a changed folder has another name. It is written under a temporary name and renamed, and a lock lets
-the second of two processes wait for the first instead of repeating it. A cache that is damaged in any way is built again.
+checksum of the pixels), and a trailer that finds and checks the table. It is written under a temporary name and renamed, and a lock
+lets the second of two processes wait for the first instead of repeating it. A cache that is damaged in any way is built again.
+
+Its name is made of the folder, the settings and the list of files, each with size, times of modification and of change, and inode.
+Guaranteed on a POSIX file system: to write, replace, swap or rename a file sets its time of change (which no program can set as it
+likes) or gives the path another inode, so the old pixels are not found again, even if sizes and times of modification are kept. Not
+guaranteed: a change within one tick of the file system's clock (some milliseconds) after the folder was read, a clock set back, and
+Windows, which has no time of change. A folder that was copied or moved is decoded again, as is one whose files changed their owner.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from sepnet.data._decode import Pixels, decode_pixels
+from sepnet.data._decode import Pixels, decode_measured, loses_half
 from sepnet.data._parallel import ordered_map
 from sepnet.data._scan import FolderEntry
 from sepnet.data._types import MEMORY_BYTES, ResizeMode
@@ -40,7 +45,7 @@ except ImportError:  # not on Windows: two builds at once then do the work twice
 
 __all__ = ["DecodeSettings", "DecodedFolder", "decoded_folder", "default_cache_dir"]
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"sepnet-pixels-01"
 TRAILER = struct.Struct(">QI16s")  # length and CRC-32 of the table, magic
 BLOCK = 32  # files per task: small images decode in less time than a task takes to hand over
@@ -64,18 +69,21 @@ class DecodedFolder:
         rows: for each image its position in the list of files.
         digests: sha256 of each image's file.
         bad: position in the list of files -> why it could not be read.
+        cut: how many images lost more than half of their area to the centre crop.
     """
 
     images: Tensor
     rows: tuple[int, ...]
     digests: tuple[bytes, ...]
     bad: dict[int, str]
+    cut: int
 
 
 class _Table(NamedTuple):
     shape: tuple[int, int, int, int]
     digests: list[str]
     bad: dict[int, str]
+    cut: int
     crc: int
 
 
@@ -134,7 +142,7 @@ def decoded_folder(
 def _name(root: Path, entries: Sequence[FolderEntry], settings: DecodeSettings) -> tuple[str, str]:
     """What the cache is of (folder and settings), and a hash of the files."""
     about = json.dumps([VERSION, os.path.realpath(root), settings, PIL.__version__])
-    listing = json.dumps([(entry.path, entry.size, entry.mtime_ns) for entry in entries])
+    listing = json.dumps([(entry.path, *entry.stamp) for entry in entries])
     return hashlib.sha256(about.encode()).hexdigest()[:24], hashlib.sha256(listing.encode()).hexdigest()[:32]
 
 
@@ -193,9 +201,9 @@ def _write_pixels(
 ) -> _Table:
     digests: list[str] = []
     bad: dict[int, str] = {}
-    crc = done = 0
+    crc = cut = done = 0
 
-    def decode(block: Sequence[FolderEntry]) -> list[tuple[Pixels, str] | str]:
+    def decode(block: Sequence[FolderEntry]) -> list[tuple[Pixels, str, bool] | str]:
         return [_decode_file(root, entry, settings) for entry in block]
 
     blocks = (entries[i : i + BLOCK] for i in range(0, len(entries), BLOCK))
@@ -204,26 +212,28 @@ def _write_pixels(
             if isinstance(result, str):
                 bad[done] = result
             else:
-                pixels, digest = result
+                pixels, digest, halved = result
+                cut += halved
                 file.write(pixels.data)
                 crc = zlib.crc32(pixels.data, crc)
                 digests.append(digest)
             done += 1
         if progress is not None:
             progress(done, len(entries))
-    return _Table((len(digests), *settings.size, settings.channels), digests, bad, crc)
+    return _Table((len(digests), *settings.size, settings.channels), digests, bad, cut, crc)
 
 
-def _decode_file(root: Path, entry: FolderEntry, settings: DecodeSettings) -> tuple[Pixels, str] | str:
-    """Pixels and sha256 of one file, or in words why not."""
+def _decode_file(root: Path, entry: FolderEntry, settings: DecodeSettings) -> tuple[Pixels, str, bool] | str:
+    """Pixels and sha256 of one file and whether the crop took half of it, or in words why not."""
     try:
         content = (root / entry.path).read_bytes()
-        pixels = decode_pixels(io.BytesIO(content), *settings, name="")
+        pixels, header = decode_measured(io.BytesIO(content), *settings, name="")
     except OSError as error:
         return one_line(error.strerror or error)
     except DataError as error:
         return str(error).strip()
-    return pixels, hashlib.sha256(content).hexdigest()
+    halved = settings.mode == "crop" and loses_half(header, settings.size)
+    return pixels, hashlib.sha256(content).hexdigest(), halved
 
 
 def _load(path: Path, files: int) -> DecodedFolder | None:
@@ -251,6 +261,7 @@ def _load(path: Path, files: int) -> DecodedFolder | None:
         rows=tuple(row for row in range(files) if row not in table.bad),
         digests=tuple(bytes.fromhex(digest) for digest in table.digests),
         bad=table.bad,
+        cut=table.cut,
     )
 
 
@@ -270,4 +281,4 @@ def _read_table(file: IO[bytes]) -> _Table:
     if n * height * width * channels != end - TRAILER.size - length:
         raise ValueError("cut short")
     bad = {int(row): str(reason) for row, reason in values["bad"].items()}
-    return _Table((n, height, width, channels), list(values["digests"]), bad, int(values["crc"]))
+    return _Table((n, height, width, channels), list(values["digests"]), bad, int(values["cut"]), int(values["crc"]))

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sepnet.data._decode import ImageHeader, decode_pixels, read_header
+from sepnet.data._decode import ImageHeader, crop_note, decode_measured, loses_half
+from sepnet.data._notes import NAMED, some
 from sepnet.data._parallel import ordered_map
 from sepnet.data._scan import FolderEntry, FolderScan, scan_folder
 from sepnet.errors import DataError, one_line
@@ -24,7 +25,6 @@ __all__ = ["FolderReport", "SizeRange", "check_folder"]
 
 PROBE = (32, 32)
 BLOCK = 32
-NAMED = 5
 
 
 class SizeRange(NamedTuple):
@@ -52,7 +52,7 @@ class FolderReport:
         conflicts: groups of byte-identical files in more than one class.
         leaks: groups of byte-identical files in more than one split.
         problems: what keeps the folder from being trained on.
-        notes: links not followed, files passed over.
+        notes: links not followed, folders and files passed over, images that the centre crop to a square halves.
     """
 
     root: str
@@ -135,6 +135,7 @@ def check_folder(root: Path, progress: Callable[[int, int], None] | None = None)
     headers = [probe.header for probe in probes if probe.header is not None]
     counts = scan.counts()
     trained = counts.get("train", [0])
+    cropped = crop_note(sum(loses_half(header, PROBE) for header in headers), len(headers))
     return FolderReport(
         root=one_line(root),
         layout=scan.layout,
@@ -150,7 +151,7 @@ def check_folder(root: Path, progress: Callable[[int, int], None] | None = None)
         conflicts=conflicts,
         leaks=leaks,
         problems=_problems(scan, counts),
-        notes=scan.notes,
+        notes=scan.notes + ((cropped,) if cropped else ()),
     )
 
 
@@ -161,8 +162,7 @@ def _probe(root: Path, entry: FolderEntry) -> _Probe:
         return _Probe("", None, one_line(error.strerror or error))
     digest = hashlib.sha256(content).hexdigest()
     try:
-        header = read_header(io.BytesIO(content), name="")
-        decode_pixels(io.BytesIO(content), PROBE, 3, "squash", name="")
+        header = decode_measured(io.BytesIO(content), PROBE, 3, "squash", name="")[1]
     except DataError as error:
         return _Probe(digest, None, str(error).strip())
     return _Probe(digest, header, "")
@@ -184,8 +184,10 @@ def _identical(scan: FolderScan, probes: Sequence[_Probe]) -> tuple[Groups, Grou
             conflicts.append(names)
         if len({entry.split for entry in group}) > 1:
             leaks.append(names)
-        if len({(entry.split, entry.label) for entry in group}) < len(group):
-            duplicates.append(names)
+        places: dict[tuple[str, int], list[str]] = defaultdict(list)
+        for entry, name in zip(group, names, strict=True):
+            places[entry.split, entry.label].append(name)
+        duplicates += [tuple(same) for same in places.values() if len(same) > 1]
     return tuple(duplicates), tuple(conflicts), tuple(leaks)
 
 
@@ -195,10 +197,12 @@ def _problems(scan: FolderScan, counts: dict[str, list[int]]) -> tuple[str, ...]
         found.append(f"one class only ({scan.classes[0]}); a classifier needs two or more")
     if "train" not in counts:
         found.append("no training images")
-    for label, name in enumerate(scan.classes):
-        elsewhere = [split for split in counts if split != "train" and counts[split][label]]
-        if elsewhere and "train" in counts and not counts["train"][label]:
-            found.append(f"class '{name}' is in {' and '.join(elsewhere)} but has no training images")
+    for split in counts if "train" in counts else ():
+        untrained = [
+            n for n, here, trained in zip(scan.classes, counts[split], counts["train"], strict=True) if here and not trained
+        ]
+        if untrained:
+            found.append(f"{len(untrained)} class(es) in {split} have no training images: {some(untrained)}")
     return tuple(found)
 
 

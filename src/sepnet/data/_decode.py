@@ -21,7 +21,18 @@ from torch import Tensor
 from sepnet.data._types import Preprocessing, ResizeMode
 from sepnet.errors import DataError, ImageError, UnsafeFileError, one_line
 
-__all__ = ["IMAGE_SUFFIXES", "LUMA", "MAX_PIXELS", "ImageHeader", "decode_image", "decode_pixels", "read_header"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "LUMA",
+    "MAX_PIXELS",
+    "ImageHeader",
+    "crop_note",
+    "decode_image",
+    "decode_measured",
+    "decode_pixels",
+    "loses_half",
+    "read_header",
+]
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 IMAGE_SUFFIXES = frozenset(
@@ -42,6 +53,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = frozenset(TURNS[orientation] for orientation in (5, 6, 7, 8))
+CUT_SHARE = 0.05  # a few odd images are nobody's concern
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -80,28 +93,45 @@ def decode_pixels(
     source: Path | BinaryIO, size: tuple[int, int], channels: int, mode: ResizeMode, name: str | None = None
 ) -> Pixels:
     """``decode_image`` as an array uint8 (H, W, C) of its own."""
+    return decode_measured(source, size, channels, mode, name)[0]
+
+
+def decode_measured(
+    source: Path | BinaryIO, size: tuple[int, int], channels: int, mode: ResizeMode, name: str | None = None
+) -> tuple[Pixels, ImageHeader]:
+    """``decode_pixels`` and ``read_header`` in one reading."""
     with _opened(source, name) as image:
+        stored, found = image.size, image.mode  # the reduction of the next line changes both
         # Twice the wanted size: the JPEG decoder's own reduction is coarse, the last step is left to the antialiased filter.
         image.draft("L" if channels == 1 else "RGB", (2 * max(size), 2 * max(size)))
         plain = _to_mode(image, "L" if channels == 1 else "RGB")
-        turn = _turn(image)
+        turn = _turn(image)  # after the pixels: for a PNG this reads them, and would hide that they are damaged
         if turn is not None:
             plain = plain.transpose(turn)
-        return np.array(_resize(plain, size, mode), np.uint8).reshape(*size, channels)
+        header = _header(stored, found, image.format, turn)
+        return np.array(_resize(plain, size, mode), np.uint8).reshape(*size, channels), header
 
 
 def read_header(source: Path | BinaryIO, name: str | None = None) -> ImageHeader:
     """Size, mode and format from the header alone; raises as ``decode_image``."""
     with _opened(source, name) as image:
-        width, height = image.size
-        if _turn(image) in (
-            Image.Transpose.TRANSPOSE,
-            Image.Transpose.ROTATE_270,
-            Image.Transpose.TRANSVERSE,
-            Image.Transpose.ROTATE_90,
-        ):
-            width, height = height, width
-        return ImageHeader(height, width, image.mode, image.format or "")
+        return _header(image.size, image.mode, image.format, _turn(image))
+
+
+def loses_half(header: ImageHeader, size: tuple[int, int]) -> bool:
+    """Whether the mode "crop" to ``size`` (height, width) takes away more than half of the image's area."""
+    ratio = (header.width * size[0]) / (header.height * size[1])
+    return min(ratio, 1 / ratio) < 0.5
+
+
+def crop_note(cut: int, images: int) -> str | None:
+    """A line for the user, unless ``cut`` (how many of ``images`` lose half) is small."""
+    return f"{cut} of {images} images lose more than half of their area to the centre crop" if cut > CUT_SHARE * images else None
+
+
+def _header(size: tuple[int, int], mode: str, format_name: str | None, turn: Image.Transpose | None) -> ImageHeader:
+    width, height = size[::-1] if turn in SIDEWAYS else size
+    return ImageHeader(height, width, mode, format_name or "")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,9 +12,10 @@ from typing import Literal
 import torch
 
 from sepnet.data._cache import DecodedFolder, DecodeSettings, decoded_folder
-from sepnet.data._decode import ImageHeader, read_header
+from sepnet.data._decode import ImageHeader, crop_note, read_header
+from sepnet.data._notes import NAMED
 from sepnet.data._parallel import ordered_map
-from sepnet.data._scan import FolderScan, scan_folder
+from sepnet.data._scan import FolderEntry, FolderScan, scan_folder
 from sepnet.data._types import RawData, ResizeMode, Split
 from sepnet.errors import DataError, ImageError, one_line
 
@@ -23,7 +25,6 @@ SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224)
 DEFAULT_LIMIT = 128  # larger images cost more than a CPU trains in an evening; who wants them says --size
 SAMPLE = 256
 TEST_FRACTION = 0.15
-NAMED = 5  # unreadable files named in a note
 
 
 def read_folder(
@@ -32,6 +33,8 @@ def read_folder(
     size: int | None = None,
     channels: int | None = None,
     mode: ResizeMode = "crop",
+    whole: bool = False,
+    classes: Sequence[str] | None = None,
     on_bad: Literal["skip", "error"] = "skip",
     cache_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -40,12 +43,14 @@ def read_folder(
 
     Raises:
         DataNotFoundError: no such folder.
-        DataError: fewer than two classes, no images, no readable image, a class without training images.
+        DataError: no images, no readable image, a class that is not among ``classes``; unless ``whole``, fewer than two classes or
+            a class without training images.
         ImageError: an unreadable file, with ``on_bad`` "error".
         OutputError: the cache of decoded images cannot be written.
     """
-    scan = scan_folder(root)
-    _require_classes(scan)
+    scan = scan_folder(root, whole=whole, classes=classes)
+    if not whole:
+        _require_classes(scan)
     settings = _settings(scan, size, channels, mode)
     decoded = decoded_folder(root, scan.entries, settings, cache_dir, progress)
     notes = list(scan.notes)
@@ -54,7 +59,13 @@ def read_folder(
             row, reason = next(iter(decoded.bad.items()))
             raise ImageError(f"{one_line(root / scan.entries[row].path)} {reason}")
         notes.append(_bad_note(scan, decoded.bad))
-    return _assemble(scan, decoded, settings, notes)
+    if not decoded.rows:
+        raise DataError(f"no image in {one_line(root)} can be read; run: sepnet data check {one_line(root)}")
+    if not whole:
+        _require_readable(scan, decoded)
+    kept = [scan.entries[row] for row in decoded.rows]
+    notes += _content_notes(kept, decoded)
+    return _assemble(scan, kept, decoded, settings, notes)
 
 
 def choose_size(headers: Sequence[ImageHeader], limit: int = DEFAULT_LIMIT) -> int:
@@ -96,11 +107,20 @@ def _require_classes(scan: FolderScan) -> None:
         )
     counts = scan.counts()
     if "train" not in counts:
-        raise DataError(f"no images in {one_line(scan.root / 'train')}")
+        raise DataError(f"no images for training in {one_line(scan.root)}; expected train/<class>/*.jpg")
     for split, per_class in counts.items():
         for name, count, trained in zip(scan.classes, per_class, counts["train"], strict=True):
             if count and not trained:
                 raise DataError(f"class '{name}' is in {split} but has no images in train, below {one_line(scan.root)}")
+
+
+def _require_readable(scan: FolderScan, decoded: DecodedFolder) -> None:
+    readable = {scan.entries[row].label for row in decoded.rows if scan.entries[row].split == "train"}
+    for label, name in enumerate(scan.classes):
+        if label not in readable:
+            raise DataError(
+                f"no image of class '{name}' in {one_line(scan.root)} can be read; run: sepnet data check {one_line(scan.root)}"
+            )
 
 
 def _bad_note(scan: FolderScan, bad: dict[int, str]) -> str:
@@ -109,36 +129,49 @@ def _bad_note(scan: FolderScan, bad: dict[int, str]) -> str:
     return f"{len(bad)} unreadable file(s) skipped: {', '.join(named)}{more}"
 
 
-def _assemble(scan: FolderScan, decoded: DecodedFolder, settings: DecodeSettings, notes: list[str]) -> RawData:
-    kept = [scan.entries[row] for row in decoded.rows]
-    labels = torch.tensor([entry.label for entry in kept], dtype=torch.int64)
-    readable = {entry.label for entry in kept if entry.split == "train"}
-    for label, name in enumerate(scan.classes):
-        if label not in readable:
-            raise DataError(
-                f"no image of class '{name}' in {one_line(scan.root)} can be read; run: sepnet data check {one_line(scan.root)}"
+def _content_notes(kept: Sequence[FolderEntry], decoded: DecodedFolder) -> list[str]:
+    """What the contents of the files tell: images with two labels, images to test on that are trained on, images cut in half."""
+    notes: list[str] = []
+    labels: dict[bytes, set[int]] = defaultdict(set)
+    trained: set[bytes] = set()
+    for entry, digest in zip(kept, decoded.digests, strict=True):
+        labels[digest].add(entry.label)
+        if entry.split == "train":
+            trained.add(digest)
+    torn = sum(len(labels[digest]) > 1 for digest in decoded.digests)
+    if torn:
+        notes.append(f"{torn} image(s) are byte for byte in more than one class, so some labels are wrong; see: sepnet data check")
+    for part in ("val", "test"):
+        digests = [digest for entry, digest in zip(kept, decoded.digests, strict=True) if entry.split == part]
+        leaked = sum(digest in trained for digest in digests)
+        if leaked:
+            notes.append(
+                f"{leaked} of the {len(digests)} {part} images are also in train, byte for byte: figures on {part} flatter"
             )
+    cropped = crop_note(decoded.cut, len(kept))
+    return [*notes, cropped] if cropped else notes
+
+
+def _assemble(
+    scan: FolderScan, kept: Sequence[FolderEntry], decoded: DecodedFolder, settings: DecodeSettings, notes: list[str]
+) -> RawData:
+    labels = torch.tensor([entry.label for entry in kept], dtype=torch.int64)
     splits: dict[str, Split] = {}
-    trained = {digest for entry, digest in zip(kept, decoded.digests, strict=True) if entry.split == "train"}
     start = 0
     for part in ("train", "val", "test"):  # the order in which the files were listed, so each split is one run of images
         stop = start + sum(entry.split == part for entry in kept)
         if stop > start:
             splits[part] = Split(decoded.images[start:stop], labels[start:stop])
-            leaked = sum(digest in trained for digest in decoded.digests[start:stop])
-            if part != "train" and leaked:
-                notes.append(
-                    f"{leaked} of the {stop - start} {part} images are also in train, byte for byte: figures on {part} flatter"
-                )
         start = stop
+    train = splits["train"] if "train" in splits else splits["test"]  # of a folder read whole
     return RawData(
         title=f"image folder {one_line(scan.root.resolve().name)}",
         classes=scan.classes,
-        train=splits["train"],
+        train=train,
         val=splits.get("val"),
         test=splits.get("test"),
         mode=settings.mode,
-        digests=decoded.digests[: len(splits["train"])],
+        digests=decoded.digests[: len(train)],
         fingerprint=_fingerprint(scan, decoded),
         test_fraction=TEST_FRACTION,
         notes=tuple(notes),

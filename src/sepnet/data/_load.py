@@ -16,6 +16,7 @@ from torch.nn import functional
 from sepnet.data._decode import LUMA
 from sepnet.data._folder import read_folder
 from sepnet.data._registry import datasets
+from sepnet.data._scan import class_numbers
 from sepnet.data._split import carve, image_digests
 from sepnet.data._types import MAX_SIDE, Dataset, Preprocessing, RawData, Split
 from sepnet.errors import ConfigError, DataNotFoundError, UnknownNameError, one_line
@@ -35,11 +36,13 @@ def load_dataset(
     size: int | None = None,
     val_fraction: float = 0.1,
     channels: int | None = None,
+    whole: bool = False,
+    classes: tuple[str, ...] | None = None,
     on_bad: Literal["skip", "error"] = "skip",
     cache_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """Read a registered data set, or an image folder, ready for training.
+    """Read a registered data set, or an image folder, ready for training; or ``whole``, to evaluate on.
 
     Args:
         name_or_path: a name of ``datasets``, or an image folder (root/{train,val,test}/<class>/ or root/<class>/). A path wins when
@@ -49,6 +52,9 @@ def load_dataset(
         size: side of the square images in pixels; None for the data set's own, or for a folder a size near its median.
         val_fraction: share of the training images to validate on, 0 for none; not used when the source has a validation split.
         channels: 1 or 3 to convert; None for the data set's own.
+        whole: carve nothing. Of an image folder one set is read, the first of root/{test,val,train}/<class>/ that is there or else
+            root/<class>/; it becomes ``test``, and ``train`` is the same. It may have one class only, and needs no training images.
+        classes: class names that number the labels, when the data may have some of them only; None for the data's own.
         on_bad: image folders: "skip" unreadable files with a note, or "error".
         cache_dir: image folders: where decoded images are kept; None for $XDG_CACHE_HOME/sepnet.
         progress: called with (images done, images in all) while an image folder is decoded.
@@ -56,19 +62,31 @@ def load_dataset(
     Raises:
         UnknownNameError: neither a data set nor a folder.
         DataNotFoundError: the data set's files, or the folder, are not there.
-        DataError: files that cannot be used.
+        DataError: files that cannot be used, or a class that is not among ``classes``.
         ConfigError: ``val_fraction``, ``size`` or ``channels`` out of range.
     """
     _check_options(seed, size, val_fraction, channels)
     text = os.fspath(name_or_path)
     if _is_path(text):
-        raw = read_folder(Path(text), size=size, channels=channels, on_bad=on_bad, cache_dir=cache_dir, progress=progress)
+        raw = read_folder(
+            Path(text),
+            size=size,
+            channels=channels,
+            whole=whole,
+            classes=classes,
+            on_bad=on_bad,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
         name = one_line(Path(text).resolve().name)
     else:
-        raw, name = datasets.get(text)(data_dir), text
+        raw, name = _renumbered(datasets.get(text)(data_dir), classes), text
     fingerprint = raw.fingerprint or _fingerprint(raw)
     raw = _convert(raw, size, channels)
-    raw = _carve_splits(raw, val_fraction, seed)
+    return _dataset(name, raw if whole else _carve_splits(raw, val_fraction, seed), fingerprint)
+
+
+def _dataset(name: str, raw: RawData, fingerprint: str) -> Dataset:
     return Dataset(
         name=name,
         title=raw.title,
@@ -80,6 +98,20 @@ def load_dataset(
         fingerprint=_with_settings(fingerprint, raw),
         notes=raw.notes,
     )
+
+
+def _renumbered(raw: RawData, classes: tuple[str, ...] | None) -> RawData:
+    """The data set with the labels that its classes have among ``classes``."""
+    if classes is None or classes == raw.classes:
+        return raw
+    numbers = torch.tensor(class_numbers(raw.classes, classes, raw.title))
+
+    def renumber(split: Split | None) -> Split | None:
+        return None if split is None else replace(split, labels=numbers[split.labels])
+
+    train = renumber(raw.train)
+    assert train is not None
+    return replace(raw, classes=classes, train=train, val=renumber(raw.val), test=renumber(raw.test))
 
 
 def _check_options(seed: int, size: int | None, val_fraction: float, channels: int | None) -> None:

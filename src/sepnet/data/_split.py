@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sepnet.data._notes import some
 from sepnet.data._types import Split
 
 __all__ = ["carve", "image_digests"]
@@ -41,23 +42,22 @@ def carve(
         part: what is being carved ("validation"), for the notes.
 
     Returns:
-        Indices kept and indices held out (int64, ascending), and notes on classes that are too small to divide.
+        Indices kept and indices held out (int64, ascending), and a note if there are classes too small to divide.
     """
     held_out: list[int] = []
-    notes: list[str] = []
+    undivided: list[str] = []
     rng = np.random.default_rng(np.random.SeedSequence([seed, len(digests)]))
     for label, groups in enumerate(_groups(labels.tolist(), digests, len(classes))):
         count = sum(map(len, groups))
         if len(groups) < 2:
             if count:
-                notes.append(
-                    f"class '{classes[label]}' has {count} distinct image(s), too few for a {part} split: all stay in training"
-                )
+                undivided.append(classes[label])
             continue
         held_out += _draw([groups[i] for i in rng.permutation(len(groups))], max(1, round(fraction * count)))
     mask = torch.zeros(len(labels), dtype=torch.bool)
     mask[torch.tensor(held_out, dtype=torch.int64)] = True
-    return (~mask).nonzero().view(-1), mask.nonzero().view(-1), tuple(notes)
+    few = f"{len(undivided)} class(es) have too few distinct images for a {part} split and stay in training: {some(undivided)}"
+    return (~mask).nonzero().view(-1), mask.nonzero().view(-1), (few,) if undivided else ()
 
 
 def _groups(labels: list[int], digests: Sequence[bytes], classes: int) -> list[list[list[int]]]:

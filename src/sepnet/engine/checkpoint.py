@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import tempfile
@@ -41,9 +42,8 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         temporary.replace(path)
         temporary = None
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its zip writer
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+    except OSError as error:
+        reason = error.strerror or one_line(error)
         kept = "; the earlier file is untouched" if path.exists() else ""
         raise OutputError(f"cannot write {one_line(path)}: {reason}{kept}") from error
     finally:
@@ -61,7 +61,9 @@ def remove_leftovers(folder: Path) -> None:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` (tensors, numbers, strings, lists, dicts) atomically. Raises OutputError."""
-    atomic_write(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    buffer = io.BytesIO()  # torch's own writer reports a full disk in words about its insides
+    torch.save({"format": FORMAT, **state}, buffer)
+    atomic_write(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

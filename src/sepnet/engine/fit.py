@@ -93,6 +93,7 @@ class _State(BaseModel):
     seconds: float = 0.0
     history: list[Row] = []
     best: float | None = None
+    best_loss: float = math.inf
     best_iteration: int | None = None
     stale: int = 0
 
@@ -245,7 +246,7 @@ class _Run:
             row |= {"eval_loss": result.loss, "eval_accuracy": result.accuracy}
             if config.tta:
                 row["eval_accuracy_tta"] = result.accuracy_tta
-            self._track_best(result.accuracy)
+            self._track_best(result)
         row["seconds"] = round(state.seconds, 2)
         state.history.append(row)
         if self.run_dir and self.fabric.is_global_zero:
@@ -253,12 +254,13 @@ class _Run:
         if self.reporter:
             self.reporter.evaluated(row)
 
-    def _track_best(self, accuracy: float) -> None:
+    def _track_best(self, result: EvalResult) -> None:
+        """The highest accuracy is the best; among equals, which are many on a small split, the lowest loss."""
         state = self.state
-        if state.best is not None and accuracy <= state.best:
+        if state.best is not None and (result.accuracy, -result.loss) <= (state.best, -state.best_loss):
             state.stale += 1
             return
-        state.best, state.best_iteration, state.stale = accuracy, state.iteration, 0
+        state.best, state.best_loss, state.best_iteration, state.stale = result.accuracy, result.loss, state.iteration, 0
         if self.config.keep == "best":
             self.best_weights = {name: t.clone() for name, t in self._scored().state_dict().items()}
 

@@ -1,8 +1,18 @@
 """From run records (JSON) to tables, plots and the report of a run."""
 
-from sepnet.report.plots import MAX_CLASSES, Curve, confusion_matrix, curve_of, paper_figure, training_curves
+from sepnet.report import _matplotlib as _matplotlib  # first: it imports matplotlib without its noise
+from sepnet.report.plots import (
+    MAX_CLASSES,
+    Curve,
+    confusion_matrix,
+    curve_of,
+    paper_figure,
+    run_confusion,
+    run_curves,
+    training_curves,
+)
 from sepnet.report.record import Environment, RunRecord, environment, load_record, save_record
-from sepnet.report.summary import run_summary, wilson_interval
+from sepnet.report.summary import kept_weights, run_summary, wilson_interval
 from sepnet.report.tables import (
     CountRow,
     MeanSd,
@@ -28,12 +38,15 @@ __all__ = [
     "counts_table_markdown",
     "curve_of",
     "environment",
+    "kept_weights",
     "load_record",
     "markdown_table",
     "mean_sd",
     "paper_figure",
     "paper_table_json",
     "paper_table_markdown",
+    "run_confusion",
+    "run_curves",
     "run_summary",
     "save_record",
     "training_curves",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sepnet.errors import one_line
 
-__all__ = ["MISSING", "bullet", "code_span", "escape", "human_count", "markdown_table", "percent", "signed"]
+__all__ = ["MISSING", "bullet", "code_span", "counted", "escape", "human_count", "markdown_table", "percent", "signed"]
 
 MISSING = "–"
 
@@ -76,6 +76,11 @@ def signed(value: float | None, digits: int = 2) -> str:
     if float(text) == 0:
         return text
     return f"{'+' if value > 0 else '−'}{text}"
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number and what it counts: "1 class", "1,294 images"."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def human_count(value: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sepnet.report._markdown import bullet, code_span, escape
+from sepnet.report._markdown import bullet, code_span, counted, escape
 from sepnet.report.record import Environment, RunRecord
 
 __all__ = ["TEST_AS_CURVE", "distinct", "provenance", "test_use"]
@@ -54,19 +54,15 @@ def _joined(values: Iterable[str]) -> str:
 
 def _hardware(e: Environment) -> str:
     memory = f", {e.memory_gib:g} GiB" if e.memory_gib is not None else ""
-    host = f"{e.processor}, {_plural(e.cores, 'core')}{memory}"
+    host = f"{e.processor}, {counted(e.cores, 'core')}{memory}"
     return f"{host} (no accelerator)" if e.device == "cpu" else f"{e.device}; host {host}"
 
 
 def _execution(e: Environment) -> str:
-    return f"{_plural(e.processes, 'process', 'processes')}, {_plural(e.threads, 'thread')} each, {e.precision}"
+    return f"{counted(e.processes, 'process', 'processes')}, {counted(e.threads, 'thread')} each, {e.precision}"
 
 
 def _versions(e: Environment) -> str:
     commit = f" (commit {e.commit})" if e.commit else ""
     packages = "".join(f", {name} {version}" for name, version in e.packages.items())
     return f"sepnet {e.sepnet}{commit}, Python {e.python}, torch {e.torch}{packages}, {e.platform}"
-
-
-def _plural(n: int, one: str, many: str | None = None) -> str:
-    return f"{n:,} {one if n == 1 else many or one + 's'}"

@@ -17,11 +17,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from sepnet.report._canvas import COLOURS, GREY, INK, LINES, MARKERS, SMALL, drawing, new_figure, png, safe
+from sepnet.report._markdown import counted
 from sepnet.report.record import RunRecord
 
-__all__ = ["MAX_CLASSES", "Curve", "confusion_matrix", "curve_of", "paper_figure", "training_curves"]
+__all__ = ["MAX_CLASSES", "Curve", "confusion_matrix", "curve_of", "paper_figure", "run_confusion", "run_curves", "training_curves"]
 
 MAX_CLASSES = 40
+# settings that change training images only, by their names in a configuration; each is off when 0, None or "off"
+AUGMENTATIONS = ("hflip", "shift", "cutout", "rotate", "scale", "brightness", "contrast", "saturation")
 
 
 @dataclass(frozen=True)
@@ -170,14 +173,44 @@ def _accuracy_limits(curves: Sequence[Curve], published: Mapping[str, float]) ->
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
+def run_curves(record: RunRecord) -> bytes:
+    """curves.png of one run: ``training_curves`` with what its reader must know.
+
+    Raises:
+        ValueError: the record has no history.
+    """
+    return training_curves(
+        record.history,
+        f"{record.model} on {record.data_title}",
+        evaluated_on=record.evaluated_on,
+        subtitle=_training_only(record.config),
+        kept=record.kept_best,
+    )
+
+
+def _training_only(config: Mapping[str, Any]) -> str:
+    """What keeps training from being compared with the evaluated split; empty when nothing does."""
+    smoothing = config.get("smoothing") or 0
+    augmented = any(config.get(name) not in (None, 0, "off") for name in AUGMENTATIONS)
+    parts = ([f"label smoothing {smoothing:g}"] if smoothing else []) + (["augmentation"] if augmented else [])
+    return f"The training loss includes {' and '.join(parts)}; that of the evaluated images does not." if parts else ""
+
+
 def training_curves(
-    history: Sequence[Mapping[str, Any]], title: str, *, evaluated_on: str | None = "val", subtitle: str = ""
+    history: Sequence[Mapping[str, Any]],
+    title: str,
+    *,
+    evaluated_on: str | None = "val",
+    subtitle: str = "",
+    kept: int | None = None,
 ) -> bytes:
     """Loss at the left, accuracy at the right, against iterations: training, and the split evaluated along the way.
 
     Args:
         history: rows as in ``RunRecord.history``; an absent or empty column is left out.
         evaluated_on: split of the ``eval_`` columns.
+        subtitle: what the reader must know.
+        kept: iteration whose weights were kept, marked by a thin vertical line; None: no mark.
 
     Raises:
         ValueError: the history has no row.
@@ -195,9 +228,12 @@ def training_curves(
             lines = {names[split]: line for split in names if (line := _draw_run(axes, history, split, quantity))}
             handles |= lines
             _scale_run(axes, quantity)
+            if kept is not None:
+                name = f"weights kept: iteration {kept:,}"
+                handles[name] = axes.axvline(kept, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
             axes.set(xlabel="iterations", ylabel=y_label)
         figure.legend(
-            handles=list(handles.values()), labels=list(handles), loc="lower center", ncols=2, handlelength=2.6, columnspacing=2.4
+            handles=list(handles.values()), labels=list(handles), loc="lower center", ncols=3, handlelength=2.6, columnspacing=2.4
         )
         return png(figure)
 
@@ -219,10 +255,15 @@ def _draw_run(axes: Axes, history: Sequence[Mapping[str, Any]], split: str, quan
 
 
 def _scale_run(axes: Axes, quantity: str) -> None:
-    axes.set_xlim(0, None)
+    """Limits and tick labels; a single evaluation, about which matplotlib would close in, stands on a scale from zero."""
+    (first, last), (low, high) = axes.dataLim.intervalx, axes.dataLim.intervaly
+    single = first == last and math.isfinite(high)
+    axes.set_xlim(0, 1.25 * last if single else None)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    low, high = axes.dataLim.intervaly
-    if quantity == "loss" and 0 < 20 * low < high < math.inf:
+    if single:
+        axes.set_ylim(0, 104 if quantity == "accuracy" else max(1.25 * high, 1e-3))
+    elif quantity == "loss" and 0 < 20 * low < high < math.inf:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the default would need math text
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -236,11 +277,25 @@ def _number(row: Mapping[str, Any], key: str) -> bool:
 # --- confusion matrix -------------------------------------------------------------------------------------------------
 
 
-def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str], *, title: str = "Confusion matrix") -> bytes:
+def run_confusion(record: RunRecord) -> bytes | None:
+    """confusion.png of one run, on its test split, else on validation; None without a matrix or above ``MAX_CLASSES`` classes."""
+    split = "test" if "test" in record.result else "val"
+    scores = record.result.get(split, {})
+    classes = [str(row["class"]) for row in scores.get("per_class", ())]
+    if "confusion" not in scores or not 1 <= len(classes) <= MAX_CLASSES:
+        return None
+    name = "validation" if split == "val" else split
+    title = f"Confusion matrix: {name} split, {counted(int(scores['images']), 'image')}"
+    return confusion_matrix(scores["confusion"], classes, title=title, data_title=record.data_title)
+
+
+def confusion_matrix(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], *, title: str = "Confusion matrix", data_title: str = ""
+) -> bytes:
     """Rows are the true classes, columns what the network said; the shade is the share of the row, in percent.
 
     Up to 15 classes each field also shows its number of images. Class names may hold anything; what the font lacks is shown as a
-    question mark behind the number of the class.
+    question mark behind the number of the class. ``data_title`` begins the line below the title.
 
     Raises:
         ValueError: not a square matrix with a name for each class, or more than ``MAX_CLASSES`` classes.
@@ -255,9 +310,9 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str],
     side = max(4.2, min(10.5, 0.23 * n if n > 15 else 0.52 * n))
     margin = 0.085 * max(len(name) for name in names)
     with drawing():
-        figure = new_figure(
-            side + margin + 1.7, side + margin + 1.3, title, "Rows: true class. Columns: class given by the network."
-        )
+        legend = "Rows: true class. Columns: class given by the network."
+        subtitle = f"{data_title}. {legend}" if data_title else legend
+        figure = new_figure(side + margin + 1.7, side + margin + 1.3, title, subtitle)
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
         axes.grid(visible=False)

@@ -53,6 +53,7 @@ class RunRecord(BaseModel):
         result: figures of the final weights by split: {"test": {"accuracy": .., "top5": .., "loss": .., "images": ..}, ...}.
         seconds: wall time of training and its evaluations, start-up and final test left out.
         config: the resolved configuration.
+        best_iteration: iteration with the best validation accuracy; None without validation, and in records of older versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +77,18 @@ class RunRecord(BaseModel):
     result: dict[str, dict[str, Any]]
     environment: Environment
     notes: list[str] = []
+    best_iteration: int | None = None
+
+    @property
+    def kept_best(self) -> int | None:
+        """Iteration whose weights validation chose (``keep`` is "best"); None where the weights are those of the last iteration."""
+        return self.best_iteration if self.config.get("keep") == "best" else None
+
+    @property
+    def batch_images(self) -> int | None:
+        """Images a step, over all processes: never more than there are to train on; None where the record names no batch."""
+        batch = self.config.get("batch_size")
+        return min(batch, self.train_images) if isinstance(batch, int) else None
 
 
 def environment(device: torch.device, precision: str, processes: int = 1) -> Environment:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
-from sepnet.report._markdown import bullet, escape, human_count, markdown_table, percent
+from sepnet.report._markdown import bullet, counted, escape, human_count, markdown_table, percent
 from sepnet.report._provenance import TEST_AS_CURVE, provenance
+from sepnet.report.plots import MAX_CLASSES
 from sepnet.report.record import RunRecord
 
-__all__ = ["run_summary", "wilson_interval"]
+__all__ = ["kept_weights", "run_summary", "wilson_interval"]
 
 WEAKEST, CONFUSIONS = 3, 5
 
@@ -38,6 +39,13 @@ def wilson_interval(correct: int, images: int, confidence: float = 0.95) -> tupl
     return low, high
 
 
+def kept_weights(record: RunRecord) -> str:
+    """Which weights the run ended with, where validation chose them; empty where they are those of the last iteration."""
+    if record.kept_best is None:
+        return ""
+    return f"weights of iteration {record.kept_best:,} of {record.iterations:,} (best on validation)"
+
+
 def run_summary(record: RunRecord) -> str:
     """report.md of one run; ends in a newline. Sections without figures are left out."""
     parts = [f"# {escape(record.model)} on {escape(record.data_title)}", *_what(record), "", "## Result", "", *_result(record)]
@@ -50,13 +58,11 @@ def run_summary(record: RunRecord) -> str:
 
 def _what(record: RunRecord) -> list[str]:
     c, h, w = record.input_shape
+    sizes = f"{counted(record.classes, 'class', 'classes')}, {counted(record.train_images, 'training image')}{_held_out(record)}"
+    fingerprint = escape(record.data_fingerprint[:12])
     lines = [
         "",
-        bullet(
-            "Data",
-            f"{escape(record.data_title)}: {record.classes:,} classes, {record.train_images:,} training images"
-            f"{_held_out(record)}, {c} × {h} × {w} (fingerprint {escape(record.data_fingerprint[:12])})",
-        ),
+        bullet("Data", f"{escape(record.data_title)}: {sizes}, {c} × {h} × {w} (fingerprint {fingerprint})"),
         bullet("Training", escape(_training(record))),
     ]
     return lines + [bullet("Note", escape(note)) for note in record.notes]
@@ -64,17 +70,20 @@ def _what(record: RunRecord) -> list[str]:
 
 def _held_out(record: RunRecord) -> str:
     names = {"val": "validation", "test": "test"}
-    return "".join(f", {record.result[s]['images']:,} {n} images" for s, n in names.items() if "images" in record.result.get(s, {}))
+    return "".join(
+        f", {counted(record.result[s]['images'], f'{n} image')}" for s, n in names.items() if "images" in record.result.get(s, {})
+    )
 
 
 def _training(record: RunRecord) -> str:
     config = record.config
     planned = config.get("iterations")
-    length = f"{record.iterations:,} iterations"
+    length = counted(record.iterations, "iteration")
     if isinstance(planned, int) and record.iterations < planned:
         length += f" of {planned:,} planned (stopped early)"
     parts = [f"recipe {config['recipe']}"] if config.get("recipe") else []
-    parts.append(f"{length} × {config['batch_size']:,} images" if config.get("batch_size") else length)
+    batch = record.batch_images
+    parts.append(length if batch is None else f"{length} × {counted(batch, 'image')}")
     for key, name in (("opt", "optimiser"), ("lr", "learning rate"), ("sched", "schedule"), ("seed", "seed")):
         if config.get(key) is not None:
             parts.append(f"{name} {config[key]}")
@@ -85,14 +94,15 @@ def _training(record: RunRecord) -> str:
 
 
 def _result(record: RunRecord) -> list[str]:
-    lines = []
+    kept = kept_weights(record)
+    lines = [bullet("Kept", kept)] if kept else []
     if "test" in record.result:
         lines += [*_scored("Test accuracy", record.result["test"]), "", _test_wording(record)]
     if "val" in record.result:
         if lines:
             lines.append("")
         lines += [*_scored("Validation accuracy", record.result["val"]), "", _validation_wording(record)]
-    return lines or ["Nothing was held out: how the network does on new images was not measured."]
+    return lines if record.result else ["Nothing was held out: how the network does on new images was not measured."]
 
 
 def _scored(name: str, scores: Mapping[str, Any]) -> list[str]:
@@ -112,7 +122,7 @@ def _interval(scores: Mapping[str, Any]) -> str:
     if not images:
         return ""
     low, high = wilson_interval(round(scores["accuracy"] / 100 * images), images)
-    return f" of {images:,} images (95 % interval {percent(100 * low)} to {percent(100 * high)}, for the choice of images)"
+    return f" of {counted(images, 'image')} (95 % interval {percent(100 * low)} to {percent(100 * high)}, for the choice of images)"
 
 
 def _test_wording(record: RunRecord) -> str:
@@ -146,7 +156,7 @@ def _chosen(record: RunRecord) -> str:
 
 def _weakest(scores: Mapping[str, Any], split: str) -> list[str]:
     rows = [row for row in scores.get("per_class", ()) if row.get("recall") is not None]
-    if not rows:
+    if all(row["recall"] == 100 for row in rows):
         return []
     rows = sorted(rows, key=lambda row: row["recall"])[:WEAKEST]
     body = [
@@ -158,15 +168,17 @@ def _weakest(scores: Mapping[str, Any], split: str) -> list[str]:
 
 
 def _confusions(scores: Mapping[str, Any], split: str) -> list[str]:
+    too_many = len(scores.get("per_class", ())) > MAX_CLASSES
+    unseen = ["", f"There is no confusion.png: it is drawn for up to {MAX_CLASSES} classes."] if too_many else []
     matrix: Sequence[Sequence[int]] = scores.get("confusion", ())
     pairs = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if i != j and n]
     if not pairs:
-        return []
+        return unseen
     names = [str(row["class"]) for row in scores.get("per_class", ())] or [f"class {i}" for i in range(len(matrix))]
     pairs = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:CONFUSIONS]
     body = [[names[i], names[j], f"{n:,}", percent(100 * n / sum(matrix[i]), 1)] for n, i, j in pairs]
     table = markdown_table(["class", "taken for", "images", "% of its class"], body)
-    return ["", f"## Most frequent confusions ({_split_name(split)})", "", table]
+    return ["", f"## Most frequent confusions ({_split_name(split)})", "", table, *unseen]
 
 
 def _split_name(split: str) -> str:
@@ -188,7 +200,7 @@ def _cost(record: RunRecord) -> list[str]:
 
 
 def _speed(record: RunRecord) -> str:
-    batch = record.config.get("batch_size")
-    if not isinstance(batch, int) or record.seconds <= 0:
+    batch = record.batch_images
+    if batch is None or record.seconds <= 0:
         return ""
     return f": {record.iterations * batch / record.seconds:,.0f} training images/s"
