@@ -115,22 +115,33 @@ def _write_figure(plan: Plan, number: int, found: Mapping[str, RunRecord]) -> li
     table = plan.paper.tables[figure.table]
     panels = {}
     titles: set[str] = set()
+    counts: set[int] = set()
     for recipe in plan.recipes:
         curves = []
         for model, published in table.rows.items():
             runs = _runs(plan, figure.table, model, recipe, found)
             titles.update(run.data_title for run in runs)
             if runs:
+                counts.add(len(runs))
                 curves.append(curve_of(published.label, runs))
         panels[recipe] = curves
     if not any(panels.values()):
         return []
     ends = {p.label: p.accuracy for p in table.rows.values() if p.accuracy is not None}
     caption = figure.caption.replace(table.caption, ", ".join(sorted(titles)))
-    subtitle = f"{plan.paper.reference}; lines: mean over seeds, bands: their range; markers: the paper's end points"
+    subtitle = (
+        f"{plan.paper.name}; lines: mean of {_seeds(counts, plan.seeds)}, bands: their range; markers: the paper's end points"
+    )
     path = plan.output / f"figure-{number}.png"
     _write(path, paper_figure(f"Figure {number}. {caption}", panels, ends, subtitle=subtitle))
     return [path]
+
+
+def _seeds(counts: set[int], wanted: int) -> str:
+    """ "3 seeds", or how many there are so far."""
+    if counts == {wanted}:
+        return f"{wanted} seeds"
+    return f"{'-'.join(map(str, sorted({min(counts), max(counts)})))} of {wanted} seeds"
 
 
 def _write(path: Path, content: bytes) -> None:
