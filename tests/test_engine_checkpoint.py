@@ -222,15 +222,17 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
 
 def test_a_full_disk_during_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(checkpoint_seconds=0, ema=0.9)
-    real, left = torch.save, iter(range(5))
+    left = iter(range(5))
 
-    def fills_up(content: object, file: Any) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fills_up(path: Path, content: dict[str, Any]) -> None:
         if next(left, None) is None:
-            file.write(b"half of it")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(content, file)
+            monkeypatch.setattr(os, "fsync", full)
+        save_checkpoint(path, content)
 
-    monkeypatch.setattr("torch.save", fills_up)
+    monkeypatch.setattr("sepnet.engine.fit.save_checkpoint", fills_up)
     with pytest.raises(OutputError, match=r"last\.pt: No space left on device"):
         run(settings, run_dir=tmp_path)
     monkeypatch.undo()

@@ -129,9 +129,7 @@ def _write_figure(plan: Plan, number: int, found: Mapping[str, RunRecord]) -> li
         return []
     ends = {p.label: p.accuracy for p in table.rows.values() if p.accuracy is not None}
     caption = figure.caption.replace(table.caption, ", ".join(sorted(titles)))
-    subtitle = (
-        f"{plan.paper.name}; lines: mean of {_seeds(counts, plan.seeds)}, bands: their range; markers: the paper's end points"
-    )
+    subtitle = f"{plan.paper.name}; lines: mean of {_seeds(counts, plan.seeds)}, bands: their range; markers: the paper's end"
     path = plan.output / f"figure-{number}.png"
     _write(path, paper_figure(f"Figure {number}. {caption}", panels, ends, subtitle=subtitle))
     return [path]
