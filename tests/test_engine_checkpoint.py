@@ -232,7 +232,7 @@ def test_a_full_disk_during_training(tmp_path: Path, monkeypatch: pytest.MonkeyP
             monkeypatch.setattr(os, "fsync", full)
         save_checkpoint(path, content)
 
-    monkeypatch.setattr("sepnet.engine.fit.save_checkpoint", fills_up)
+    monkeypatch.setattr(sys.modules["sepnet.engine.fit"], "save_checkpoint", fills_up)  # the function fit hides the module
     with pytest.raises(OutputError, match=r"last\.pt: No space left on device"):
         run(settings, run_dir=tmp_path)
     monkeypatch.undo()
