@@ -4,8 +4,8 @@
     python benchmarks/augment.py --batch-size 512 --threads 4 --json augment.json
 
 A batch is fetched by index from 10,000 random uint8 images, augmented and normalised to float32 with channels innermost, as
-TrainLoader does it. The training step beside it (forward, backward, SGD, no loading) is measured in the same run, in turns with the
-batches, so that a busy machine slows both. Warm-up stays outside the clock.
+TrainLoader does it. The training step beside it (forward, backward, SGD, no loading, in the engine's own precision and layout) is
+measured in the same run, in turns with the batches, so that a busy machine slows both. Warm-up stays outside the clock.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from sepnet.data import AugmentConfig, Preprocessing, Split, TrainLoader
+from sepnet.engine import FitConfig, build_optimizer, make_fabric
+from sepnet.engine.devices import keep_large_buffers
 from sepnet.models import create_model
 from sepnet.report import environment, markdown_table
 
@@ -59,14 +61,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def training_step(args: argparse.Namespace) -> Callable[[int], object]:
     model = create_model(args.model, num_classes=10, in_channels=3, input_size=args.size)
-    model = model.to(args.device, memory_format=torch.channels_last).train()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    keep_large_buffers()
+    fabric = make_fabric(args.device)  # bf16 where the processor has it: the step that the engine takes
+    model, optimiser = fabric.setup(
+        model.to(memory_format=torch.channels_last).train(), build_optimizer(model, FitConfig(nesterov=True, lr=0.01))
+    )
     x = torch.randn(args.batch_size, 3, args.size, args.size, device=args.device).contiguous(memory_format=torch.channels_last)
     y = torch.randint(10, (args.batch_size,), device=args.device)
 
     def step(_: int) -> None:
         optimiser.zero_grad()
-        cross_entropy(model(x), y).backward()
+        fabric.backward(cross_entropy(model(x).float(), y))
         optimiser.step()
 
     return step
