@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,41 @@ def test_report_only_draws_what_is_recorded_and_runs_nothing(tmp_path: Path) -> 
     table = (tmp_path / "runs/small/table-1.md").read_text()
     assert "1 of 8, 2 wanted" in table
     assert "(1 of 2)" in table
+
+
+def test_a_run_killed_before_its_record_is_not_run_again(tmp_path: Path) -> None:
+    words = ("reproduce", "small", "--seeds", 1, "--recipes", "plain", "--models", "mobilenet_units")
+    folder, kept = tmp_path / "runs/small/digits-mobilenet_units-plain-seed0", tmp_path / "last.pt"
+    unlink = Path.unlink
+
+    def keep(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "last.pt" and path.exists():
+            shutil.copy(path, kept)
+        unlink(path, missing_ok=missing_ok)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", keep)
+        invoke(*words)
+    shutil.copy(kept, folder / "last.pt")
+    record = tmp_path / "runs/small/records" / f"{folder.name}.json"
+    before = json.loads(record.read_text())
+    record.unlink()
+    invoke(*words)
+    after = json.loads(record.read_text())
+    assert after["seconds"] == before["seconds"]  # the first run's own time: nothing was trained again
+    assert after["history"] == before["history"]
+
+
+def test_a_changed_recipe_leaves_nothing_of_the_old_run(tmp_path: Path) -> None:
+    words = ("reproduce", "small", "--seeds", 1, "--recipes", "plain", "--models", "mobilenet_units")
+    invoke(*words)
+    folder = tmp_path / "runs/small/digits-mobilenet_units-plain-seed0"
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("lr: 0.05", "lr: 0.06"))
+    (tmp_path / "runs/small/records" / f"{folder.name}.json").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sepnet.api._run.fit", lambda *_, **__: (_ for _ in ()).throw(Interrupted(7, None)))
+        invoke(*words, exit_code=130)
+    assert not (folder / "run.json").exists()
 
 
 def test_dry_run_json() -> None:

@@ -72,6 +72,7 @@ def _run(experiment: Experiment, agreed: Plan, device: str, reporter: Reporter |
 
 def _resume_or_start(train: Callable[[bool], RunRecord], experiment: Experiment, folder: Path) -> RunRecord:
     if (folder / "last.pt").exists() and _same_config(experiment, folder):
+        (folder / "run.json").unlink(missing_ok=True)  # killed between the run's end and its record: its end comes again
         try:
             return train(True)
         except CheckpointError:

@@ -96,6 +96,8 @@ def _train_and_report(
     costs = count(model, _input_shape(dataset))
     train = train_loader(config, dataset, fabric)
     if fabric.is_global_zero and not resume:
+        for stale in ("run.json", "last.pt"):  # of an earlier run: they would pass this one off as finished, or as begun
+            (folder / stale).unlink(missing_ok=True)
         save_yaml(config, folder / "config.yaml")  # also shows at once whether the folder can be written
     result = fit(
         model,
