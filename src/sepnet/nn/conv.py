@@ -1,11 +1,12 @@
-"""Convolution with batch normalisation and ReLU, and the depthwise convolution, as every network here uses them."""
+"""Depthwise convolution, and convolution with batch normalisation and ReLU, as every network here uses them."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-__all__ = ["ConvBNReLU", "check_positive", "depthwise"]
+from sepnet.nn.norm import BatchNormReLU
+
+__all__ = ["ConvBNReLU", "DepthwiseConv2d", "check_positive", "depthwise"]
 
 
 def check_positive(**values: int) -> None:
@@ -15,36 +16,54 @@ def check_positive(**values: int) -> None:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
-def depthwise(channels: int, kernel_size: int = 3, *, padding: int | None = None, dilation: int = 1) -> nn.Conv2d:
-    """One filter a channel (Howard et al. 2017, MobileNets, Eq. 3), stride 1, no bias.
+class DepthwiseConv2d(nn.Conv2d):
+    """One filter a channel (Howard et al. 2017, MobileNets, Eq. 3): ``nn.Conv2d`` with as many groups as channels.
 
-    Shape: (B, C, H, W) -> (B, C, H', W'); H' = H for the default padding and an odd kernel.
+    Shape: (B, C, H, W) -> (B, C, H', W').
+    """
+
+
+def depthwise(
+    channels: int,
+    kernel_size: int = 3,
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    dilation: int = 1,
+    bias: bool = False,
+) -> DepthwiseConv2d:
+    """One filter a channel (Howard et al. 2017, MobileNets, Eq. 3).
+
+    Args:
+        padding: zeros on each side; the default keeps the size at stride 1 for an odd kernel.
+
+    Shape: (B, C, H, W) -> (B, C, H', W'); H' = ceil(H / stride) for the default padding and an odd kernel.
     """
     pad = dilation * (kernel_size - 1) // 2 if padding is None else padding
-    return nn.Conv2d(channels, channels, kernel_size, padding=pad, dilation=dilation, groups=channels, bias=False)
+    return DepthwiseConv2d(
+        channels, channels, kernel_size, stride=stride, padding=pad, dilation=dilation, groups=channels, bias=bias
+    )
 
 
 class ConvBNReLU(nn.Module):
-    """k x k convolution ('same' padding, stride 1, no bias: the normalisation has one), batch normalisation, ReLU.
+    """k x k convolution ('same' padding, no bias: the normalisation has one), batch normalisation, ReLU.
 
     Args:
-        relu: False leaves the ReLU out, for a caller that applies it after max pooling, where it costs a quarter: the two
-            commute, values and gradients alike, because ReLU is monotone.
+        pool: 2x2 max pooling as well (see ``BatchNormReLU``).
 
-    Shape: (B, in_channels, H, W) -> (B, out_channels, H, W) for an odd kernel.
+    Shape: (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)) for an odd kernel; half with pool.
 
     Raises:
-        ValueError: a channel count or the kernel size is less than 1.
+        ValueError: a channel count, the kernel size or the stride is less than 1.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, *, relu: bool = True) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, *, stride: int = 1, pool: bool = False) -> None:
         super().__init__()
-        check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels)
-        self.relu = relu
+        check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False)
+        self.bn = BatchNormReLU(out_channels, pool=pool)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
         y: Tensor = self.bn(self.conv(x))
-        return F.relu(y, inplace=True) if self.relu else y
+        return y

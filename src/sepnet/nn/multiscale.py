@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sepnet.nn.conv import check_positive, depthwise
+from sepnet.nn.norm import BatchNormReLU
 
 __all__ = ["Border", "Merge", "MultiScaleUnit"]
 
@@ -61,8 +62,7 @@ class MultiScaleUnit(nn.Module):
         self.dw_large2 = depthwise(in_channels, padding=1 - self.pad)
         merged = 2 * in_channels if merge == "concat" else in_channels
         self.pw = nn.Conv2d(merged, self.out_channels, 1, bias=False)
-        self.bn = nn.BatchNorm2d(self.out_channels)
-        self.pool = nn.MaxPool2d(2)
+        self.bn = BatchNormReLU(self.out_channels, pool=True)
 
     def stacked(self, x: Tensor) -> Tensor:
         """The branch of two depthwise layers, (B, C, H, W) -> (B, C, H, W); with border="once" it is one 5x5 convolution."""
@@ -78,4 +78,5 @@ class MultiScaleUnit(nn.Module):
             merged = torch.cat([x + small, x + large] if self.residual else [small, large], dim=1)
         else:
             merged = x + small + large if self.residual else small + large
-        return F.relu(self.pool(self.bn(self.pw(merged))), inplace=True)  # ReLU last: see ConvBNReLU
+        y: Tensor = self.bn(self.pw(merged))
+        return y

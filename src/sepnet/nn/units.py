@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sepnet.nn.conv import ConvBNReLU, check_positive, depthwise
+from sepnet.nn.norm import BatchNormReLU
 
 __all__ = ["InceptionUnit", "SeparableUnit", "StandardUnit"]
 
@@ -20,12 +20,12 @@ class StandardUnit(nn.Module):
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
         self.out_channels = width
-        self.conv = ConvBNReLU(in_channels, width, 3, relu=False)
-        self.pool = nn.MaxPool2d(2)
+        self.conv = ConvBNReLU(in_channels, width, 3, pool=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, H//2, W//2)."""
-        return F.relu(self.pool(self.conv(x)), inplace=True)
+        y: Tensor = self.conv(x)
+        return y
 
 
 class SeparableUnit(nn.Module):
@@ -42,12 +42,12 @@ class SeparableUnit(nn.Module):
         self.out_channels = width
         self.dw = depthwise(in_channels)
         self.pw = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.bn = nn.BatchNorm2d(width)
-        self.pool = nn.MaxPool2d(2)
+        self.bn = BatchNormReLU(width, pool=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, H//2, W//2)."""
-        return F.relu(self.pool(self.bn(self.pw(self.dw(x)))), inplace=True)  # ReLU last: see ConvBNReLU
+        y: Tensor = self.bn(self.pw(self.dw(x)))
+        return y
 
 
 class InceptionUnit(nn.Module):
