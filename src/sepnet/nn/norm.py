@@ -1,0 +1,29 @@
+"""Batch normalisation together with what follows it in these networks: ReLU, and 2x2 max pooling before it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["BatchNormReLU"]
+
+
+class BatchNormReLU(nn.BatchNorm2d):
+    """Batch normalisation, 2x2 max pooling (with ``pool``), ReLU: one module, so that one pass over the memory can do it.
+
+    Pooling stands before the ReLU, where the ReLU costs a quarter: the two commute, values and gradients alike, because ReLU
+    is monotone. The state dict is that of ``nn.BatchNorm2d``.
+
+    Shape: (B, C, H, W) -> (B, C, H, W), or (B, C, H//2, W//2) with pool.
+    """
+
+    def __init__(self, num_features: int, *, pool: bool = False) -> None:
+        super().__init__(num_features)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), or (B, C, H//2, W//2) with pool."""
+        y = super().forward(x)
+        if self.pool:
+            y = F.max_pool2d(y, 2)
+        return F.relu(y, inplace=True)
