@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from sepnet.kernels import batch_norm_relu
 
 __all__ = ["BatchNormReLU"]
 
@@ -23,7 +24,19 @@ class BatchNormReLU(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), or (B, C, H//2, W//2) with pool."""
-        y = super().forward(x)
-        if self.pool:
-            y = F.max_pool2d(y, 2)
-        return F.relu(y, inplace=True)
+        momentum = self.momentum if self.momentum is not None else 0.0
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # the plain average of all batches
+                momentum = 1.0 / float(self.num_batches_tracked)
+        return batch_norm_relu(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            training=self.training or self.running_mean is None,
+            momentum=momentum,
+            eps=self.eps,
+            pool=self.pool,
+        )
