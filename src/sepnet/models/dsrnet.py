@@ -51,7 +51,7 @@ READINGS = (
     "the stem is Table 1's for images of 128 pixels and more (stem='imagenet': 7x7, stride 2, dilation 3, pooling); what the "
     "paper had for 32x32 is not said: here stem='small', a 3x3 convolution of stride 1 without dilation",
 )
-SOURCE = "conclusion and Fig. 2 (for the 100 classes of CIFAR-100)"
+SOURCE = "conclusion and Fig. 2"
 
 
 def _dilated_depthwise(width: int, stride: int) -> nn.Conv2d:
