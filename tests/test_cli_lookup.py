@@ -16,7 +16,7 @@ from sepnet.models import list_models, model_card
 def test_models_lists_every_network() -> None:
     text = invoke("models").stdout
     for name in list_models():
-        row = next(line for line in text.splitlines() if line.startswith(name))
+        row = next(line for line in text.splitlines() if line.startswith(f"{name} "))
         assert f"{model_card(name).params_trainable:,}" in row
 
 
@@ -26,8 +26,22 @@ def test_models_as_json() -> None:
     assert all(entry["macs"] == model_card(entry["name"]).macs for entry in found)
 
 
+def test_info_compares_with_what_was_published() -> None:
+    text = invoke("info", "vgg16").stdout
+    for part in ("1,000 classes", "138,357,544", "138,000,000", "+0.3 %", "Sun et al. 2020"):
+        assert part in text
+    odd = invoke("info", "separable_cnn_printed").stdout
+    assert "here +99.4 %: the text counts the block of 512 channels once" in odd
+    assert json.loads(invoke("info", "vgg16", "--json").stdout)["published"][0]["value"] == 138e6
+
+
+def test_info_of_another_network_is_not_compared() -> None:
+    for words in (("--classes", 10), ("--input", "3x32x32"), ("--model-kwargs", "dropout=0.1")):
+        assert "138,000,000" not in invoke("info", "vgg16", *words).stdout
+
+
 def test_models_without_a_match() -> None:
-    assert "multiscale_concat" in error_of("models", "resnet")
+    assert "multiscale_concat" in error_of("models", "densenet")
 
 
 @pytest.mark.parametrize("name", list_models())

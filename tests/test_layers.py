@@ -38,7 +38,7 @@ STRANGERS = 2  # folders of this layer never import one another
 MAX_FILE, MAX_NETWORK_FILE, MAX_FUNCTION = 400, 250, 60
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-WRITTEN = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
+WRITTEN = [*SOURCES, *(path for folder in ("tests", "benchmarks", "examples") for path in sorted((ROOT / folder).rglob("*.py")))]
 
 
 def name_of(path: Path) -> str:

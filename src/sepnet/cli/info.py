@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +16,7 @@ from sepnet.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from sepnet.measure import Counts
-    from sepnet.models import ModelCard
+    from sepnet.models import ModelCard, PublishedCount
 
 __all__ = ["info"]
 
@@ -29,29 +31,32 @@ def info(
         typer.Option("--input", metavar="CxHxW", rich_help_panel=flag.NETWORK, help="Image, e.g. 3x32x32; else the network's own."),
     ] = None,
     classes: Annotated[
-        int, typer.Option("--classes", metavar="N", rich_help_panel=flag.NETWORK, help="Outputs.", show_default=True)
-    ] = 10,
+        int | None, typer.Option("--classes", metavar="N", rich_help_panel=flag.NETWORK, help="Outputs; else the network's own.")
+    ] = None,
     model_options: flag.ModelOptions = None,
     json: flag.Json = False,
 ) -> None:
     """Show a network's card, its parameters and multiply-accumulates (MACs), in all and layer by layer."""
     from sepnet.models import models
 
+    entry = models.get(model)
+    classes = entry.card.num_classes if classes is None else classes
     if classes < 1:
         raise ConfigError(f"--classes must be at least 1, got {classes}")
-    entry = models.get(model)
     shape = input_shape(input_text, "--input") if input_text is not None else entry.card.native_size
     options = key_values(model_options or (), "--model-kwargs")
     costs = _count(model, shape, classes, options)
     published = _published(entry.card, options.get("units", entry.options.get("units")))
+    as_published = not options and (shape, classes) == (entry.card.native_size, entry.card.num_classes)
+    printed = entry.card.published if as_published else ()
     out = Output(json)
     if json:
         keys = ("paper", "where", "summary", "readings", "published_note")
         card = {key: getattr(entry.card, key) for key in keys}
-        counts = costs.to_dict()
-        out.json({"model": model, "classes": classes, "options": options, **card, "published_params": published, **counts})
+        counts = {"published_params": published, "published": [asdict(p) for p in printed], **costs.to_dict()}
+        out.json({"model": model, "classes": classes, "options": options, **card, **counts})
         return
-    out.facts(_facts(model, entry.card, costs, published, classes))
+    out.facts(_facts(model, entry.card, costs, published, printed, classes))
     out.line()
     rows = [[row.name, row.kind, shape_text(row.output_shape), f"{row.params:,}", f"{row.macs:,}"] for row in costs.layers]
     out.table(["layer", "type", "output", "parameters", "MACs"], rows, right=(3, 4), optional=(2, 1))
@@ -59,6 +64,8 @@ def info(
 
 def _count(model: str, shape: Shape, classes: int, options: dict[str, Any]) -> Counts:
     """Build the network for ``shape`` and count it. Raises ConfigError when the network does not take such an image."""
+    import torch
+
     from sepnet.measure import count
     from sepnet.models import create_model, models
 
@@ -68,9 +75,10 @@ def _count(model: str, shape: Shape, classes: int, options: dict[str, Any]) -> C
         if height != width:
             raise ConfigError(f"--input {shape_text(shape)}: {model} takes square images")
         options.setdefault("input_size", height)
-    network = create_model(model, num_classes=classes, in_channels=channels, **options)
     try:
-        return count(network, shape)
+        with torch.device("meta"):  # shapes without values: the largest network is counted at once, in no memory
+            network = create_model(model, num_classes=classes, in_channels=channels, **options)
+            return count(network, shape)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"--input {shape_text(shape)}: {model} does not take such an image ({one_line(error, 100)})") from error
 
@@ -82,7 +90,9 @@ def _published(card: ModelCard, units: object) -> int | None:
     return card.published_params(tuple(units))
 
 
-def _facts(model: str, card: ModelCard, costs: Counts, published: int | None, classes: int) -> list[tuple[str, str]]:
+def _facts(
+    model: str, card: ModelCard, costs: Counts, published: int | None, printed: Sequence[PublishedCount], classes: int
+) -> list[tuple[str, str]]:
     facts = [
         ("model", f"{model}: {card.summary}"),
         ("paper", f"{card.paper}, {card.where}"),
@@ -92,4 +102,14 @@ def _facts(model: str, card: ModelCard, costs: Counts, published: int | None, cl
     ]
     if published is not None:
         facts.append(("published", f"{published:,} parameters as the paper counts them ({card.published_note})"))
+    facts += [("published", _published_text(p, costs)) for p in printed]
     return facts + [("reading", reading) for reading in card.readings]
+
+
+def _published_text(published: PublishedCount, costs: Counts) -> str:
+    """ "138,000,000 trainable parameters (Table 2); here +0.3 %", and why, where the card says."""
+    what = {"params_trainable": "trainable parameters", "params_total": "parameters in all", "macs": "MACs"}[published.quantity]
+    percent = 100 * (getattr(costs, published.quantity) / published.value - 1)
+    off = f"{percent:+.1f} %" if abs(percent) >= 0.05 else "the same"
+    reason = f": {published.difference}" if published.difference else ""
+    return f"{published.value:,.0f} {what} ({published.source}); here {off}{reason}"

@@ -21,7 +21,7 @@ def models(
     ] = None,
     json: flag.Json = False,
 ) -> None:
-    """List the networks with their size and cost at their own image size, for 10 classes."""
+    """List the networks with their size and cost at their own image size and number of classes."""
     from sepnet.models import list_models, model_card
 
     names = list_models(pattern)
@@ -30,16 +30,23 @@ def models(
     cards = [(name, model_card(name)) for name in names]
     out = Output(json)
     if json:
-        keys = ("params_trainable", "params_total", "macs", "native_size", "paper", "where", "summary")
+        keys = ("params_trainable", "params_total", "macs", "native_size", "num_classes", "paper", "where", "summary")
         out.json([{"name": name, **{key: getattr(card, key) for key in keys}} for name, card in cards])
         return
     for paper in dict.fromkeys(card.paper for _, card in cards):
         rows = [
-            [name, f"{card.params_trainable:,}", human_count(card.macs), shape_text(card.native_size), card.summary]
+            [
+                name,
+                f"{card.params_trainable:,}",
+                human_count(card.macs),
+                shape_text(card.native_size),
+                f"{card.num_classes:,}",
+                card.summary,
+            ]
             for name, card in cards
             if card.paper == paper
         ]
         out.line(paper, style="bold")
-        out.table(["model", "parameters", "MACs", "image", "what"], rows, right=(1, 2), optional=(3, 4, 2))
+        out.table(["model", "parameters", "MACs", "image", "classes", "what"], rows, right=(1, 2, 4), optional=(4, 3, 5, 2))
         out.line()
     out.line(f"more of one: sepnet info {names[0]}", style="dim")

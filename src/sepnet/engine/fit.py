@@ -17,7 +17,6 @@ from typing import Any, NoReturn, Protocol
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sepnet.engine._history import Row, write_history
 from sepnet.engine._interrupt import StopRequest
@@ -27,6 +26,7 @@ from sepnet.engine.config import FitConfig
 from sepnet.engine.devices import Fabric, keep_large_buffers
 from sepnet.engine.ema import Ema
 from sepnet.engine.evaluate import Batches, EvalResult, evaluate
+from sepnet.engine.loss import classification_loss
 from sepnet.engine.optim import build_optimizer
 from sepnet.engine.schedule import lr_factor
 from sepnet.errors import CheckpointError, NonFiniteLossError, one_line
@@ -114,7 +114,7 @@ def fit(
     """Train ``model`` on ``loader`` and return it with its history.
 
     Args:
-        model: (B, C, H, W) -> logits (B, num_classes).
+        model: (B, C, H, W) -> logits (B, num_classes); while training maybe a tuple, see ``classification_loss``.
         evaluation: split scored every ``config.eval_every`` iterations and at the end; needed for patience and keep="best".
         run_dir: where last.pt and metrics.csv go; None keeps nothing on disk.
         identity: what must be equal for a checkpoint to be resumed (network, data fingerprint, ...), compared key by key; the
@@ -214,8 +214,7 @@ class _Run:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         x, y = self.loader.batch(iteration)
-        logits = self.wrapped(x)
-        loss = F.cross_entropy(logits.float(), y, label_smoothing=self.config.smoothing)
+        loss, logits = classification_loss(self.wrapped(x), y, self.config.smoothing)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.config.clip_grad:

@@ -7,7 +7,7 @@ from typing import Protocol, cast
 
 from torch import Tensor, nn
 
-from sepnet.models._network import FeatureInfo, StagedNetwork
+from sepnet.models._network import FeatureInfo, SequentialNetwork, StagedNetwork
 from sepnet.nn.conv import check_positive
 from sepnet.nn.head import FlattenMLPHead
 
@@ -63,4 +63,4 @@ def stack_units(
         stages.append(cast(nn.Module, stage))
         info.append(FeatureInfo(channels, 2 ** (i + 1), f"stages.{i}"))
     head = FlattenMLPHead(channels * size * size, num_classes)
-    return StagedNetwork(stages, head, info, in_channels=in_channels, input_size=input_size, num_classes=num_classes)
+    return SequentialNetwork(stages, head, info, in_channels=in_channels, input_size=input_size, num_classes=num_classes)

@@ -57,10 +57,12 @@ def depthwise(
 
 
 class ConvBNReLU(nn.Module):
-    """k x k convolution ('same' padding, no bias: the normalisation has one), batch normalisation, ReLU.
+    """k x k convolution ('same' padding), batch normalisation, ReLU.
 
     Args:
         pool: 2x2 max pooling as well (see ``BatchNormReLU``).
+        bias: of the convolution; the normalisation undoes it, so it is off unless a published count holds it.
+        eps: added to the variance.
 
     Shape: (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)) for an odd kernel; half with pool.
 
@@ -68,11 +70,22 @@ class ConvBNReLU(nn.Module):
         ValueError: a channel count, the kernel size or the stride is less than 1.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, *, stride: int = 1, pool: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        pool: bool = False,
+        bias: bool = False,
+        eps: float = 1e-5,
+    ) -> None:
         super().__init__()
         check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=bias)
         self.bn = BatchNormReLU(out_channels, pool=pool)
+        self.bn.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
