@@ -607,7 +607,7 @@ static void depthwise_forward(const sepnet_depthwise *conv, const void *x, const
     plane p = input_plane(conv, 0, conv->out_h);
     for (int j = 0; j < conv->branches; j++) forward_taps(conv, p, j, &s.classes[j]);
     pack_weights(&s, weight);
-    sepnet_run_parts(forward_part, &s, s.parts);
+    sepnet_run_parts(forward_part, &s, s.parts, conv->threads);
 }
 
 static void depthwise_backward(const sepnet_depthwise *conv, const void *x, const float *weight, const void *grad, void *grad_x,
@@ -621,6 +621,6 @@ static void depthwise_backward(const sepnet_depthwise *conv, const void *x, cons
         for (int64_t c = 0; c < conv->stride_w; c++)
             backward_taps(conv, p, s.grad_floats, r, c, &s.classes[r * conv->stride_w + c]);
     pack_weights(&s, weight);
-    sepnet_run_parts(backward_part, &s, s.parts);
+    sepnet_run_parts(backward_part, &s, s.parts, conv->threads);
     if (grad_weight) unpack_weight_gradient(&s, grad_weight);
 }

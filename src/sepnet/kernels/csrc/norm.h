@@ -218,7 +218,7 @@ static void apply_part(void *context, int64_t part) {
 static void norm_apply(const sepnet_norm *norm, const void *x, const float *scale, const float *shift, void *y, uint8_t *argmax) {
     norm_job s = make_norm_job(norm, norm->pool);
     s.x = x, s.scale = scale, s.shift = shift, s.out = y, s.argmax_out = argmax;
-    sepnet_run_parts(apply_part, &s, s.parts);
+    sepnet_run_parts(apply_part, &s, s.parts, norm->threads);
 }
 
 /* Normalisation as one multiplication and one addition a value. */
@@ -234,7 +234,7 @@ static void norm_forward(const sepnet_norm *norm, const void *x, const float *ga
                          const sepnet_running *running, float *mean, float *invstd, void *y, uint8_t *argmax, void *workspace) {
     norm_job s = make_norm_job(norm, 0);
     s.x = x, s.sums = workspace;
-    sepnet_run_parts(statistics_part, &s, s.parts);
+    sepnet_run_parts(statistics_part, &s, s.parts, norm->threads);
     reduce_sums(&s);
     finish_statistics(&s, running, eps, mean, invstd);
     float *scale = (float *)(s.sums + most_parts(norm) * 2 * norm->channels), *shift = scale + norm->channels;
@@ -403,7 +403,7 @@ static void norm_backward(const sepnet_norm *norm, const void *x, const void *y,
     float *scale = constants, *shift = scale + channels, *slope = shift + channels, *constant = slope + channels;
     affine(norm, mean, invstd, gamma, beta, scale, shift);
     s.x = x, s.y = y, s.argmax = argmax, s.grad = grad, s.mean = mean, s.scale = scale, s.shift = shift;
-    sepnet_run_parts(sums_part, &s, s.parts);
+    sepnet_run_parts(sums_part, &s, s.parts, norm->threads);
     reduce_sums(&s);
     double count = (double)s.pixels;
     for (int64_t c = 0; c < channels; c++) {
@@ -414,5 +414,5 @@ static void norm_backward(const sepnet_norm *norm, const void *x, const void *y,
         constant[c] = (float)(-(double)scale[c] * sum / count);
     }
     s.factor = scale, s.slope = slope, s.constant = constant, s.out = grad_x;
-    sepnet_run_parts(gradient_part, &s, s.parts);
+    sepnet_run_parts(gradient_part, &s, s.parts, norm->threads);
 }

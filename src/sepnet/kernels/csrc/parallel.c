@@ -104,13 +104,14 @@ static _Atomic(sepnet_parallel_fn) parallel = NULL;
 
 void sepnet_set_parallel(sepnet_parallel_fn function) { atomic_store(&parallel, function); }
 
-void sepnet_run_parts(void (*body)(void *, int64_t), void *context, int64_t parts) {
+void sepnet_run_parts(void (*body)(void *, int64_t), void *context, int64_t parts, int64_t threads) {
     job j = {.body = body, .context = context, .parts = parts};
     atomic_init(&j.next, 0);
-    if (parts <= 1) {
+    threads = sepnet_min(threads, parts);
+    if (threads <= 1) {
         run_job(&j);
         return;
     }
     sepnet_parallel_fn run = atomic_load(&parallel);
-    (run ? run : pool_parallel)(run_job, &j, (unsigned)parts, 0);
+    (run ? run : pool_parallel)(run_job, &j, (unsigned)threads, 0);
 }
