@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from sepnet.errors import ConfigError
 from sepnet.measure import count
 from sepnet.models import FeatureNetwork, StagedNetwork, create_model
+from sepnet.models._size import choose_stem
 from torchvision_layouts import FIRE, INCEPTION, LAYOUTS, PUBLISHED, Shapes
 
 every_layout = pytest.mark.parametrize("name", LAYOUTS)
@@ -180,6 +181,14 @@ def test_stem_by_the_size_of_the_images(name: str, size: int) -> None:
     chosen = "small" if size < 64 else "medium" if size < 128 else "imagenet"
     asked = without_values(name, input_size=size, stem=chosen)
     assert [(k, v.shape) for k, v in asked.state_dict().items()] == [(k, v.shape) for k, v in network.state_dict().items()]
+
+
+@pytest.mark.parametrize(
+    ("size", "stem"), [(1, "small"), (63, "small"), (64, "medium"), (127, "medium"), (128, "imagenet"), (224, "imagenet")]
+)
+def test_limits_of_the_stems(size: int, stem: str) -> None:
+    assert choose_stem(None, size) == stem
+    assert choose_stem("medium", size) == "medium"
 
 
 @pytest.mark.parametrize("name", LAST_MAPS)

@@ -58,7 +58,7 @@ def test_info_counts_what_the_card_says(name: str) -> None:
 
 def test_info_for_a_person() -> None:
     text = invoke("info", "multiscale_concat").stdout
-    for part in ("Wang", "886,459", "stages.0.pw", "529", "identity"):
+    for part in ("Wang", "886,459", "stages.0.pw", "529", "identity", "residual=True, border=once"):
         assert part in text
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["info"]
 
 Shape = tuple[int, int, int]
+SHAPE = ("in_channels", "num_classes", "input_size")  # options that --input and --classes set
 
 
 @command("info", order=6, example="sepnet info multiscale_concat --input 1x28x28 --model-kwargs units=[32,64]")
@@ -56,7 +57,9 @@ def info(
         counts = {"published_params": published, "published": [asdict(p) for p in printed], **costs.to_dict()}
         out.json({"model": model, "classes": classes, "options": options, **card, **counts})
         return
-    out.facts(_facts(model, entry.card, costs, published, printed, classes))
+    facts = _facts(model, entry.card, costs, published, printed, classes)
+    choices = [f"{key}={value}" for key, value in entry.options.items() if key not in SHAPE]
+    out.facts(facts + ([("options", ", ".join(choices))] if choices else []))
     out.line()
     rows = [[row.name, row.kind, shape_text(row.output_shape), f"{row.params:,}", f"{row.macs:,}"] for row in costs.layers]
     out.table(["layer", "type", "output", "parameters", "MACs"], rows, right=(3, 4), optional=(2, 1))

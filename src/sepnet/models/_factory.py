@@ -74,9 +74,9 @@ def create_model(
         name: a registered name, see ``list_models()``.
         num_classes: outputs of the classifier.
         in_channels: channels of the image (1 grey, 3 colour).
-        features_only: return the stages alone, as a ``FeatureNetwork``.
-        out_indices: with ``features_only``, the stages whose maps are returned.
-        options: the network's own options (``input_size``, ``units``, ...), see ``sepnet info NAME``.
+        features_only: return the layers without the head, as a ``FeatureNetwork``.
+        out_indices: with ``features_only``, the levels of ``feature_info`` whose maps are returned.
+        options: the network's own options (``input_size``, ``units``, ``stem``, ...), see ``sepnet info NAME``.
 
     Shape of the network: (B, in_channels, input_size, input_size) -> (B, num_classes).
 

@@ -38,7 +38,7 @@ READINGS = (
     "a bias on every convolution, although normalisation follows, and the count is Keras' total, with running statistics: "
     "only so both counts come out",
 )
-SOURCE = "section 4.2 (total: with the running statistics)"
+SOURCE = "section 4.2"
 
 
 def _build(repeats: int, in_channels: int, num_classes: int, input_size: int) -> StagedNetwork:
