@@ -30,7 +30,7 @@ def list_data(json: flag.Json = False) -> None:
     """List the data sets that sepnet train knows by name."""
     from sepnet.data import datasets
 
-    found = [(name, _summary(datasets.get(name))) for name in datasets]
+    found = [(name, _summary(datasets.get(name).read)) for name in datasets]
     out = Output(json)
     if json:
         out.json([{"name": name, "summary": summary} for name, summary in found])

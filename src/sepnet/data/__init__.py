@@ -6,7 +6,7 @@
     train = TrainLoader(data.train, data.preprocessing, batch_size=128, seed=0, augment=AugmentConfig(hflip="random", shift=2))
     x, y = train.batch(0)
 
-A data set is one file of this folder (``digits``, ``mnist``, ``cifar10``); any folder of images is one too.
+A data set is one file of this folder (``cifar10``, ``svhn``, ...); any folder of images is one too.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -16,10 +16,10 @@ from sepnet.data._decode import ImageHeader, crop_note, read_header
 from sepnet.data._notes import NAMED
 from sepnet.data._parallel import ordered_map
 from sepnet.data._scan import FolderEntry, FolderScan, scan_folder
-from sepnet.data._types import RawData, ResizeMode, Split
+from sepnet.data._types import RawData, ReadOptions, Split
 from sepnet.errors import DataError, ImageError, one_line
 
-__all__ = ["choose_size", "read_folder"]
+__all__ = ["choose_size", "read_folder", "read_scan"]
 
 SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224)
 DEFAULT_LIMIT = 128  # larger images cost more than a CPU trains in an evening; who wants them says --size
@@ -27,19 +27,8 @@ SAMPLE = 256
 TEST_FRACTION = 0.15
 
 
-def read_folder(
-    root: Path,
-    *,
-    size: int | None = None,
-    channels: int | None = None,
-    mode: ResizeMode = "crop",
-    whole: bool = False,
-    classes: Sequence[str] | None = None,
-    on_bad: Literal["skip", "error"] = "skip",
-    cache_dir: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> RawData:
-    """Read root/{train,val,test}/<class>/ or root/<class>/, decoded to one size. Arguments as of ``load_dataset``.
+def read_folder(root: Path, options: ReadOptions, *, whole: bool = False, classes: Sequence[str] | None = None) -> RawData:
+    """Read root/{train,val,test}/<class>/ or root/<class>/, decoded to one size; ``whole`` and ``classes`` as of ``load_dataset``.
 
     Raises:
         DataNotFoundError: no such folder.
@@ -51,18 +40,33 @@ def read_folder(
     scan = scan_folder(root, whole=whole, classes=classes)
     if not whole:
         _require_classes(scan)
-    settings = _settings(scan, size, channels, mode)
-    decoded = decoded_folder(root, scan.entries, settings, cache_dir, progress)
+    raw = read_scan(scan, _settings(scan, options), options, f"sepnet data check {one_line(root)}", whole=whole)
+    return replace(raw, title=f"image folder {one_line(root.resolve().name)}", test_fraction=TEST_FRACTION)
+
+
+def read_scan(scan: FolderScan, settings: DecodeSettings, options: ReadOptions, check: str, *, whole: bool = False) -> RawData:
+    """The files of ``scan`` as a data set, decoded.
+
+    Args:
+        check: the command that tells more of unreadable files.
+        whole: there need be no training images; ``train`` is then the same as ``test``.
+
+    Raises:
+        DataError: no readable image; unless ``whole``, a class without readable training images.
+        ImageError: an unreadable file, with ``on_bad`` "error".
+        OutputError: the cache of decoded images cannot be written.
+    """
+    decoded = decoded_folder(scan.root, scan.entries, settings, options.cache_dir, options.progress)
     notes = list(scan.notes)
     if decoded.bad:
-        if on_bad == "error":
+        if options.on_bad == "error":
             row, reason = next(iter(decoded.bad.items()))
-            raise ImageError(f"{one_line(root / scan.entries[row].path)} {reason}")
+            raise ImageError(f"{one_line(scan.root / scan.entries[row].path)} {reason}")
         notes.append(_bad_note(scan, decoded.bad))
     if not decoded.rows:
-        raise DataError(f"no image in {one_line(root)} can be read; run: sepnet data check {one_line(root)}")
+        raise DataError(f"no image in {one_line(scan.root)} can be read; run: {check}")
     if not whole:
-        _require_readable(scan, decoded)
+        _require_readable(scan, decoded, check)
     kept = [scan.entries[row] for row in decoded.rows]
     notes += _content_notes(kept, decoded)
     return _assemble(scan, kept, decoded, settings, notes)
@@ -74,12 +78,13 @@ def choose_size(headers: Sequence[ImageHeader], limit: int = DEFAULT_LIMIT) -> i
     return min((side for side in SIZES if side <= limit), key=lambda side: abs(side - median))
 
 
-def _settings(scan: FolderScan, size: int | None, channels: int | None, mode: ResizeMode) -> DecodeSettings:
+def _settings(scan: FolderScan, options: ReadOptions) -> DecodeSettings:
+    size, channels = options.size, options.channels
     if size is None or channels is None:
         headers = _sample_headers(scan)
         size = size or choose_size(headers)
         channels = channels or (1 if all(header.grey for header in headers) else 3)
-    return DecodeSettings((size, size), channels, mode)
+    return DecodeSettings((size, size), channels, options.mode)
 
 
 def _sample_headers(scan: FolderScan) -> list[ImageHeader]:
@@ -114,13 +119,11 @@ def _require_classes(scan: FolderScan) -> None:
                 raise DataError(f"class '{name}' is in {split} but has no images in train, below {one_line(scan.root)}")
 
 
-def _require_readable(scan: FolderScan, decoded: DecodedFolder) -> None:
+def _require_readable(scan: FolderScan, decoded: DecodedFolder, check: str) -> None:
     readable = {scan.entries[row].label for row in decoded.rows if scan.entries[row].split == "train"}
     for label, name in enumerate(scan.classes):
         if label not in readable:
-            raise DataError(
-                f"no image of class '{name}' in {one_line(scan.root)} can be read; run: sepnet data check {one_line(scan.root)}"
-            )
+            raise DataError(f"no image of class '{name}' in {one_line(scan.root)} can be read; run: {check}")
 
 
 def _bad_note(scan: FolderScan, bad: dict[int, str]) -> str:
@@ -165,7 +168,7 @@ def _assemble(
         start = stop
     train = splits["train"] if "train" in splits else splits["test"]  # of a folder read whole
     return RawData(
-        title=f"image folder {one_line(scan.root.resolve().name)}",
+        title=one_line(scan.root.resolve().name),
         classes=scan.classes,
         train=train,
         val=splits.get("val"),
@@ -173,7 +176,6 @@ def _assemble(
         mode=settings.mode,
         digests=decoded.digests[: len(train)],
         fingerprint=_fingerprint(scan, decoded),
-        test_fraction=TEST_FRACTION,
         notes=tuple(notes),
     )
 
