@@ -13,7 +13,6 @@ Windows, which has no time of change. A folder that was copied or moved is decod
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -22,7 +21,7 @@ import shutil
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -37,11 +36,7 @@ from sepnet.data._parallel import ordered_map
 from sepnet.data._scan import FolderEntry
 from sepnet.data._types import MEMORY_BYTES, ResizeMode
 from sepnet.errors import DataError, OutputError, one_line
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: two builds at once then do the work twice, and the second rename wins
-    fcntl = None  # type: ignore[assignment]
+from sepnet.locking import locked
 
 __all__ = ["DecodeSettings", "DecodedFolder", "decoded_folder", "default_cache_dir"]
 
@@ -119,7 +114,7 @@ def decoded_folder(
         return decoded
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / f"{prefix}.lock"):
+        with locked(folder / f"{prefix}.lock"):
             decoded = _load(path, len(entries))  # the process that held the lock has built it
             if decoded is not None:
                 return decoded
@@ -157,16 +152,6 @@ def _check_space(folder: Path, needed: int) -> None:
             f"the image cache needs {needed / 1e6:.0f} MB in {one_line(folder)}, where {free / 1e6:.0f} MB are free; "
             "set XDG_CACHE_HOME to a folder with room, or choose a smaller --size"
         )
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    if fcntl is None:
-        yield
-        return
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process, however it ends
-        yield
 
 
 def _build(
