@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +95,14 @@ def _write_jpeg(path: Path, seed: int, grey: bool = False) -> None:
     pixels = random_images(1, seed, 8, 8, 3)[0].repeat(8, 0).repeat(8, 1)
     image = Image.fromarray(pixels)
     (image.convert("L") if grey else image).save(path, quality=95)
+
+
+def write_mnist(root: Path) -> Path:
+    """60 + 20 images."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for seed, (name, count) in enumerate((("train", 60), ("t10k", 20))):
+        images = random_images(count, seed, 28, 28)
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 2051, count, 28, 28) + images.tobytes())
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, count) + bytes(i % 10 for i in range(count)))
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +20,26 @@ their readers need nothing of the options: what they leave is done to the images
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set: how it is read, and where it comes from (None: nothing is to be fetched)."""
+    """A data set: how it is read, where it comes from (None: nothing is to be fetched), and what it is, in a line."""
 
     read: Reader
     source: Source | None
+    summary: str
 
 
 datasets: Registry[Entry] = Registry("data set", "sepnet.data")
 
 
-def dataset(name: str, source: Source | None = None) -> Callable[[Reader], Reader]:
-    """Decorator that enters a reader under ``name``; what its module's docstring says first is the summary in ``sepnet data list``.
+def dataset(name: str, source: Source | None = None, summary: str = "") -> Callable[[Reader], Reader]:
+    """Decorator that enters a reader under ``name``; without a ``summary``, what its module's docstring says first is one.
 
     Raises:
         DuplicateNameError: the name is taken.
     """
 
     def enter(reader: Reader) -> Reader:
-        datasets.register(name)(Entry(reader, source))
+        first = (inspect.getdoc(inspect.getmodule(reader)) or "").split("\n\n")[0]
+        datasets.register(name)(Entry(reader, source, summary or " ".join(first.split()).rstrip(".")))
         return reader
 
     return enter

@@ -1,4 +1,4 @@
-"""CIFAR-100 (Krizhevsky 2009): 50,000 + 10,000 colour images of 32x32, 100 classes or their 20 superclasses, from Python pickles.
+"""CIFAR-100 (Krizhevsky 2009): 50,000 + 10,000 colour images of 32x32, 100 classes, from the Python pickles.
 
 ``cifar100`` has the fine labels, ``cifar100-coarse`` the superclasses; the images are the same, those of cifar-100-python. Mean and
 standard deviation are the customary (.5071 .4865 .4409) and (.2673 .2564 .2762). A copy whose checksums are not those of the
@@ -61,7 +61,7 @@ def read_cifar100(data_dir: Path, options: ReadOptions) -> RawData:
     return _read(data_dir, "fine", 100, "CIFAR-100")
 
 
-@dataset("cifar100-coarse", SOURCE)
+@dataset("cifar100-coarse", SOURCE, "CIFAR-100 with its 20 superclasses for classes")
 def read_cifar100_coarse(data_dir: Path, options: ReadOptions) -> RawData:
     """Read CIFAR-100 with its 20 superclasses; raises as ``read_cifar100``."""
     return _read(data_dir, "coarse", 20, "CIFAR-100, 20 superclasses")

@@ -1,8 +1,8 @@
-"""SVHN (Netzer et al. 2011), cropped digits: 73,257 + 26,032 colour images of 32x32, 10 classes, and 531,131 easier ones.
+"""SVHN (Netzer et al. 2011), cropped digits: 73,257 + 26,032 colour images of 32x32, 10 classes.
 
-``svhn`` trains on train_32x32.mat, ``svhn-extra`` on that and extra_32x32.mat together; both test on test_32x32.mat. The files are
-MATLAB's, version 5: X uint8 (32, 32, 3, N) and y (N, 1), in which the digit 0 has the label 10. Mean and standard deviation are
-computed from the training images.
+``svhn`` trains on train_32x32.mat, ``svhn-extra`` on that and the 531,131 easier images of extra_32x32.mat together; both test on
+test_32x32.mat. The files are MATLAB's, version 5: X uint8 (32, 32, 3, N) and y (N, 1), in which the digit 0 has the label 10. Mean
+and standard deviation are computed from the training images.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def read_svhn(data_dir: Path, options: ReadOptions) -> RawData:
     return _read(PLAIN, data_dir)
 
 
-@dataset("svhn-extra", WITH_EXTRA)
+@dataset("svhn-extra", WITH_EXTRA, "SVHN with the 531,131 extra images among the training images: 604,388 + 26,032")
 def read_svhn_extra(data_dir: Path, options: ReadOptions) -> RawData:
     """Read SVHN with the extra images among the training images, after the others; raises as ``read_svhn``.
 
