@@ -65,7 +65,9 @@ def list_data(data_dir: flag.DataDir = Path("data"), json: flag.Json = False) ->
     out.line(
         f"there: in {one_line(data_dir)} (--data-dir); fetch one with: sepnet data get NAME; what to cite: --json", style="dim"
     )
-    out.line("any folder of images is one too: DIR/CLASS/* or DIR/{train,val,test}/CLASS/*", style="dim")
+    out.line(
+        "any folder of images is one too (DIR/CLASS/* or DIR/{train,val,test}/CLASS/*), and hf:owner/name of the hub", style="dim"
+    )
 
 
 def _facts(name: str, entry: Entry, data_dir: Path) -> dict[str, Any]:

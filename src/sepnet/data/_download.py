@@ -91,6 +91,10 @@ def download_dataset(
         OutputError: no room, a disk that fills up, no permission, or something else in the place of the data set.
         UnsafeFileError, DataError: an archive that is not what it should be.
     """
+    if name.startswith("hf:"):
+        raise ConfigError(
+            f"a data set of the hub is fetched by whoever reads it, into the hub's own cache; run: sepnet train {one_line(name)}"
+        )
     source = datasets.get(name).source
     if source is None:
         raise ConfigError(f"there is nothing to fetch: {name} comes with sepnet's own requirements; run: sepnet train {name}")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from sepnet.data._cache import DecodedFolder, DecodeSettings, decoded_folder
+from sepnet.data._cache import DecodedImages, DecodeSettings, EncodedImages, decoded_images, image_files
 from sepnet.data._decode import ImageHeader, crop_note, read_header
 from sepnet.data._notes import NAMED
 from sepnet.data._parallel import ordered_map
@@ -19,7 +19,7 @@ from sepnet.data._scan import FolderEntry, FolderScan, scan_folder
 from sepnet.data._types import RawData, ReadOptions, Split
 from sepnet.errors import DataError, ImageError, one_line
 
-__all__ = ["choose_size", "read_folder", "read_scan"]
+__all__ = ["SAMPLE", "TEST_FRACTION", "choose_size", "read_folder", "read_scan", "settings_for"]
 
 SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224)
 DEFAULT_LIMIT = 128  # larger images cost more than a CPU trains in an evening; who wants them says --size
@@ -40,14 +40,25 @@ def read_folder(root: Path, options: ReadOptions, *, whole: bool = False, classe
     scan = scan_folder(root, whole=whole, classes=classes)
     if not whole:
         _require_classes(scan)
-    raw = read_scan(scan, _settings(scan, options), options, f"sepnet data check {one_line(root)}", whole=whole)
+    check = f"sepnet data check {one_line(root)}"
+    settings = settings_for(options, lambda: _sample_headers(scan), f"{one_line(root)}; run: {check}")
+    raw = read_scan(scan, settings, options, check, whole=whole)
     return replace(raw, title=f"image folder {one_line(root.resolve().name)}", test_fraction=TEST_FRACTION)
 
 
-def read_scan(scan: FolderScan, settings: DecodeSettings, options: ReadOptions, check: str, *, whole: bool = False) -> RawData:
+def read_scan(
+    scan: FolderScan,
+    settings: DecodeSettings,
+    options: ReadOptions,
+    check: str,
+    *,
+    whole: bool = False,
+    encoded: EncodedImages | None = None,
+) -> RawData:
     """The files of ``scan`` as a data set, decoded.
 
     Args:
+        encoded: where the images come from, if they are no files below ``scan.root``.
         check: the command that tells more of unreadable files.
         whole: there need be no training images; ``train`` is then the same as ``test``.
 
@@ -56,7 +67,8 @@ def read_scan(scan: FolderScan, settings: DecodeSettings, options: ReadOptions, 
         ImageError: an unreadable file, with ``on_bad`` "error".
         OutputError: the cache of decoded images cannot be written.
     """
-    decoded = decoded_folder(scan.root, scan.entries, settings, options.cache_dir, options.progress)
+    encoded = encoded or image_files(scan.root, scan.entries)
+    decoded = decoded_images(encoded, settings, options.cache_dir, options.progress)
     notes = list(scan.notes)
     if decoded.bad:
         if options.on_bad == "error":
@@ -78,10 +90,13 @@ def choose_size(headers: Sequence[ImageHeader], limit: int = DEFAULT_LIMIT) -> i
     return min((side for side in SIZES if side <= limit), key=lambda side: abs(side - median))
 
 
-def _settings(scan: FolderScan, options: ReadOptions) -> DecodeSettings:
+def settings_for(options: ReadOptions, sample: Callable[[], Sequence[ImageHeader]], where: str) -> DecodeSettings:
+    """How to decode images: as asked for, else by the sizes and colours of a ``sample``. Raises DataError if that is empty."""
     size, channels = options.size, options.channels
     if size is None or channels is None:
-        headers = _sample_headers(scan)
+        headers = sample()
+        if not headers:
+            raise DataError(f"none of the images sampled can be read: {where}")
         size = size or choose_size(headers)
         channels = channels or (1 if all(header.grey for header in headers) else 3)
     return DecodeSettings((size, size), channels, options.mode)
@@ -97,12 +112,7 @@ def _sample_headers(scan: FolderScan) -> list[ImageHeader]:
             return None
 
     step = max(1, len(scan.entries) // SAMPLE)
-    found = [h for h in ordered_map(header, [entry.path for entry in scan.entries[::step]]) if h is not None]
-    if not found:
-        raise DataError(
-            f"none of the images sampled from {one_line(scan.root)} can be read; run: sepnet data check {one_line(scan.root)}"
-        )
-    return found
+    return [h for h in ordered_map(header, [entry.path for entry in scan.entries[::step]]) if h is not None]
 
 
 def _require_classes(scan: FolderScan) -> None:
@@ -119,7 +129,7 @@ def _require_classes(scan: FolderScan) -> None:
                 raise DataError(f"class '{name}' is in {split} but has no images in train, below {one_line(scan.root)}")
 
 
-def _require_readable(scan: FolderScan, decoded: DecodedFolder, check: str) -> None:
+def _require_readable(scan: FolderScan, decoded: DecodedImages, check: str) -> None:
     readable = {scan.entries[row].label for row in decoded.rows if scan.entries[row].split == "train"}
     for label, name in enumerate(scan.classes):
         if label not in readable:
@@ -132,7 +142,7 @@ def _bad_note(scan: FolderScan, bad: dict[int, str]) -> str:
     return f"{len(bad)} unreadable file(s) skipped: {', '.join(named)}{more}"
 
 
-def _content_notes(kept: Sequence[FolderEntry], decoded: DecodedFolder) -> list[str]:
+def _content_notes(kept: Sequence[FolderEntry], decoded: DecodedImages) -> list[str]:
     """What the contents of the files tell: images with two labels, images to test on that are trained on, images cut in half."""
     notes: list[str] = []
     labels: dict[bytes, set[int]] = defaultdict(set)
@@ -156,7 +166,7 @@ def _content_notes(kept: Sequence[FolderEntry], decoded: DecodedFolder) -> list[
 
 
 def _assemble(
-    scan: FolderScan, kept: Sequence[FolderEntry], decoded: DecodedFolder, settings: DecodeSettings, notes: list[str]
+    scan: FolderScan, kept: Sequence[FolderEntry], decoded: DecodedImages, settings: DecodeSettings, notes: list[str]
 ) -> RawData:
     labels = torch.tensor([entry.label for entry in kept], dtype=torch.int64)
     splits: dict[str, Split] = {}
@@ -180,7 +190,7 @@ def _assemble(
     )
 
 
-def _fingerprint(scan: FolderScan, decoded: DecodedFolder) -> str:
+def _fingerprint(scan: FolderScan, decoded: DecodedImages) -> str:
     """Hash of split, class and content of every file; names and places of files play no part."""
     lines = sorted(
         f"{scan.entries[row].split} {scan.classes[scan.entries[row].label]} {digest.hex()}"

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from sepnet.data._decode import LUMA
 from sepnet.data._folder import read_folder
+from sepnet.data._hub import PREFIX, read_hub
 from sepnet.data._registry import datasets
 from sepnet.data._scan import class_numbers
 from sepnet.data._split import carve, image_digests
@@ -46,8 +47,9 @@ def load_dataset(
     """Read a registered data set, or an image folder, ready for training; or ``whole``, to evaluate on.
 
     Args:
-        name_or_path: a name of ``datasets``, or an image folder (root/{train,val,test}/<class>/ or root/<class>/). A path wins when
-            it contains a separator or when no data set has that name.
+        name_or_path: a name of ``datasets``, hf:owner/name for one of the Hugging Face hub (needs the extra [hub]), or an image
+            folder (root/{train,val,test}/<class>/ or root/<class>/). A path wins when it contains a separator or when no data set
+            has that name.
         data_dir: where registered data sets lie.
         seed: which training images become validation ones; a test split carved from an image folder does not depend on it.
         size: side of the square images in pixels; None for the data set's own, or for a folder a size near its median.
@@ -64,13 +66,16 @@ def load_dataset(
     Raises:
         UnknownNameError: neither a data set nor a folder.
         DataNotFoundError: the data set's files, or the folder, are not there.
+        DownloadError, MissingExtraError: the hub cannot be reached, or the extra [hub] is not installed.
         DataError: files that cannot be used, or a class that is not among ``classes``.
         ConfigError: ``val_fraction``, ``size``, ``channels`` or ``mode`` out of range.
     """
     _check_options(seed, size, val_fraction, channels, mode)
     text = os.fspath(name_or_path)
     options = ReadOptions(size, channels, mode, on_bad, cache_dir, progress)
-    if _is_path(text):
+    if text.startswith(PREFIX):
+        raw, name = _renumbered(read_hub(text, options), classes), text
+    elif _is_path(text):
         raw, name = read_folder(Path(text), options, whole=whole, classes=classes), one_line(Path(text).resolve().name)
     else:
         raw, name = _renumbered(replace(datasets.get(text).read(data_dir, options), mode=mode), classes), text

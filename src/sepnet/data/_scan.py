@@ -22,7 +22,7 @@ from sepnet.data._decode import IMAGE_SUFFIXES
 from sepnet.data._notes import some
 from sepnet.errors import DataError, DataNotFoundError, one_line
 
-__all__ = ["FileStamp", "FolderEntry", "FolderScan", "class_numbers", "scan_folder", "stamp_of"]
+__all__ = ["SPLITS", "FileStamp", "FolderEntry", "FolderScan", "class_numbers", "scan_folder", "stamp_of"]
 
 SPLITS = {
     "train": "train",
