@@ -199,17 +199,21 @@ def transferring() -> Iterator[Callable[[str, int, int], None]]:
     if not screen.is_terminal:
         yield _transfer_lines(screen)
         return
-    columns = [TextColumn("{task.description}"), BarColumn(bar_width=14), DownloadColumn(), TransferSpeedColumn()]
+    columns = [TextColumn("{task.description}"), BarColumn(bar_width=8), DownloadColumn(), TransferSpeedColumn()]
     bars = Progress(*columns, TimeRemainingColumn(compact=True), console=screen, transient=True, redirect_stdout=False)
     tasks: dict[str, TaskID] = {}
 
     def show(what: str, done: int, total: int) -> None:
+        if not tasks:
+            bars.start()
         if what not in tasks:
             tasks[what] = bars.add_task(what, total=total)
         bars.update(tasks[what], completed=done, total=total)
 
-    with bars:
+    try:
         yield show
+    finally:
+        bars.stop()
 
 
 def _transfer_lines(screen: Console) -> Callable[[str, int, int], None]:
