@@ -94,6 +94,7 @@ def _choose(
         data_dir=data_dir,
         size=release.preprocessing.size[0],
         channels=release.preprocessing.channels,
+        mode=release.preprocessing.mode,
         whole=True,
         classes=release.classes,
         progress=progress,
@@ -113,6 +114,7 @@ def _splits(release: Release, name: str, data_dir: Path, progress: Callable[[int
         seed=seed,
         size=release.preprocessing.size[0],
         channels=release.preprocessing.channels,
+        mode=release.preprocessing.mode,
         val_fraction=fraction,
         progress=progress,
     )

@@ -88,7 +88,9 @@ class Library:
             function = getattr(lib, name)
             function.restype, function.argtypes = result, arguments
         if lib.sepnet_abi() != ABI:
-            raise OSError(f"{path.name} is of another version of sepnet (interface {lib.sepnet_abi()}, wanted {ABI}): install again")
+            raise OSError(
+                f"{path.name} is of another version of sepnet (interface {lib.sepnet_abi()}, wanted {ABI}): install again"
+            )
         self.handle = lib
         self.threads = "a pool of their own"
         parallel = _team_of_torch()

@@ -38,9 +38,7 @@ def _depthwise_call(
     lib: Library, isa: bytes, shape: tuple[int, ...], out: tuple[int, int], dtype: torch.dtype, geometry: Geometry, threads: int
 ) -> _Call:
     d = Depthwise(*shape, *out, *geometry.stride, len(geometry.kernels), geometry.interleaved, _DTYPES[dtype], threads)
-    for j, (kernel, padding, dilation) in enumerate(
-        zip(geometry.kernels, geometry.paddings, geometry.dilations, strict=True)
-    ):
+    for j, (kernel, padding, dilation) in enumerate(zip(geometry.kernels, geometry.paddings, geometry.dilations, strict=True)):
         d.branch[j] = Branch(*kernel, *padding, *dilation)
     sizes = tuple(lib.handle.sepnet_depthwise_workspace(ctypes.byref(d), backward) for backward in (0, 1))
     if min(sizes) < 0:
@@ -96,9 +94,7 @@ def depthwise_backward(
 
 
 @lru_cache(maxsize=512)
-def _norm_call(
-    lib: Library, isa: bytes, shape: tuple[int, ...], dtype: torch.dtype, pool: bool, relu: bool, threads: int
-) -> _Call:
+def _norm_call(lib: Library, isa: bytes, shape: tuple[int, ...], dtype: torch.dtype, pool: bool, relu: bool, threads: int) -> _Call:
     d = Norm(*shape, pool, relu, _DTYPES[dtype], threads)
     size = int(lib.handle.sepnet_norm_workspace(ctypes.byref(d)))
     if size < 0:

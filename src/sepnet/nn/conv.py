@@ -29,9 +29,7 @@ class DepthwiseConv2d(nn.Conv2d):
         """(B, C, H, W) -> (B, C, H', W')."""
         if x.dim() != 4 or self.padding_mode != "zeros" or isinstance(self.padding, str):
             return super().forward(x)
-        return depthwise_conv2d(
-            x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation
-        )
+        return depthwise_conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation)
 
 
 def depthwise(

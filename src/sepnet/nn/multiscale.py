@@ -94,7 +94,8 @@ class MultiScaleUnit(nn.Module):
         large = self.stacked(x)
         if self.merge == "concat":
             return torch.cat([x + small, x + large] if self.residual else [small, large], dim=1)
-        return x + small + large if self.residual else small + large
+        both: Tensor = x + small + large if self.residual else small + large
+        return both
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, out_channels, H//2, W//2)."""
