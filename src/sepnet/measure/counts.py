@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sepnet.kernels import use
+
 __all__ = ["Counts", "LayerCounts", "count"]
 
 
@@ -76,7 +78,7 @@ def count(model: nn.Module, input_shape: tuple[int, int, int]) -> Counts:
     like = next(model.parameters(), torch.empty(0))
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), use("reference"):  # layer by layer, as the network is written
             model(torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype))
     finally:
         for module, training in modes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from sepnet.kernels import depthwise_conv2d
 from sepnet.nn.norm import BatchNormReLU
 
 __all__ = ["ConvBNReLU", "DepthwiseConv2d", "check_positive", "depthwise"]
@@ -19,8 +20,18 @@ def check_positive(**values: int) -> None:
 class DepthwiseConv2d(nn.Conv2d):
     """One filter a channel (Howard et al. 2017, MobileNets, Eq. 3): ``nn.Conv2d`` with as many groups as channels.
 
+    Computed by ``sepnet.kernels`` where they serve. The state dict is that of ``nn.Conv2d``.
+
     Shape: (B, C, H, W) -> (B, C, H', W').
     """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H', W')."""
+        if x.dim() != 4 or self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return super().forward(x)
+        return depthwise_conv2d(
+            x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation
+        )
 
 
 def depthwise(

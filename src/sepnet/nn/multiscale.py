@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sepnet.kernels import depthwise_branches, native_for
 from sepnet.nn.conv import check_positive, depthwise
 from sepnet.nn.norm import BatchNormReLU
 
@@ -54,7 +55,8 @@ class MultiScaleUnit(nn.Module):
             raise ValueError(f"residual must be True or False, got {residual!r}")
         self.merge = merge
         self.residual = residual
-        # Padding by 2 is 1 here and 1 in the layer: PyTorch's CPU backward of a 3x3 layer with padding 2 is 5 times slower.
+        # The layers' own sum, where it is computed: padding by 2 is 1 here and 1 in the layer, because PyTorch's CPU backward of a
+        # 3x3 layer with padding 2 is 5 times slower.
         self.pad = 1 if border == "once" else 0
         self.out_channels = width if merge == "concat" else 2 * width
         self.dw_small = depthwise(in_channels)
@@ -70,13 +72,38 @@ class MultiScaleUnit(nn.Module):
         y: Tensor = self.dw_large2(self.dw_large1(padded))
         return y
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, out_channels, H//2, W//2)."""
+    def composed(self) -> list[Tensor]:
+        """The kernels of the branches as the network sees them, identity included, (m, 1, k, k) each: [3x3, 5x5] for concat, one
+        5x5 for add. Nothing nonlinear stands between the depthwise layers, so with border="once" they say all.
+        """
+        padded = F.pad(self.dw_large1.weight, (2, 2, 2, 2))  # full convolution of the two stacked kernels
+        windows = padded.unfold(2, 3, 1).unfold(3, 3, 1)  # (m, 1, 5, 5, 3, 3)
+        large = (windows * self.dw_large2.weight.flip(2, 3)[:, :, None, None]).sum((-2, -1))
+        small = self.dw_small.weight
+        if self.merge == "add":
+            large = large + F.pad(small, (1, 1, 1, 1))
+            return [_with_identity(large)] if self.residual else [large]
+        return [_with_identity(small), _with_identity(large)] if self.residual else [small, large]
+
+    def merged(self, x: Tensor) -> Tensor:
+        """Branches and identity, merged: (B, m, H, W) -> (B, 2m, H, W) for concat, (B, m, H, W) for add."""
+        if self.pad and native_for(x):
+            kernels = self.composed()
+            return depthwise_branches(x, kernels, paddings=[k.shape[2] // 2 for k in kernels], dilations=[1] * len(kernels))
         small = self.dw_small(x)
         large = self.stacked(x)
         if self.merge == "concat":
-            merged = torch.cat([x + small, x + large] if self.residual else [small, large], dim=1)
-        else:
-            merged = x + small + large if self.residual else small + large
-        y: Tensor = self.bn(self.pw(merged))
+            return torch.cat([x + small, x + large] if self.residual else [small, large], dim=1)
+        return x + small + large if self.residual else small + large
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out_channels, H//2, W//2)."""
+        y: Tensor = self.bn(self.pw(self.merged(x)))
         return y
+
+
+def _with_identity(kernel: Tensor) -> Tensor:
+    """The kernel of x + conv(x)."""
+    delta = torch.zeros(kernel.shape[2:], dtype=kernel.dtype, device=kernel.device)
+    delta[kernel.shape[2] // 2, kernel.shape[3] // 2] = 1
+    return kernel + delta

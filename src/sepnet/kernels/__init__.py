@@ -1,0 +1,20 @@
+"""Kernels for the CPU: depthwise convolution and batch normalisation, forward and backward; docs/kernels.md tells how they work.
+
+The functions take PyTorch's operations where those are faster, or where the compiled library cannot serve: on other devices, in
+other types, without a compiler at installation. ``why_not_native()`` says which; ``use("reference")`` asks for it.
+"""
+
+from sepnet.kernels._depthwise import depthwise_branches, depthwise_conv2d, native_for
+from sepnet.kernels._library import isa_names, library, use, why_not_native
+from sepnet.kernels._norm import batch_norm_relu
+
+__all__ = [
+    "batch_norm_relu",
+    "depthwise_branches",
+    "depthwise_conv2d",
+    "isa_names",
+    "library",
+    "native_for",
+    "use",
+    "why_not_native",
+]

@@ -1,0 +1,296 @@
+"""The depthwise convolution as one differentiable function: chooses the path, and is known to PyTorch as sepnet::depthwise_conv2d."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sepnet.kernels import _native, _reference
+from sepnet.kernels._geometry import Geometry, Pair
+from sepnet.kernels._library import MAX_BRANCHES, MAX_KERNEL, Library, library
+
+__all__ = ["depthwise_branches", "depthwise_conv2d", "native_for", "serves", "torch_backward_is_faster", "torch_forward_is_faster"]
+
+_TYPES = (torch.float32, torch.bfloat16)
+
+
+def _pair(value: int | Sequence[int]) -> Pair:
+    if isinstance(value, int):
+        return value, value
+    height, width = value
+    return int(height), int(width)
+
+
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """``F.conv2d`` with as many groups as channels (Howard et al. 2017, Eq. 3), by the kernels where they serve.
+
+    Differentiable once: a second derivative raises RuntimeError on the native path. Under autocast it computes in autocast's type.
+    Accumulates in float32.
+
+    Args:
+        weight: (C * multiplier, 1, kh, kw).
+        bias: (C * multiplier,), or None.
+
+    Shape: (B, C, H, W) -> (B, C * multiplier, H', W'), channels-last.
+
+    Raises:
+        ValueError: weight and input do not go together; the message shows both shapes.
+    """
+    channels = x.shape[1] if x.dim() == 4 else 0
+    if channels == 0 or weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[0] % channels:
+        raise ValueError(f"depthwise_conv2d wants (B, C, H, W) and (C * multiplier, 1, kh, kw), got {tuple(x.shape)}, {tuple(weight.shape)}")
+    multiplier = weight.shape[0] // channels
+    kernel = (weight.shape[2], weight.shape[3])
+    geometry = Geometry(
+        _pair(stride), (kernel,) * multiplier, (_pair(padding),) * multiplier, (_pair(dilation),) * multiplier, multiplier > 1
+    )
+    return _run(x, weight, bias, geometry)
+
+
+def depthwise_branches(
+    x: Tensor, weights: Sequence[Tensor], *, stride: int | Sequence[int] = 1, paddings: Sequence[int], dilations: Sequence[int]
+) -> Tensor:
+    """Several depthwise convolutions of one input in one pass over it, their outputs concatenated.
+
+    Args:
+        weights: one (C, 1, kh, kw) a branch; with its padding and dilation each gives maps of the same size.
+
+    Shape: (B, C, H, W) -> (B, branches * C, H', W').
+
+    Raises:
+        ValueError: the branches' outputs differ in size.
+    """
+    kernels = tuple((w.shape[2], w.shape[3]) for w in weights)
+    geometry = Geometry(_pair(stride), kernels, tuple(map(_pair, paddings)), tuple(map(_pair, dilations)), False)
+    geometry.output_size(x.shape[2], x.shape[3])
+    weight = weights[0] if len(weights) == 1 else torch.cat([w.reshape(-1) for w in weights])
+    return _run(x, weight, None, geometry)
+
+
+def native_for(x: Tensor) -> bool:
+    """Whether the kernels would be given ``x``: a caller may then choose the form that suits them."""
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype in _TYPES
+    return plain and not _is_traced() and library() is not None
+
+
+# --- which path ------------------------------------------------------------------------------------------------------------
+
+
+def serves(dtype: torch.dtype, device: torch.device, geometry: Geometry) -> bool:
+    """Whether the kernels take such a convolution."""
+    sizes_fit = all(max(kernel) <= MAX_KERNEL for kernel in geometry.kernels) and len(geometry.kernels) <= MAX_BRANCHES
+    return device.type == "cpu" and dtype in _TYPES and sizes_fit
+
+
+def torch_forward_is_faster(dtype: torch.dtype, geometry: Geometry) -> bool:
+    """PyTorch's forward pass (oneDNN's) is the faster one for a single filter bank; with bf16, where the processor has it."""
+    single = len(geometry.kernels) == 1 and torch.backends.mkldnn.is_available()
+    return single and (dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
+def torch_backward_is_faster(height: int, geometry: Geometry) -> bool:
+    """PyTorch's backward pass is the faster one for plain 3x3 (and smaller) filters on small maps, and there alone."""
+    if len(geometry.kernels) > 1 or geometry.stride != (1, 1) or geometry.dilations[0] != (1, 1) or height > 8:
+        return False
+    return max(geometry.kernels[0]) <= 3 and max(geometry.paddings[0]) <= 1 and torch.backends.mkldnn.is_available()
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+
+
+def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return _reference.depthwise_conv2d(x, weight, bias, geometry)  # what is written down must run without sepnet
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
+        return _operator(x, weight, bias, geometry)
+    lib = library()
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if lib is None or not serves(x.dtype, x.device, geometry):
+        return _reference.depthwise_conv2d(x, weight, bias, geometry)
+    y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry)
+    return y
+
+
+# --- forward and backward --------------------------------------------------------------------------------------------------
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """x: channels-last. Weight and bias in x's type, or float32."""
+    if torch_forward_is_faster(x.dtype, geometry):
+        with torch.autocast("cpu", enabled=False):
+            return _reference.depthwise_conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry)
+    bias = None if bias is None else bias.detach().float().contiguous()
+    return _native.depthwise_forward(lib, x, weight.detach().float().contiguous(), bias, geometry)
+
+
+def _backward(
+    lib: Library, x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, want_x: bool, want_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and weight, in their types."""
+    grad = _dense(grad)
+    if torch_backward_is_faster(x.shape[2], geometry):
+        kernel = weight.to(x.dtype)
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, kernel, None, geometry.stride, geometry.paddings[0], geometry.dilations[0], False, (0, 0), x.shape[1],
+            (want_x, want_weight, False),
+        )  # fmt: skip
+        return grad_x, None if grad_weight is None else grad_weight.to(weight.dtype)
+    exact = weight.float().contiguous()
+    grad_x, grad_weight = _native.depthwise_backward(lib, x, exact, grad, geometry, want_x, want_weight)
+    return grad_x, None if grad_weight is None else grad_weight.view_as(weight).to(weight.dtype)
+
+
+class _DepthwiseConv2d(torch.autograd.Function):
+    """The eager path: less overhead a call than the registered operator."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        lib = library()
+        assert lib is not None
+        x = _dense(x)
+        # the weights that the forward pass sees, so that the gradients are those of what was computed
+        seen = weight.to(x.dtype) if torch_forward_is_faster(x.dtype, geometry) else weight
+        ctx.save_for_backward(x, seen)
+        ctx.geometry, ctx.lib, ctx.bias_type, ctx.weight_type = geometry, lib, None if bias is None else bias.dtype, weight.dtype
+        return _forward(lib, x, seen, bias, geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        want_x, want_weight, want_bias, _ = ctx.needs_input_grad
+        grad_x, grad_weight = _backward(ctx.lib, x, weight, grad, ctx.geometry, want_x, want_weight)
+        grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_type) if want_bias else None
+        return grad_x, None if grad_weight is None else grad_weight.to(ctx.weight_type), grad_bias, None
+
+
+# --- the operator that PyTorch knows ---------------------------------------------------------------------------------------
+
+
+def _flat(pairs: Sequence[Pair]) -> list[int]:
+    return [n for pair in pairs for n in pair]
+
+
+def _pairs(flat: Sequence[int]) -> tuple[Pair, ...]:
+    return tuple(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _geometry(
+    stride: Sequence[int], kernels: Sequence[int], paddings: Sequence[int], dilations: Sequence[int], interleaved: bool
+) -> Geometry:
+    return Geometry(_pair(stride), _pairs(kernels), _pairs(paddings), _pairs(dilations), interleaved)
+
+
+def _operator(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
+    y: Tensor = torch.ops.sepnet.depthwise_conv2d(
+        x, weight, bias, list(g.stride), _flat(g.kernels), _flat(g.paddings), _flat(g.dilations), g.interleaved
+    )
+    return y
+
+
+@torch.library.custom_op("sepnet::depthwise_conv2d", mutates_args=())
+def _conv_op(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    kernels: list[int],
+    paddings: list[int],
+    dilations: list[int],
+    interleaved: bool,
+) -> Tensor:
+    geometry = _geometry(stride, kernels, paddings, dilations, interleaved)
+    lib = library()
+    if lib is None or not serves(x.dtype, x.device, geometry):
+        return _dense(_reference.depthwise_conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry))
+    return _forward(lib, _dense(x), weight, bias, geometry)
+
+
+@_conv_op.register_fake
+def _conv_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    kernels: list[int],
+    paddings: list[int],
+    dilations: list[int],
+    interleaved: bool,
+) -> Tensor:
+    size = _geometry(stride, kernels, paddings, dilations, interleaved).output_size(x.shape[2], x.shape[3])
+    shape = (x.shape[0], x.shape[1] * len(kernels) // 2, *size)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+@torch.library.custom_op("sepnet::depthwise_conv2d_backward", mutates_args=())
+def _backward_op(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    kernels: list[int],
+    paddings: list[int],
+    dilations: list[int],
+    interleaved: bool,
+) -> tuple[Tensor, Tensor]:
+    geometry = _geometry(stride, kernels, paddings, dilations, interleaved)
+    lib = library()
+    if lib is not None and serves(x.dtype, x.device, geometry):
+        grad_x, grad_weight = _backward(lib, _dense(x), weight, grad, geometry, True, True)
+        assert grad_x is not None and grad_weight is not None
+        return grad_x, grad_weight
+    with torch.enable_grad():
+        leaves = x.detach().requires_grad_(), weight.detach().to(x.dtype).requires_grad_()
+        y = _reference.depthwise_conv2d(*leaves, None, geometry)
+        grad_x, grad_weight = torch.autograd.grad(y, leaves, grad)
+    return _dense(grad_x), grad_weight.to(weight.dtype)
+
+
+@_backward_op.register_fake
+def _backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    kernels: list[int],
+    paddings: list[int],
+    dilations: list[int],
+    interleaved: bool,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, memory_format=torch.channels_last), torch.empty_like(weight)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, *ctx.geometry = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.bias_type = None if bias is None else bias.dtype
+
+
+def _op_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    grad_x, grad_weight = torch.ops.sepnet.depthwise_conv2d_backward(grad, x, weight, *ctx.geometry)
+    grad_bias = None if ctx.bias_type is None else grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_type)
+    return grad_x, grad_weight, grad_bias, None, None, None, None, None
+
+
+torch.library.register_autograd("sepnet::depthwise_conv2d", _op_backward, setup_context=_setup_context)
+torch.library.register_autocast("sepnet::depthwise_conv2d", "cpu", torch.bfloat16)
+torch.library.register_autocast("sepnet::depthwise_conv2d", "cuda", torch.bfloat16)

@@ -1,0 +1,202 @@
+"""The compiled library: found, loaded and described; or why it cannot be, in which case PyTorch's operations serve.
+
+Environment:
+    SEPNET_KERNELS: ``native`` (an error if the library cannot be loaded), ``reference`` (PyTorch's operations), or unset: the
+        library if there is one, with one warning if there is none.
+    SEPNET_KERNELS_ISA: an instruction set to use instead of the best that the processor has.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sepnet.errors import ConfigError, one_line
+
+__all__ = ["Branch", "Depthwise", "Library", "Mode", "Norm", "Running", "isa_names", "library", "use", "why_not_native"]
+
+Mode = Literal["native", "reference"]
+
+ABI = 1
+MAX_BRANCHES = 4
+MAX_KERNEL = 7
+isa_names = ("avx512_bf16", "avx512", "avx2", "baseline")
+_FILE = Path(__file__).with_name("_sepnet_kernels.so")
+
+
+class Branch(ctypes.Structure):
+    """``sepnet_branch`` of csrc/sepnet_kernels.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("kernel_h", "kernel_w", "pad_h", "pad_w", "dilation_h", "dilation_w")]
+
+
+class Depthwise(ctypes.Structure):
+    """``sepnet_depthwise`` of csrc/sepnet_kernels.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "channels", "in_h", "in_w", "out_h", "out_w", "stride_h", "stride_w")),
+        *((name, ctypes.c_int32) for name in ("branches", "interleaved", "dtype", "threads")),
+        ("branch", Branch * MAX_BRANCHES),
+    ]
+
+
+class Norm(ctypes.Structure):
+    """``sepnet_norm`` of csrc/sepnet_kernels.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "channels", "height", "width")),
+        *((name, ctypes.c_int32) for name in ("pool", "relu", "dtype", "threads")),
+    ]
+
+
+class Running(ctypes.Structure):
+    """``sepnet_running`` of csrc/sepnet_kernels.h."""
+
+    _fields_ = [("mean", ctypes.c_void_p), ("var", ctypes.c_void_p), ("momentum", ctypes.c_double)]
+
+
+_P = ctypes.c_void_p
+_SIGNATURES: dict[str, tuple[object, list[object]]] = {
+    "sepnet_abi": (ctypes.c_int, []),
+    "sepnet_isa": (ctypes.c_char_p, []),
+    "sepnet_select_isa": (ctypes.c_int, [ctypes.c_char_p]),
+    "sepnet_set_parallel": (None, [_P]),
+    "sepnet_depthwise_workspace": (ctypes.c_int64, [_P, ctypes.c_int]),
+    "sepnet_depthwise_forward": (ctypes.c_int, [_P] * 6),
+    "sepnet_depthwise_backward": (ctypes.c_int, [_P] * 7),
+    "sepnet_norm_workspace": (ctypes.c_int64, [_P]),
+    "sepnet_norm_forward": (ctypes.c_int, [_P, _P, _P, _P, ctypes.c_double, _P, _P, _P, _P, _P, _P]),
+    "sepnet_norm_apply": (ctypes.c_int, [_P] * 6),
+    "sepnet_norm_backward": (ctypes.c_int, [_P] * 13),
+}
+
+
+class Library:
+    """The loaded library with its functions' types declared; ``threads`` says whose threads it works in."""
+
+    def __init__(self, path: Path) -> None:
+        lib = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(lib, name)
+            function.restype, function.argtypes = result, arguments
+        if lib.sepnet_abi() != ABI:
+            raise OSError(f"{path.name} is of another version of sepnet (interface {lib.sepnet_abi()}, wanted {ABI}): install again")
+        self.handle = lib
+        self.threads = "a pool of their own"
+        parallel = _team_of_torch()
+        if parallel is not None:
+            lib.sepnet_set_parallel(parallel)
+            self.threads = "PyTorch's OpenMP team"
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return str(self.handle.sepnet_isa().decode())
+
+    def select_isa(self, name: str) -> None:
+        """Use another instruction set from now on.
+
+        Raises:
+            ConfigError: there is none of that name, or the processor lacks it.
+        """
+        if self.handle.sepnet_select_isa(name.encode()) != 0:
+            raise ConfigError(f"instruction set {one_line(name)}: this processor has not got it; there are {', '.join(isa_names)}")
+
+
+def _team_of_torch() -> int | None:
+    """Address of GOMP_parallel in the OpenMP runtime that torch runs on; None where torch uses another."""
+    if "OpenMP" not in torch.__config__.parallel_info().split("ATen parallel backend:")[-1]:
+        return None
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
+    except (AttributeError, OSError):
+        return None
+
+
+@cache
+def _load() -> Library | str:
+    """The library, or why there is none."""
+    if not _FILE.exists():
+        return "the library was not built (no C compiler when sepnet was installed, or sepnet runs from a bare source tree)"
+    try:
+        lib = Library(_FILE)
+    except (OSError, AttributeError) as error:
+        return f"the library cannot be loaded ({one_line(error)})"
+    isa = os.environ.get("SEPNET_KERNELS_ISA")
+    if isa:
+        lib.select_isa(isa)
+    return lib
+
+
+def _asked_for() -> Mode | None:
+    value = os.environ.get("SEPNET_KERNELS", "")
+    if value not in ("", "native", "reference"):
+        raise ConfigError(f"SEPNET_KERNELS={one_line(value)}: choose native or reference")
+    return value or None  # type: ignore[return-value]
+
+
+def why_not_native() -> str | None:
+    """Why PyTorch's operations serve instead of the kernels; None if the kernels serve."""
+    if _override is not None:
+        return None if _override == "native" else "asked for by sepnet.kernels.use"
+    if _asked_for() == "reference":
+        return "SEPNET_KERNELS=reference"
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
+@cache
+def _choose() -> Library | None:
+    asked = _asked_for()
+    if asked == "reference":
+        return None
+    loaded = _load()
+    if isinstance(loaded, Library):
+        return loaded
+    remedy = "install sepnet again where a C compiler is (pip install --force-reinstall --no-deps)"
+    if asked == "native":
+        raise ConfigError(f"SEPNET_KERNELS=native: {loaded}; {remedy}")
+    warnings.warn(
+        f"sepnet's native kernels are not in use: {loaded}. Training works, more slowly; {remedy}", RuntimeWarning, stacklevel=2
+    )
+    return None
+
+
+_override: Mode | None = None
+
+
+def library() -> Library | None:
+    """The library if the kernels are to be used, else None."""
+    if _override == "reference":
+        return None
+    if _override == "native":
+        loaded = _load()
+        if isinstance(loaded, str):
+            raise ConfigError(f"native kernels: {loaded}")
+        return loaded
+    return _choose()
+
+
+@contextmanager
+def use(mode: Mode) -> Iterator[None]:
+    """Within the block, the kernels ("native") or PyTorch's operations ("reference") serve; for measurements and tests.
+
+    Raises:
+        ConfigError: "native" is asked for and the library cannot be loaded.
+    """
+    global _override
+    before = _override
+    _override = mode
+    try:
+        library()
+        yield
+    finally:
+        _override = before

@@ -1,0 +1,97 @@
+"""Batch normalisation, 2x2 max pooling and ReLU as one differentiable function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sepnet.kernels import _native, _reference
+from sepnet.kernels._library import Library, library
+
+__all__ = ["batch_norm_relu"]
+
+_TYPES = (torch.float32, torch.bfloat16)
+
+
+def batch_norm_relu(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    pool: bool = False,
+    relu: bool = True,
+) -> Tensor:
+    """``F.batch_norm``, then ``F.max_pool2d(y, 2)`` with ``pool``, then ``F.relu``, by the kernels where they serve.
+
+    With ``training`` the batch's statistics are used and the running averages are updated in place, otherwise the averages are
+    used. Statistics are accumulated in float64. Differentiable once on the native path.
+
+    Shape: (B, C, H, W) -> (B, C, H, W), or (B, C, H // 2, W // 2) with pool; channels-last.
+    """
+    lib = _library_for(x, weight, bias, running_mean, pool)
+    if lib is not None and weight is not None and bias is not None:
+        if training or running_mean is None or running_var is None:
+            running = None if running_mean is None or running_var is None else (running_mean, running_var)
+            y: Tensor = _BatchNormReLU.apply(x, weight, bias, running, momentum, eps, pool, relu)
+            return y
+        if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)):
+            scale = weight.detach() * torch.rsqrt(running_var + eps)
+            shift = torch.addcmul(bias.detach(), running_mean, scale, value=-1)
+            return _native.norm_apply(lib, x.contiguous(memory_format=torch.channels_last), scale, shift, pool, relu)
+    return _reference.batch_norm_relu(
+        x, weight, bias, running_mean, running_var, training=training, momentum=momentum, eps=eps, pool=pool, relu=relu
+    )
+
+
+def _library_for(x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, pool: bool) -> Library | None:
+    """The library, if it takes these tensors and nothing is being traced."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return None
+    if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in _TYPES or x.dim() != 4 or x.numel() == 0:
+        return None
+    if weight is None or bias is None or any(t is not None and t.dtype != torch.float32 for t in (weight, bias, running_mean)):
+        return None
+    if pool and min(x.shape[2:]) < 2:
+        return None
+    if x.numel() == x.shape[1]:
+        return None  # one value a channel: PyTorch has the words for that
+    return library()
+
+
+class _BatchNormReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running: tuple[Tensor, Tensor] | None,
+        momentum: float,
+        eps: float,
+        pool: bool,
+        relu: bool,
+    ) -> Tensor:
+        lib = library()
+        assert lib is not None
+        x = x.contiguous(memory_format=torch.channels_last)
+        result = _native.norm_forward(lib, x, weight, bias, running, momentum, eps, pool, relu)
+        ctx.lib, ctx.pool, ctx.relu = lib, pool, relu
+        ctx.save_for_backward(x, result.y, result.mean, result.invstd, result.argmax, weight, bias)
+        return result.y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, mean, invstd, argmax, weight, bias = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        result = _native.NormResult(y, mean, invstd, argmax)
+        grads = _native.norm_backward(ctx.lib, x, result, weight, bias, grad, ctx.pool, ctx.relu)
+        return *grads, None, None, None, None, None

@@ -1,0 +1,126 @@
+/* The public functions: checks, then the kernels of the best instruction set that the processor has. */
+#include "internal.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+typedef struct {
+    const sepnet_ops *ops;
+    int (*supported)(void);
+} choice;
+
+static int always(void) { return 1; }
+
+#if defined(__x86_64__)
+static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static int has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+static int has_avx512_bf16(void) { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+/* Best first. */
+static const choice choices[] = {
+#if defined(__x86_64__)
+    {&sepnet_ops_avx512_bf16, has_avx512_bf16},
+    {&sepnet_ops_avx512, has_avx512},
+    {&sepnet_ops_avx2, has_avx2},
+#endif
+    {&sepnet_ops_baseline, always},
+};
+
+static _Atomic(const sepnet_ops *) selected = NULL;
+
+static const sepnet_ops *ops(void) {
+    const sepnet_ops *now = atomic_load_explicit(&selected, memory_order_acquire);
+    if (now) return now;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
+    const choice *c = choices;
+    while (!c->supported()) c++;
+    atomic_store_explicit(&selected, c->ops, memory_order_release);
+    return c->ops;
+}
+
+int sepnet_abi(void) { return SEPNET_ABI; }
+
+const char *sepnet_isa(void) { return ops()->name; }
+
+int sepnet_select_isa(const char *name) {
+    ops(); /* looks at the processor */
+    for (size_t i = 0; i < sizeof choices / sizeof *choices; i++)
+        if (strcmp(choices[i].ops->name, name) == 0 && choices[i].supported()) {
+            atomic_store_explicit(&selected, choices[i].ops, memory_order_release);
+            return 0;
+        }
+    return -1;
+}
+
+static int valid_branch(const sepnet_depthwise *conv, const sepnet_branch *b) {
+    if (b->kernel_h < 1 || b->kernel_w < 1 || b->kernel_h > SEPNET_MAX_KERNEL || b->kernel_w > SEPNET_MAX_KERNEL) return 0;
+    if (b->pad_h < 0 || b->pad_w < 0 || b->dilation_h < 1 || b->dilation_w < 1) return 0;
+    int64_t span_h = conv->in_h + 2 * b->pad_h - (b->kernel_h - 1) * b->dilation_h - 1;
+    int64_t span_w = conv->in_w + 2 * b->pad_w - (b->kernel_w - 1) * b->dilation_w - 1;
+    return span_h >= 0 && span_w >= 0 && conv->out_h == span_h / conv->stride_h + 1 && conv->out_w == span_w / conv->stride_w + 1;
+}
+
+static int valid_depthwise(const sepnet_depthwise *conv) {
+    if (conv->batch < 0 || conv->channels < 1 || conv->in_h < 1 || conv->in_w < 1) return 0;
+    if (conv->stride_h < 1 || conv->stride_w < 1 || conv->threads < 1) return 0;
+    if (conv->branches < 1 || conv->branches > SEPNET_MAX_BRANCHES) return 0;
+    if (conv->dtype != SEPNET_FLOAT32 && conv->dtype != SEPNET_BFLOAT16) return 0;
+    for (int j = 0; j < conv->branches; j++) {
+        if (!valid_branch(conv, &conv->branch[j])) return 0;
+        if (conv->interleaved && memcmp(&conv->branch[j], &conv->branch[0], sizeof conv->branch[0]) != 0) return 0;
+    }
+    return 1;
+}
+
+int64_t sepnet_depthwise_workspace(const sepnet_depthwise *conv, int backward) {
+    return valid_depthwise(conv) ? ops()->depthwise_workspace(conv, backward) : -1;
+}
+
+int sepnet_depthwise_forward(const sepnet_depthwise *conv, const void *x, const float *weight, const float *bias, void *y,
+                             void *workspace) {
+    if (!valid_depthwise(conv)) return -1;
+    ops()->depthwise_forward(conv, x, weight, bias, y, workspace);
+    return 0;
+}
+
+int sepnet_depthwise_backward(const sepnet_depthwise *conv, const void *x, const float *weight, const void *grad, void *grad_x,
+                              float *grad_weight, void *workspace) {
+    if (!valid_depthwise(conv)) return -1;
+    ops()->depthwise_backward(conv, x, weight, grad, grad_x, grad_weight, workspace);
+    return 0;
+}
+
+static int valid_norm(const sepnet_norm *norm) {
+    if (norm->batch < 1 || norm->channels < 1 || norm->height < 1 || norm->width < 1 || norm->threads < 1) return 0;
+    if (norm->pool && (norm->height < 2 || norm->width < 2)) return 0;
+    return norm->dtype == SEPNET_FLOAT32 || norm->dtype == SEPNET_BFLOAT16;
+}
+
+int64_t sepnet_norm_workspace(const sepnet_norm *norm) { return valid_norm(norm) ? ops()->norm_workspace(norm) : -1; }
+
+int sepnet_norm_forward(const sepnet_norm *norm, const void *x, const float *gamma, const float *beta, double eps,
+                        const sepnet_running *running, float *mean, float *invstd, void *y, uint8_t *argmax, void *workspace) {
+    if (!valid_norm(norm)) return -1;
+    ops()->norm_forward(norm, x, gamma, beta, eps, running, mean, invstd, y, argmax, workspace);
+    return 0;
+}
+
+int sepnet_norm_apply(const sepnet_norm *norm, const void *x, const float *scale, const float *shift, void *y, uint8_t *argmax) {
+    if (!valid_norm(norm)) return -1;
+    ops()->norm_apply(norm, x, scale, shift, y, argmax);
+    return 0;
+}
+
+int sepnet_norm_backward(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
+                         const float *mean, const float *invstd, const float *gamma, const float *beta, void *grad_x,
+                         float *grad_gamma, float *grad_beta, void *workspace) {
+    if (!valid_norm(norm)) return -1;
+    ops()->norm_backward(norm, x, y, argmax, grad, mean, invstd, gamma, beta, grad_x, grad_gamma, grad_beta, workspace);
+    return 0;
+}

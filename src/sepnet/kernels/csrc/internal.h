@@ -1,0 +1,42 @@
+/* What the instruction-set files and the dispatcher share. */
+#ifndef SEPNET_INTERNAL_H
+#define SEPNET_INTERNAL_H
+
+#include "sepnet_kernels.h"
+
+/* The kernels compiled for one instruction set. Arguments are those of the public functions, already checked. */
+typedef struct {
+    const char *name;
+    int64_t vector_floats;
+    int64_t (*depthwise_workspace)(const sepnet_depthwise *, int);
+    void (*depthwise_forward)(const sepnet_depthwise *, const void *, const float *, const float *, void *, void *);
+    void (*depthwise_backward)(const sepnet_depthwise *, const void *, const float *, const void *, void *, float *, void *);
+    int64_t (*norm_workspace)(const sepnet_norm *);
+    void (*norm_forward)(const sepnet_norm *, const void *, const float *, const float *, double, const sepnet_running *, float *,
+                         float *, void *, uint8_t *, void *);
+    void (*norm_apply)(const sepnet_norm *, const void *, const float *, const float *, void *, uint8_t *);
+    void (*norm_backward)(const sepnet_norm *, const void *, const void *, const uint8_t *, const void *, const float *,
+                          const float *, const float *, const float *, void *, float *, float *, void *);
+} sepnet_ops;
+
+extern const sepnet_ops sepnet_ops_baseline;
+#if defined(__x86_64__)
+extern const sepnet_ops sepnet_ops_avx2, sepnet_ops_avx512, sepnet_ops_avx512_bf16;
+#endif
+
+/* Calls body(context, part) once for every part in [0, parts), on up to `threads` threads. Which thread runs a part is not fixed;
+ * what a part computes must not depend on it, so that results do not depend on the timing. */
+void sepnet_run_parts(void (*body)(void *context, int64_t part), void *context, int64_t parts,
+                      int64_t threads);
+
+/* First of the items that part `part` of `parts` takes when `items` are dealt out evenly. */
+static inline int64_t sepnet_part_begin(int64_t items, int64_t parts, int64_t part) { return items * part / parts; }
+
+static inline int64_t sepnet_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t sepnet_max(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t sepnet_round_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
+
+/* Floor division and its remainder in [0, b), b > 0: C rounds towards zero. */
+static inline int64_t sepnet_floor_div(int64_t a, int64_t b) { return (a >= 0 ? a : a - b + 1) / b; }
+
+#endif

@@ -1,0 +1,23 @@
+/* All kernels for one instruction set, as a table of functions named after it. */
+#include "internal.h"
+#include "vector.h"
+
+#include "depthwise.h"
+#include "norm.h"
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define QUOTE_(a) #a
+#define QUOTE(a) QUOTE_(a)
+
+const sepnet_ops JOIN(sepnet_ops_, ISA) = {
+    .name = QUOTE(ISA),
+    .vector_floats = VL,
+    .depthwise_workspace = depthwise_workspace,
+    .depthwise_forward = depthwise_forward,
+    .depthwise_backward = depthwise_backward,
+    .norm_workspace = norm_workspace,
+    .norm_forward = norm_forward,
+    .norm_apply = norm_apply,
+    .norm_backward = norm_backward,
+};

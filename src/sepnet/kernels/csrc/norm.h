@@ -1,0 +1,418 @@
+/* Batch normalisation with 2x2 max pooling and ReLU, forward and backward, for one vector length. Included once by each
+ * instruction-set file, after vector.h.
+ *
+ * Forward is two passes over the input (statistics; then normalise, pool and cut in one), backward two passes over input and
+ * gradient (the two sums; then the gradient). The map between normalisation and ReLU is never written.
+ *
+ * A part takes a range of "lines": chunks of pixels without pooling, rows of output pixels with it. Within a line the channels
+ * are the outer loop, so that a channel's constants and sums stay in registers while the line's pixels are in the L1 cache. */
+
+enum { LINE_BYTES = 16 << 10, NORM_PARTS_PER_THREAD = 2 };
+
+typedef struct {
+    const sepnet_norm *norm;
+    const void *x, *y, *grad;
+    const uint8_t *argmax;
+    const float *scale, *shift, *mean;  /* a channel */
+    const float *factor, *slope, *constant; /* dL/dx = factor * g + slope * (x - mean) + constant */
+    void *out;
+    uint8_t *argmax_out;
+    double *sums; /* [part][2][channels] */
+    int64_t pixels, line_pixels, lines, parts;
+} norm_job;
+
+/* --- dealing out --------------------------------------------------------------------------------------------------- */
+
+static norm_job make_norm_job(const sepnet_norm *norm, int by_rows) {
+    norm_job s = {.norm = norm};
+    s.pixels = norm->batch * norm->height * norm->width;
+    if (by_rows) {
+        s.lines = norm->batch * (norm->height / 2);
+    } else {
+        s.line_pixels = sepnet_max(8, LINE_BYTES / (norm->channels * (int64_t)element_size(norm->dtype)));
+        s.lines = (s.pixels + s.line_pixels - 1) / s.line_pixels;
+    }
+    s.parts = norm->threads <= 1 ? 1 : sepnet_max(1, sepnet_min(s.lines, NORM_PARTS_PER_THREAD * norm->threads));
+    return s;
+}
+
+static int64_t most_parts(const sepnet_norm *norm) { return sepnet_max(1, NORM_PARTS_PER_THREAD * norm->threads); }
+
+static int64_t norm_workspace(const sepnet_norm *norm) {
+    return most_parts(norm) * 2 * norm->channels * (int64_t)sizeof(double) + 6 * norm->channels * (int64_t)sizeof(float) + 64;
+}
+
+/* Adds the lanes of two float vectors to a part's double sums. */
+INLINE void add_sums(double *sums, int64_t channels, int64_t channel, int lanes, vf first, vf second) {
+    for (int i = 0; i < lanes; i++) {
+        sums[channel + i] += (double)first[i];
+        sums[channels + channel + i] += (double)second[i];
+    }
+}
+
+/* The channel loop of a line: body(channel, lanes, dtype) with full vectors and the two types as compile-time constants. */
+#define FOR_CHANNELS(norm, body)                                                            \
+    do {                                                                                    \
+        int64_t channel = 0;                                                                \
+        if ((norm)->dtype == SEPNET_BFLOAT16)                                               \
+            for (; channel + VL <= (norm)->channels; channel += VL) body(VL, SEPNET_BFLOAT16); \
+        else                                                                                \
+            for (; channel + VL <= (norm)->channels; channel += VL) body(VL, SEPNET_FLOAT32);  \
+        if (channel < (norm)->channels) {                                                   \
+            const int rest = (int)((norm)->channels - channel);                             \
+            if ((norm)->dtype == SEPNET_BFLOAT16)                                           \
+                body(rest, SEPNET_BFLOAT16);                                                \
+            else                                                                            \
+                body(rest, SEPNET_FLOAT32);                                                 \
+        }                                                                                   \
+    } while (0)
+
+/* Cuts below zero and lets a NaN through. */
+INLINE vf relu(vf value) { return (vf)((vu)value & ~(vu)(value < 0)); }
+
+INLINE vf choose(vi condition, vf yes, vf no) { return (vf)(((vu)condition & (vu)yes) | (~(vu)condition & (vu)no)); }
+
+/* --- statistics ---------------------------------------------------------------------------------------------------- */
+
+/* Sums of x - x0 and of its square; x0, the channel's first value, keeps them free of cancellation. */
+INLINE void line_statistics(const norm_job *s, int64_t first, int64_t last, int64_t channel, double *sums, int lanes, int dtype) {
+    int64_t channels = s->norm->channels, i = first;
+    vf origin = load_lanes(s->x, channel, lanes, dtype), zero = splat(0);
+    vf sum[4] = {zero, zero, zero, zero}, square[4] = {zero, zero, zero, zero};
+    for (; i + 4 <= last; i += 4)
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            vf value = load_lanes(s->x, (i + k) * channels + channel, lanes, dtype) - origin;
+            sum[k] += value;
+            square[k] += value * value;
+        }
+    for (; i < last; i++) {
+        vf value = load_lanes(s->x, i * channels + channel, lanes, dtype) - origin;
+        sum[0] += value;
+        square[0] += value * value;
+    }
+    add_sums(sums, channels, channel, lanes, (sum[0] + sum[1]) + (sum[2] + sum[3]),
+             (square[0] + square[1]) + (square[2] + square[3]));
+}
+
+static void statistics_part(void *context, int64_t part) {
+    const norm_job *s = context;
+    double *sums = s->sums + part * 2 * s->norm->channels;
+    memset(sums, 0, (size_t)(2 * s->norm->channels) * sizeof *sums);
+    int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
+    for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
+        int64_t first = line * s->line_pixels, last = sepnet_min(first + s->line_pixels, s->pixels);
+#define BODY(lanes, dtype) line_statistics(s, first, last, channel, sums, lanes, dtype)
+        FOR_CHANNELS(s->norm, BODY);
+#undef BODY
+    }
+}
+
+/* Sums of all parts, in their order, into the first. */
+static void reduce_sums(norm_job *s) {
+    int64_t count = 2 * s->norm->channels;
+    for (int64_t part = 1; part < s->parts; part++)
+        for (int64_t i = 0; i < count; i++) s->sums[i] += s->sums[part * count + i];
+}
+
+static double first_value(const norm_job *s, int64_t channel) {
+    return (double)load_lanes(s->x, channel, 1, s->norm->dtype)[0];
+}
+
+/* Mean and inverse standard deviation of s->x a channel, and the running averages' next values. */
+static void finish_statistics(const norm_job *s, const sepnet_running *running, double eps, float *mean, float *invstd) {
+    double count = (double)s->pixels;
+    int64_t channels = s->norm->channels;
+    for (int64_t c = 0; c < channels; c++) {
+        double shifted = s->sums[c] / count, variance = s->sums[channels + c] / count - shifted * shifted;
+        if (variance < 0) variance = 0; /* rounding; a NaN stays */
+        double average = first_value(s, c) + shifted;
+        mean[c] = (float)average;
+        invstd[c] = (float)(1.0 / __builtin_sqrt(variance + eps));
+        if (!running) continue;
+        double unbiased = variance * count / (count > 1 ? count - 1 : 1), momentum = running->momentum;
+        running->mean[c] = (float)((1 - momentum) * (double)running->mean[c] + momentum * average);
+        running->var[c] = (float)((1 - momentum) * (double)running->var[c] + momentum * unbiased);
+    }
+}
+
+/* --- forward ------------------------------------------------------------------------------------------------------- */
+
+INLINE void line_apply(const norm_job *s, int64_t first, int64_t last, int64_t channel, int lanes, int dtype) {
+    int64_t channels = s->norm->channels;
+    vf scale = load_lanes(s->scale, channel, lanes, SEPNET_FLOAT32), shift = load_lanes(s->shift, channel, lanes, SEPNET_FLOAT32);
+    int cut = s->norm->relu;
+    for (int64_t i = first; i < last; i++) {
+        vf value = load_lanes(s->x, i * channels + channel, lanes, dtype) * scale + shift;
+        store_lanes(s->out, i * channels + channel, lanes, dtype, cut ? relu(value) : value);
+    }
+}
+
+INLINE void store_index(uint8_t *base, int64_t index, int lanes, vi value) {
+    vb bytes = __builtin_convertvector(value, vb);
+    if (lanes == VL)
+        *(vbu *)(base + index) = bytes;
+    else
+        for (int i = 0; i < lanes; i++) base[index + i] = bytes[i];
+}
+
+INLINE vi load_index(const uint8_t *base, int64_t index, int lanes) {
+    vb bytes = {0};
+    if (lanes == VL)
+        bytes = *(const vbu *)(base + index);
+    else
+        for (int i = 0; i < lanes; i++) bytes[i] = base[index + i];
+    return __builtin_convertvector(bytes, vi);
+}
+
+/* Elements of channel 0 of the four pixels of a pooling window. */
+typedef struct {
+    int64_t at[4];
+} pool_window;
+
+INLINE pool_window nth_window(const sepnet_norm *norm, int64_t line, int64_t col) {
+    int64_t rows = norm->height / 2, image = line / rows, row = line % rows * 2;
+    int64_t pixel = (image * norm->height + row) * norm->width + 2 * col, below = pixel + norm->width;
+    return (pool_window){{pixel * norm->channels, (pixel + 1) * norm->channels, below * norm->channels, (below + 1) * norm->channels}};
+}
+
+INLINE void line_apply_pool(const norm_job *s, int64_t line, int64_t channel, int lanes, int dtype) {
+    const sepnet_norm *norm = s->norm;
+    int64_t cols = norm->width / 2;
+    vf scale = load_lanes(s->scale, channel, lanes, SEPNET_FLOAT32), shift = load_lanes(s->shift, channel, lanes, SEPNET_FLOAT32);
+    pool_window w = nth_window(norm, line, 0);
+    for (int64_t col = 0; col < cols; col++) {
+        vf best = load_lanes(s->x, w.at[0] + channel, lanes, dtype) * scale + shift;
+        vi index = {0};
+#pragma GCC unroll 3
+        for (int k = 1; k < 4; k++) {
+            vf value = load_lanes(s->x, w.at[k] + channel, lanes, dtype) * scale + shift;
+            vi better = (vi)(value > best) | (vi)(value != value);
+            best = choose(better, value, best);
+            index = (better & k) | (~better & index);
+        }
+        int64_t at = (line * cols + col) * norm->channels + channel;
+        store_lanes(s->out, at, lanes, dtype, norm->relu ? relu(best) : best);
+        if (s->argmax_out) store_index(s->argmax_out, at, lanes, index);
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) w.at[k] += 2 * norm->channels;
+    }
+}
+
+static void apply_part(void *context, int64_t part) {
+    const norm_job *s = context;
+    int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
+    for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
+        int64_t first = line * s->line_pixels, last = sepnet_min(first + s->line_pixels, s->pixels);
+#define PLAIN(lanes, dtype) line_apply(s, first, last, channel, lanes, dtype)
+#define POOL(lanes, dtype) line_apply_pool(s, line, channel, lanes, dtype)
+        if (s->norm->pool)
+            FOR_CHANNELS(s->norm, POOL);
+        else
+            FOR_CHANNELS(s->norm, PLAIN);
+#undef PLAIN
+#undef POOL
+    }
+}
+
+static void norm_apply(const sepnet_norm *norm, const void *x, const float *scale, const float *shift, void *y, uint8_t *argmax) {
+    norm_job s = make_norm_job(norm, norm->pool);
+    s.x = x, s.scale = scale, s.shift = shift, s.out = y, s.argmax_out = argmax;
+    sepnet_run_parts(apply_part, &s, s.parts, norm->threads);
+}
+
+/* Normalisation as one multiplication and one addition a value. */
+static void affine(const sepnet_norm *norm, const float *mean, const float *invstd, const float *gamma, const float *beta,
+                   float *scale, float *shift) {
+    for (int64_t c = 0; c < norm->channels; c++) {
+        scale[c] = gamma[c] * invstd[c];
+        shift[c] = beta[c] - mean[c] * scale[c];
+    }
+}
+
+static void norm_forward(const sepnet_norm *norm, const void *x, const float *gamma, const float *beta, double eps,
+                         const sepnet_running *running, float *mean, float *invstd, void *y, uint8_t *argmax, void *workspace) {
+    norm_job s = make_norm_job(norm, 0);
+    s.x = x, s.sums = workspace;
+    sepnet_run_parts(statistics_part, &s, s.parts, norm->threads);
+    reduce_sums(&s);
+    finish_statistics(&s, running, eps, mean, invstd);
+    float *scale = (float *)(s.sums + most_parts(norm) * 2 * norm->channels), *shift = scale + norm->channels;
+    affine(norm, mean, invstd, gamma, beta, scale, shift);
+    norm_apply(norm, x, scale, shift, y, argmax);
+}
+
+/* --- backward: the sums -------------------------------------------------------------------------------------------- */
+
+/* The gradient that passes the ReLU. */
+INLINE vf gated(const norm_job *s, vf value, vf scale, vf shift, vf grad) {
+    return s->norm->relu ? choose((vi)(value * scale + shift > 0), grad, splat(0)) : grad;
+}
+
+INLINE void line_sums(const norm_job *s, int64_t first, int64_t last, int64_t channel, double *sums, int lanes, int dtype) {
+    int64_t channels = s->norm->channels;
+    vf scale = load_lanes(s->scale, channel, lanes, SEPNET_FLOAT32), shift = load_lanes(s->shift, channel, lanes, SEPNET_FLOAT32);
+    vf mean = load_lanes(s->mean, channel, lanes, SEPNET_FLOAT32), zero = splat(0);
+    vf sum[4] = {zero, zero, zero, zero}, product[4] = {zero, zero, zero, zero};
+    int64_t i = first;
+    for (; i + 4 <= last; i += 4)
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            int64_t at = (i + k) * channels + channel;
+            vf value = load_lanes(s->x, at, lanes, dtype);
+            vf grad = gated(s, value, scale, shift, load_lanes(s->grad, at, lanes, dtype));
+            sum[k] += grad;
+            product[k] += grad * (value - mean);
+        }
+    for (; i < last; i++) {
+        int64_t at = i * channels + channel;
+        vf value = load_lanes(s->x, at, lanes, dtype);
+        vf grad = gated(s, value, scale, shift, load_lanes(s->grad, at, lanes, dtype));
+        sum[0] += grad;
+        product[0] += grad * (value - mean);
+    }
+    add_sums(sums, channels, channel, lanes, (sum[0] + sum[1]) + (sum[2] + sum[3]),
+             (product[0] + product[1]) + (product[2] + product[3]));
+}
+
+/* The gradient of a pooled pixel, zero where ReLU cut it. */
+INLINE vf pooled_gradient(const norm_job *s, int64_t at, int lanes, int dtype) {
+    vf grad = load_lanes(s->grad, at, lanes, dtype);
+    return s->norm->relu ? choose((vi)(load_lanes(s->y, at, lanes, dtype) > 0), grad, splat(0)) : grad;
+}
+
+INLINE void line_sums_pool(const norm_job *s, int64_t line, int64_t channel, double *sums, int lanes, int dtype) {
+    const sepnet_norm *norm = s->norm;
+    int64_t cols = norm->width / 2;
+    vf mean = load_lanes(s->mean, channel, lanes, SEPNET_FLOAT32), sum = splat(0), product = splat(0);
+    pool_window w = nth_window(norm, line, 0);
+    for (int64_t col = 0; col < cols; col++) {
+        int64_t at = (line * cols + col) * norm->channels + channel;
+        vi index = load_index(s->argmax, at, lanes);
+        vf value = load_lanes(s->x, w.at[0] + channel, lanes, dtype);
+#pragma GCC unroll 3
+        for (int k = 1; k < 4; k++) value = choose((vi)(index == k), load_lanes(s->x, w.at[k] + channel, lanes, dtype), value);
+        vf grad = pooled_gradient(s, at, lanes, dtype);
+        sum += grad;
+        product += grad * (value - mean);
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) w.at[k] += 2 * norm->channels;
+    }
+    add_sums(sums, norm->channels, channel, lanes, sum, product);
+}
+
+static void sums_part(void *context, int64_t part) {
+    const norm_job *s = context;
+    double *sums = s->sums + part * 2 * s->norm->channels;
+    memset(sums, 0, (size_t)(2 * s->norm->channels) * sizeof *sums);
+    int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
+    for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
+        int64_t first = line * s->line_pixels, last = sepnet_min(first + s->line_pixels, s->pixels);
+#define PLAIN(lanes, dtype) line_sums(s, first, last, channel, sums, lanes, dtype)
+#define POOL(lanes, dtype) line_sums_pool(s, line, channel, sums, lanes, dtype)
+        if (s->norm->pool)
+            FOR_CHANNELS(s->norm, POOL);
+        else
+            FOR_CHANNELS(s->norm, PLAIN);
+#undef PLAIN
+#undef POOL
+    }
+}
+
+/* --- backward: the gradient ---------------------------------------------------------------------------------------- */
+
+/* A channel's constants of the gradient. */
+typedef struct {
+    vf mean, factor, slope, constant;
+} coefficients;
+
+INLINE coefficients load_coefficients(const norm_job *s, int64_t channel, int lanes) {
+    return (coefficients){load_lanes(s->mean, channel, lanes, SEPNET_FLOAT32), load_lanes(s->factor, channel, lanes, SEPNET_FLOAT32),
+                          load_lanes(s->slope, channel, lanes, SEPNET_FLOAT32),
+                          load_lanes(s->constant, channel, lanes, SEPNET_FLOAT32)};
+}
+
+INLINE void put_gradient(const norm_job *s, coefficients k, int64_t at, vf value, vf grad, int lanes, int dtype) {
+    store_lanes(s->out, at, lanes, dtype, k.factor * grad + (k.slope * (value - k.mean) + k.constant));
+}
+
+INLINE void line_gradient(const norm_job *s, int64_t first, int64_t last, int64_t channel, int lanes, int dtype) {
+    int64_t channels = s->norm->channels;
+    vf scale = load_lanes(s->scale, channel, lanes, SEPNET_FLOAT32), shift = load_lanes(s->shift, channel, lanes, SEPNET_FLOAT32);
+    coefficients k = load_coefficients(s, channel, lanes);
+    for (int64_t i = first; i < last; i++) {
+        int64_t at = i * channels + channel;
+        vf value = load_lanes(s->x, at, lanes, dtype);
+        put_gradient(s, k, at, value, gated(s, value, scale, shift, load_lanes(s->grad, at, lanes, dtype)), lanes, dtype);
+    }
+}
+
+/* A pixel outside every window, where the height or width is odd. */
+INLINE void unpooled_gradient(const norm_job *s, coefficients k, int64_t pixel, int64_t channel, int lanes, int dtype) {
+    int64_t at = pixel * s->norm->channels + channel;
+    put_gradient(s, k, at, load_lanes(s->x, at, lanes, dtype), splat(0), lanes, dtype);
+}
+
+INLINE void line_gradient_pool(const norm_job *s, int64_t line, int64_t channel, int lanes, int dtype) {
+    const sepnet_norm *norm = s->norm;
+    int64_t cols = norm->width / 2, rows = norm->height / 2, image = line / rows, row = line % rows;
+    coefficients c = load_coefficients(s, channel, lanes);
+    pool_window w = nth_window(norm, line, 0);
+    for (int64_t col = 0; col < cols; col++) {
+        int64_t at = (line * cols + col) * norm->channels + channel;
+        vi index = load_index(s->argmax, at, lanes);
+        vf grad = pooled_gradient(s, at, lanes, dtype);
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            vf value = load_lanes(s->x, w.at[k] + channel, lanes, dtype);
+            put_gradient(s, c, w.at[k] + channel, value, choose((vi)(index == k), grad, splat(0)), lanes, dtype);
+        }
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) w.at[k] += 2 * norm->channels;
+    }
+    int64_t top = (image * norm->height + 2 * row) * norm->width;
+    if (norm->width % 2)
+        for (int64_t r = 0; r < 2; r++) unpooled_gradient(s, c, top + (r + 1) * norm->width - 1, channel, lanes, dtype);
+    if (norm->height % 2 && row == rows - 1)
+        for (int64_t i = 0; i < norm->width; i++) unpooled_gradient(s, c, top + 2 * norm->width + i, channel, lanes, dtype);
+}
+
+static void gradient_part(void *context, int64_t part) {
+    const norm_job *s = context;
+    int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
+    for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
+        int64_t first = line * s->line_pixels, last = sepnet_min(first + s->line_pixels, s->pixels);
+#define PLAIN(lanes, dtype) line_gradient(s, first, last, channel, lanes, dtype)
+#define POOL(lanes, dtype) line_gradient_pool(s, line, channel, lanes, dtype)
+        if (s->norm->pool)
+            FOR_CHANNELS(s->norm, POOL);
+        else
+            FOR_CHANNELS(s->norm, PLAIN);
+#undef PLAIN
+#undef POOL
+    }
+}
+
+static void norm_backward(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
+                          const float *mean, const float *invstd, const float *gamma, const float *beta, void *grad_x,
+                          float *grad_gamma, float *grad_beta, void *workspace) {
+    norm_job s = make_norm_job(norm, norm->pool);
+    int64_t channels = norm->channels;
+    s.sums = workspace;
+    float *constants = (float *)(s.sums + most_parts(norm) * 2 * channels);
+    float *scale = constants, *shift = scale + channels, *slope = shift + channels, *constant = slope + channels;
+    affine(norm, mean, invstd, gamma, beta, scale, shift);
+    s.x = x, s.y = y, s.argmax = argmax, s.grad = grad, s.mean = mean, s.scale = scale, s.shift = shift;
+    sepnet_run_parts(sums_part, &s, s.parts, norm->threads);
+    reduce_sums(&s);
+    double count = (double)s.pixels;
+    for (int64_t c = 0; c < channels; c++) {
+        double sum = s.sums[c], product = s.sums[channels + c], inverse = (double)invstd[c];
+        grad_beta[c] = (float)sum;
+        grad_gamma[c] = (float)(product * inverse);
+        slope[c] = (float)(-(double)scale[c] * product * inverse * inverse / count);
+        constant[c] = (float)(-(double)scale[c] * sum / count);
+    }
+    s.factor = scale, s.slope = slope, s.constant = constant, s.out = grad_x;
+    sepnet_run_parts(gradient_part, &s, s.parts, norm->threads);
+}

@@ -1,0 +1,117 @@
+/* Threads: the team of the runtime that the caller works with (libgomp, through GOMP_parallel), or a small pool of our own.
+ *
+ * Two pools in one process get into each other's way: an idle OpenMP team spins for a while after each region, on the very
+ * cores that ours would need. So PyTorch's own team is used wherever its entry point can be found. */
+#include "internal.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+typedef struct {
+    void (*body)(void *, int64_t);
+    void *context;
+    int64_t parts;
+    atomic_llong next;
+} job;
+
+static void run_job(void *argument) {
+    job *j = argument;
+    for (;;) {
+        int64_t part = atomic_fetch_add_explicit(&j->next, 1, memory_order_relaxed);
+        if (part >= j->parts) return;
+        j->body(j->context, part);
+    }
+}
+
+/* --- the pool of our own ------------------------------------------------------------------------------------------ */
+
+enum { MAX_WORKERS = 255 };
+
+static struct {
+    pthread_mutex_t lock; /* guards what follows */
+    pthread_cond_t wake, done;
+    job *current;
+    int64_t workers, wanted, running;
+    uint64_t generation;
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
+
+static pthread_mutex_t pool_owner = PTHREAD_MUTEX_INITIALIZER; /* held for the length of one parallel region */
+static pthread_once_t pool_once = PTHREAD_ONCE_INIT;
+
+static void *work(void *unused) {
+    (void)unused;
+    uint64_t seen = 0;
+    pthread_mutex_lock(&pool.lock);
+    for (;;) {
+        while (pool.generation == seen || pool.wanted == 0) {
+            if (pool.generation != seen) seen = pool.generation;
+            pthread_cond_wait(&pool.wake, &pool.lock);
+        }
+        seen = pool.generation;
+        pool.wanted--;
+        pool.running++;
+        job *j = pool.current;
+        pthread_mutex_unlock(&pool.lock);
+        run_job(j);
+        pthread_mutex_lock(&pool.lock);
+        if (--pool.running == 0) pthread_cond_signal(&pool.done);
+    }
+    return NULL;
+}
+
+/* A forked child has none of the parent's threads; its locks may have been held by one of them. */
+static void forget_workers(void) {
+    pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
+    pthread_cond_t none = PTHREAD_COND_INITIALIZER;
+    pool.lock = pool_owner = fresh;
+    pool.wake = pool.done = none;
+    pool.workers = pool.wanted = pool.running = 0;
+}
+
+static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_workers); }
+
+static void pool_parallel(void (*fn)(void *), void *context, unsigned threads, unsigned flags) {
+    (void)flags;
+    pthread_once(&pool_once, watch_forks);
+    if (pthread_mutex_trylock(&pool_owner) != 0) { /* another thread has the pool: work alone */
+        fn(context);
+        return;
+    }
+    pthread_mutex_lock(&pool.lock);
+    int64_t helpers = sepnet_min((int64_t)threads - 1, MAX_WORKERS);
+    while (pool.workers < helpers) {
+        pthread_t thread;
+        if (pthread_create(&thread, NULL, work, NULL) != 0) break;
+        pthread_detach(thread);
+        pool.workers++;
+    }
+    pool.current = context;
+    pool.wanted = sepnet_min(helpers, pool.workers);
+    pool.generation++;
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
+    fn(context);
+    pthread_mutex_lock(&pool.lock);
+    pool.wanted = 0; /* who has not begun finds nothing left to do */
+    while (pool.running > 0) pthread_cond_wait(&pool.done, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+    pthread_mutex_unlock(&pool_owner);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------ */
+
+static _Atomic(sepnet_parallel_fn) parallel = NULL;
+
+void sepnet_set_parallel(sepnet_parallel_fn function) { atomic_store(&parallel, function); }
+
+void sepnet_run_parts(void (*body)(void *, int64_t), void *context, int64_t parts, int64_t threads) {
+    job j = {.body = body, .context = context, .parts = parts};
+    atomic_init(&j.next, 0);
+    threads = sepnet_min(threads, parts);
+    if (threads <= 1) {
+        run_job(&j);
+        return;
+    }
+    sepnet_parallel_fn run = atomic_load(&parallel);
+    (run ? run : pool_parallel)(run_job, &j, (unsigned)threads, 0);
+}

@@ -1,0 +1,107 @@
+/* A vector of VL floats, and loads and stores of float32 and bfloat16 channels. Written in the vector extensions of GCC and
+ * Clang, so that the same source serves every instruction set; intrinsics stand only where these have no word for it.
+ *
+ * The including file has set VL (floats a vector) and, where the processor has them, HAVE_AVX512 and HAVE_AVX512_BF16. */
+#include <string.h>
+
+typedef float vf __attribute__((vector_size(VL * 4), may_alias));
+typedef float vfu __attribute__((vector_size(VL * 4), may_alias, aligned(4)));
+typedef uint32_t vu __attribute__((vector_size(VL * 4), may_alias));
+typedef int32_t vi __attribute__((vector_size(VL * 4), may_alias));
+typedef uint16_t vh __attribute__((vector_size(VL * 2), may_alias));
+typedef uint16_t vhu __attribute__((vector_size(VL * 2), may_alias, aligned(2)));
+typedef uint8_t vb __attribute__((vector_size(VL), may_alias));
+typedef uint8_t vbu __attribute__((vector_size(VL), may_alias, aligned(1)));
+
+#define INLINE static inline __attribute__((always_inline, unused))
+
+INLINE vf splat(float value) { return (vf){0} + value; }
+
+INLINE vf widen(vh half) { return (vf)(__builtin_convertvector(half, vu) << 16); }
+
+/* Round to nearest even; a NaN stays one. */
+INLINE vh narrow(vf value) {
+#ifdef HAVE_AVX512_BF16
+    return (vh)_mm512_cvtneps_pbh((__m512)value);
+#else
+    vu bits = (vu)value;
+    vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    vu nan = (vu)(value != value);
+    return __builtin_convertvector((rounded & ~nan) | (((bits >> 16) | 0x40) & nan), vh);
+#endif
+}
+
+INLINE size_t element_size(int dtype) { return dtype == SEPNET_BFLOAT16 ? 2 : 4; }
+
+/* `lanes` (1 to VL) channels from element `index` on; the other lanes are zero. dtype and lanes == VL are compile-time
+ * constants where it matters, after inlining. */
+INLINE vf load_lanes(const void *base, int64_t index, int lanes, int dtype) {
+    if (lanes == VL) {
+        if (dtype == SEPNET_BFLOAT16) return widen(*(const vhu *)((const uint16_t *)base + index));
+        return *(const vfu *)((const float *)base + index);
+    }
+#ifdef HAVE_AVX512
+    __mmask16 mask = (__mmask16)((1u << lanes) - 1);
+    if (dtype == SEPNET_BFLOAT16) return widen((vh)_mm256_maskz_loadu_epi16(mask, (const uint16_t *)base + index));
+    return (vf)_mm512_maskz_loadu_ps(mask, (const float *)base + index);
+#else
+    if (dtype == SEPNET_BFLOAT16) {
+        vh half = {0};
+        for (int i = 0; i < lanes; i++) half[i] = ((const uint16_t *)base)[index + i];
+        return widen(half);
+    }
+    vf value = {0};
+    for (int i = 0; i < lanes; i++) value[i] = ((const float *)base)[index + i];
+    return value;
+#endif
+}
+
+INLINE void store_lanes(void *base, int64_t index, int lanes, int dtype, vf value) {
+    if (lanes == VL) {
+        if (dtype == SEPNET_BFLOAT16)
+            *(vhu *)((uint16_t *)base + index) = narrow(value);
+        else
+            *(vfu *)((float *)base + index) = value;
+        return;
+    }
+#ifdef HAVE_AVX512
+    __mmask16 mask = (__mmask16)((1u << lanes) - 1);
+    if (dtype == SEPNET_BFLOAT16)
+        _mm256_mask_storeu_epi16((uint16_t *)base + index, mask, (__m256i)narrow(value));
+    else
+        _mm512_mask_storeu_ps((float *)base + index, mask, (__m512)value);
+#else
+    if (dtype == SEPNET_BFLOAT16) {
+        vh half = narrow(value);
+        for (int i = 0; i < lanes; i++) ((uint16_t *)base)[index + i] = half[i];
+    } else {
+        for (int i = 0; i < lanes; i++) ((float *)base)[index + i] = value[i];
+    }
+#endif
+}
+
+/* Every `step`-th element: the channels of one branch among interleaved ones. */
+INLINE vf load_strided(const void *base, int64_t index, int64_t step, int lanes, int dtype) {
+    if (step == 1) return load_lanes(base, index, lanes, dtype);
+    if (dtype == SEPNET_BFLOAT16) {
+        vh half = {0};
+        for (int i = 0; i < lanes; i++) half[i] = ((const uint16_t *)base)[index + i * step];
+        return widen(half);
+    }
+    vf value = {0};
+    for (int i = 0; i < lanes; i++) value[i] = ((const float *)base)[index + i * step];
+    return value;
+}
+
+INLINE void store_strided(void *base, int64_t index, int64_t step, int lanes, int dtype, vf value) {
+    if (step == 1) {
+        store_lanes(base, index, lanes, dtype, value);
+        return;
+    }
+    if (dtype == SEPNET_BFLOAT16) {
+        vh half = narrow(value);
+        for (int i = 0; i < lanes; i++) ((uint16_t *)base)[index + i * step] = half[i];
+    } else {
+        for (int i = 0; i < lanes; i++) ((float *)base)[index + i * step] = value[i];
+    }
+}

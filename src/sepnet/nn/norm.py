@@ -1,0 +1,42 @@
+"""Batch normalisation together with what follows it in these networks: ReLU, and 2x2 max pooling before it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sepnet.kernels import batch_norm_relu
+
+__all__ = ["BatchNormReLU"]
+
+
+class BatchNormReLU(nn.BatchNorm2d):
+    """Batch normalisation, 2x2 max pooling (with ``pool``), ReLU: one module, so that one pass over the memory can do it.
+
+    Pooling stands before the ReLU, where the ReLU costs a quarter: the two commute, values and gradients alike, because ReLU
+    is monotone. The state dict is that of ``nn.BatchNorm2d``.
+
+    Shape: (B, C, H, W) -> (B, C, H, W), or (B, C, H//2, W//2) with pool.
+    """
+
+    def __init__(self, num_features: int, *, pool: bool = False) -> None:
+        super().__init__(num_features)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), or (B, C, H//2, W//2) with pool."""
+        momentum = self.momentum if self.momentum is not None else 0.0
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # the plain average of all batches
+                momentum = 1.0 / float(self.num_batches_tracked)
+        return batch_norm_relu(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            training=self.training or self.running_mean is None,
+            momentum=momentum,
+            eps=self.eps,
+            pool=self.pool,
+        )
