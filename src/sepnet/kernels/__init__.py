@@ -7,6 +7,7 @@ other types, without a compiler at installation. ``why_not_native()`` says which
 from sepnet.kernels._depthwise import depthwise_branches, depthwise_conv2d, native_for
 from sepnet.kernels._library import isa_names, library, use, why_not_native
 from sepnet.kernels._norm import batch_norm_relu
+from sepnet.kernels._pointwise import pointwise_conv2d
 
 __all__ = [
     "batch_norm_relu",
@@ -15,6 +16,7 @@ __all__ = [
     "isa_names",
     "library",
     "native_for",
+    "pointwise_conv2d",
     "use",
     "why_not_native",
 ]

@@ -71,7 +71,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "sepnet_set_parallel": (None, [_P]),
     "sepnet_depthwise_workspace": (ctypes.c_int64, [_P, ctypes.c_int]),
     "sepnet_depthwise_forward": (ctypes.c_int, [_P] * 6),
-    "sepnet_depthwise_backward": (ctypes.c_int, [_P] * 7),
+    "sepnet_depthwise_backward": (ctypes.c_int, [_P] * 8),
     "sepnet_norm_workspace": (ctypes.c_int64, [_P]),
     "sepnet_norm_forward": (ctypes.c_int, [_P, _P, _P, _P, ctypes.c_double, _P, _P, _P, _P, _P, _P]),
     "sepnet_norm_apply": (ctypes.c_int, [_P] * 6),

@@ -74,13 +74,14 @@ def depthwise_forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | No
 
 
 def depthwise_backward(
-    lib: Library, x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, want_x: bool, want_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x (in its type) and of the weight (float32); None where not wanted."""
+    lib: Library, x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, want: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x (in its type), weight and bias (float32), as far as they are wanted."""
     call = _describe(lib, x, (grad.shape[2], grad.shape[3]), geometry)
     workspace = torch.empty(call.workspace[1], dtype=torch.uint8)
-    grad_x = _empty_like_map(x, *x.shape[1:]) if want_x else None
-    grad_weight = torch.empty_like(weight) if want_weight else None
+    grad_x = _empty_like_map(x, *x.shape[1:]) if want[0] else None
+    grad_weight = torch.empty_like(weight) if want[1] else None
+    grad_bias = torch.empty(grad.shape[1]) if want[2] else None
     lib.handle.sepnet_depthwise_backward(
         ctypes.addressof(call.description),
         x.data_ptr(),
@@ -88,9 +89,10 @@ def depthwise_backward(
         grad.data_ptr(),
         _pointer(grad_x),
         _pointer(grad_weight),
+        _pointer(grad_bias),
         workspace.data_ptr(),
     )
-    return grad_x, grad_weight
+    return grad_x, grad_weight, grad_bias
 
 
 @lru_cache(maxsize=512)
