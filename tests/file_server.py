@@ -125,6 +125,15 @@ class _Handler(BaseHTTPRequestHandler):
         self._head(len(content), 0)
         self.wfile.write(content)
 
+    def way_labelled(self, name: str) -> None:
+        """Says, as some do of a .gz file, that it is packed for the way; whoever unpacks it has another file than the published."""
+        content = (self.owner.root / name).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
     def way_elsewhere(self, name: str) -> None:
         """Resumes at another place than it was asked to."""
         content, start = self._asked_for(name)

@@ -75,7 +75,7 @@ def part(data: Path) -> Path:
 # ---- what goes well ----
 
 
-@pytest.mark.parametrize("way", ["whole", "redirect", "from_the_start", "unsized", "slow"])
+@pytest.mark.parametrize("way", ["whole", "redirect", "from_the_start", "unsized", "labelled", "slow"])
 def test_fetched_checked_unpacked(server: FileServer, data: Path, way: str) -> None:
     seen: list[tuple[str, int, int]] = []
     assert get(server, data, way, progress=lambda *step: seen.append(step)) == (NAME,)

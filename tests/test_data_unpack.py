@@ -9,10 +9,12 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sepnet.data import Download
+from sepnet.data._disk import Sink
 from sepnet.data._unpack import unpack
 from sepnet.errors import DataError, SepnetError, UnsafeFileError
 
@@ -111,6 +113,7 @@ OUTSIDE = [
     "set\\..\\..\\evil",
     "C:\\evil",
     "C:evil",
+    "set/C:evil",
 ]
 
 
@@ -156,6 +159,25 @@ def test_a_name_twice(tmp_path: Path) -> None:
 
     with pytest.raises(SepnetError, match="set/a"):
         unpack(tar_of(tmp_path, fill), download("set.tar.gz"), tmp_path / "out")
+
+
+class Narrow(io.RawIOBase):
+    """A file that takes a few bytes at a time, as a disk does that is nearly full."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def write(self, block: Any) -> int:
+        self.taken += bytes(block[:3])
+        return min(3, len(block))
+
+
+def test_all_of_a_block_is_written(tmp_path: Path) -> None:
+    with Sink(tmp_path / "a", "x") as sink:
+        sink._file.close()
+        sink._file = narrow = Narrow()  # type: ignore[assignment]
+        sink.write(b"0123456789")
+    assert narrow.taken == b"0123456789"
 
 
 BOMB = bytes(30_000_000)

@@ -1,12 +1,14 @@
 """Data sets, splits, batched augmentation and loaders.
 
-    from sepnet.data import AugmentConfig, EvalLoader, TrainLoader, load_dataset
+    from sepnet.data import AugmentConfig, EvalLoader, TrainLoader, download_dataset, load_dataset
 
+    download_dataset("cifar10", Path("data"))
     data = load_dataset("cifar10", data_dir=Path("data"), seed=0)
     train = TrainLoader(data.train, data.preprocessing, batch_size=128, seed=0, augment=AugmentConfig(hflip="random", shift=2))
     x, y = train.batch(0)
 
-A data set is one file of this folder (``cifar10``, ``svhn``, ...); any folder of images is one too.
+A data set is one file of this folder (``cifar10``, ``svhn``, ...); any folder of images is one too, and hf:owner/name of the
+Hugging Face hub.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -201,14 +202,14 @@ def _preprocessing(raw: RawData) -> Preprocessing:
 
 def _constants(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel on the scale 0..1, four digits; a constant channel gets the deviation 1."""
-    total, square = torch.zeros(2, split.images.shape[1], dtype=torch.float64)
+    channels = split.images.shape[1]
+    counts = np.zeros((channels, 256))  # of each value: exact, and two times faster than sums of converted pixels
     for chunk in split.chunks():
-        x = chunk.to(torch.float32) / 255
-        total += x.sum((2, 3)).sum(0, dtype=torch.float64)
-        square += (x * x).sum((2, 3)).sum(0, dtype=torch.float64)
-    count = len(split) * split.images[0, 0].numel()
-    mean = total / count
-    std = (square / count - mean * mean).clamp(min=0).sqrt()
+        for channel in range(channels):
+            counts[channel] += np.bincount(chunk[:, channel].numpy().ravel(), minlength=256)
+    values = np.arange(256) / 255
+    mean = counts @ values / counts.sum(1)
+    std = np.sqrt(np.maximum(counts @ values**2 / counts.sum(1) - mean**2, 0))
     return tuple(round(m, 4) for m in mean.tolist()), tuple(round(s, 4) if s >= 1e-4 else 1.0 for s in std.tolist())
 
 

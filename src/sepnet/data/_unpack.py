@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, cast
 
 from sepnet.data._disk import Sink, flush, writing
@@ -143,10 +143,9 @@ def _gunzip(file: BinaryIO, made: Path, limits: _Limits, tell: Callable[[int], N
 
 
 def _inside(name: str, made: Path, limits: _Limits) -> Path:
-    """The path below ``made``, the one folder of the archive, that the archive calls ``name``."""
-    path, windows = PurePosixPath(name), PureWindowsPath(name)
-    outside = path.is_absolute() or windows.drive or windows.root or ".." in (*path.parts, *windows.parts)
-    if outside or not path.parts or path.parts[0] != made.name:
+    """The path below ``made``, the one folder of the archive, that the archive calls ``name``; as Windows reads it, too."""
+    path = PurePosixPath(name)
+    if ".." in path.parts or any(sign in name for sign in "\\:") or path.parts[:1] != (made.name,):
         raise UnsafeFileError(f"{one_line(limits.archive)} holds {one_line(name)}, which lies outside {made.name}/: refused")
     return made.joinpath(*path.parts[1:])
 

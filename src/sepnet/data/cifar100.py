@@ -40,7 +40,7 @@ SOURCE = Source(
             into=FOLDER,
             unpacked=200_000_000,  # 155.2 and 31.0 MB of images, names
             kept=200_000_000,
-            files=9,
+            files=16,
         ),
     ),
     homepage="https://www.cs.toronto.edu/~kriz/cifar.html",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -105,7 +106,12 @@ def torch_forward_is_faster(dtype: torch.dtype, size: Pair, geometry: Geometry) 
         return False
     if 2 * max(geometry.paddings[0]) >= min(size):
         return False
-    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 or _onednn_has_bf16()
+
+
+@cache
+def _onednn_has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def torch_backward_is_faster(size: Pair, geometry: Geometry) -> bool:
