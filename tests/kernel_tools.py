@@ -57,7 +57,7 @@ def instruction_set(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
     """The kernels work in so many threads, however little there is to do."""
-    with mock.patch.object(_native, "_threads", lambda elements: count):
+    with mock.patch.object(_native, "_threads", return_value=count):
         yield
 
 
@@ -65,8 +65,8 @@ def threads(count: int) -> Iterator[None]:
 def always_native() -> Iterator[None]:
     """``depthwise_conv2d`` takes the kernels even where PyTorch's operations are known to be faster."""
     with (
-        mock.patch.object(_depthwise, "torch_forward_is_faster", lambda *_: False),
-        mock.patch.object(_depthwise, "torch_backward_is_faster", lambda *_: False),
+        mock.patch.object(_depthwise, "torch_forward_is_faster", return_value=False),
+        mock.patch.object(_depthwise, "torch_backward_is_faster", return_value=False),
     ):
         yield
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from kernel_tools import (
     LAYOUTS,
     LIBRARY,
@@ -22,8 +24,6 @@ from kernel_tools import (
     problems,
     threads,
 )
-from torch import Tensor
-
 from sepnet.kernels import _native, depthwise_branches, depthwise_conv2d, use
 from sepnet.kernels._geometry import Geometry
 
@@ -116,7 +116,18 @@ def test_a_gradient_is_the_same_with_and_without_the_others(wanted: tuple[bool, 
 
 
 def test_bfloat16_is_rounded_to_nearest_even_and_keeps_nan_and_infinity() -> None:
-    values = [1.0, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-8 + 2.0**-20, -1 - 2.0**-8, 3e38, 3.4e38, float("inf"), float("nan"), 0.0]
+    values = [
+        1.0,
+        1 + 2.0**-8,
+        1 + 3 * 2.0**-8,
+        1 + 2.0**-8 + 2.0**-20,
+        -1 - 2.0**-8,
+        3e38,
+        3.4e38,
+        float("inf"),
+        float("nan"),
+        0.0,
+    ]
     weight = torch.tensor(values + values[::-1]).view(-1, 1, 1, 1)
     x = torch.ones(1, len(weight), 1, 1, dtype=torch.bfloat16)
     expected = weight.view(-1).to(torch.bfloat16)
@@ -152,7 +163,10 @@ def run(problem: Problem, dtype: torch.dtype, layout: str, grad_layout: str) -> 
 @pytest.mark.parametrize("native", [True, False], ids=["kernels", "chosen path"])
 @THOROUGH
 @given(
-    problem=problems(), dtype=st.sampled_from(TYPES), layout=st.sampled_from(list(LAYOUTS)), grad_layout=st.sampled_from(list(LAYOUTS))
+    problem=problems(),
+    dtype=st.sampled_from(TYPES),
+    layout=st.sampled_from(list(LAYOUTS)),
+    grad_layout=st.sampled_from(list(LAYOUTS)),
 )
 def test_autograd_in_every_layout(native: bool, problem: Problem, dtype: torch.dtype, layout: str, grad_layout: str) -> None:
     with always_native() if native else nullcontext():

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from kernel_tools import ISAS, LIBRARY, needs_library
 
+from kernel_tools import ISAS, LIBRARY, needs_library
 from sepnet.kernels import _library, isa_names
 
 DRIVER = Path(__file__).with_name("kernels_driver.c")
@@ -38,7 +38,9 @@ def run(program: Path, *words: object) -> int:
 def test_library_as_built_agrees_with_the_definitions(tmp_path: Path) -> None:
     program = tmp_path / "driver"
     library = _library._FILE
-    linked = compile_c("-O1", "-Wall", "-Wextra", "-Werror", DRIVER, library, f"-Wl,-rpath,{library.parent}", "-lpthread", "-lm", "-o", program)
+    linked = compile_c(
+        "-O1", "-Wall", "-Wextra", "-Werror", DRIVER, library, f"-Wl,-rpath,{library.parent}", "-lpthread", "-lm", "-o", program
+    )
     assert linked.returncode == 0, linked.stderr
     for isa in ISAS:
         for threads, callers in ((1, 1), (3, 1), (2, 2)):
@@ -54,7 +56,10 @@ def test_sanitizers_find_nothing(tmp_path: Path, sanitizers: str) -> None:
     flags = ["-Og", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     trial = tmp_path / "trial.c"
     trial.write_text("int main(void) { return 0; }\n")
-    if compile_c(*flags, trial, "-o", tmp_path / "trial").returncode or subprocess.run([tmp_path / "trial"], check=False).returncode:
+    if (
+        compile_c(*flags, trial, "-o", tmp_path / "trial").returncode
+        or subprocess.run([tmp_path / "trial"], check=False).returncode
+    ):
         pytest.skip(f"{COMPILER} cannot -fsanitize={sanitizers} here")
     sources = [*sorted(SOURCES.glob("*.c")), DRIVER]
     objects = [tmp_path / f"{source.stem}.o" for source in sources]

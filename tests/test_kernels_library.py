@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runner import invoke
-from kernel_tools import ISAS, LIBRARY, Problem, needs_library, threads
 from torch import Tensor
 
 import sepnet
+from cli_runner import invoke
+from kernel_tools import ISAS, LIBRARY, Problem, needs_library, threads
 from sepnet import kernels
 from sepnet.errors import ConfigError
 from sepnet.kernels import _library, _native
@@ -150,7 +150,9 @@ def test_no_library(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("content", [b"", b"not a library\n" * 100, b"\x7fELF" + b"\0" * 3000], ids=["empty", "text", "header only"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a library\n" * 100, b"\x7fELF" + b"\0" * 3000], ids=["empty", "text", "header only"]
+)
 def test_a_file_that_is_no_library(fresh: pytest.MonkeyPatch, tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "_sepnet_kernels.so"
     file.write_bytes(content)
@@ -225,7 +227,7 @@ def test_a_library_cut_short_is_a_warning_and_no_crash(tmp_path: Path) -> None:
     """The dynamic linker maps what is not there, and whoever touches it is killed: an interrupted copy, a full disk."""
     file = copy_without_library(tmp_path)
     whole = _library._FILE.read_bytes()
-    file.write_bytes(whole[: 20_000])
+    file.write_bytes(whole[:20_000])
     trained, native, caught = train_with(tmp_path, tmp_path).split(maxsplit=2)
     assert (trained, native) == ("True", "False")
     assert caught.count("sepnet's native kernels are not in use") == 1
@@ -251,13 +253,13 @@ def everything(problem: Problem = PROBLEM) -> list[Tensor]:
     """All that the library computes, of one input."""
     x, weight, bias, grad = problem.tensors(torch.float32)
     ones = torch.ones(problem.channels)
-    norm = _native.norm_forward(LIBRARY, x, ones, ones, None, 0.1, 1e-5, False, True)
+    y, statistics = _native.norm_forward(LIBRARY, x, ones, ones, None, 0.1, 1e-5, False, True)
     gradients = _native.depthwise_backward(LIBRARY, x, weight, grad, problem.geometry, (True, True, True))
     return [
         _native.depthwise_forward(LIBRARY, x, weight, bias, problem.geometry),
         *(g for g in gradients if g is not None),
-        norm.y,
-        *_native.norm_backward(LIBRARY, x, norm, ones, ones, grad, False, True),
+        y,
+        *_native.norm_backward(LIBRARY, x, None, statistics, ones, ones, grad, False, True),
     ]
 
 

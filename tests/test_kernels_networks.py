@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from kernel_tools import channels_last, needs_library
-from test_models import DEEPER, LARGE, NAMES, fresh, size_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernel_tools import channels_last, needs_library
 from sepnet.kernels import use
 from sepnet.measure import count
 from sepnet.models import model_card
 from sepnet.nn import BatchNormReLU, DepthwiseConv2d, MultiScaleUnit
 from sepnet.nn.conv import PointwiseConv2d
+from test_models import DEEPER, LARGE, NAMES, fresh, size_of
 
 pytestmark = needs_library
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_tools import always_native, channels_last, needs_library
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
+from kernel_tools import always_native, channels_last, needs_library
 from sepnet.kernels import batch_norm_relu, depthwise_branches, depthwise_conv2d, native_for, use
-from sepnet.nn import BatchNormReLU, depthwise
+from sepnet.nn import BatchNormReLU, MultiScaleUnit, depthwise
 
 pytestmark = needs_library
 
@@ -28,12 +28,11 @@ class Separable(nn.Module):
         self.first = depthwise(6, 3, bias=True)
         self.bn1 = BatchNormReLU(6)
         self.second = depthwise(6, 5, stride=2)
-        self.third = depthwise(6, 3, dilation=2)
-        self.bn2 = BatchNormReLU(12, pool=True)
+        self.third = MultiScaleUnit(6, 12, "concat")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.second(self.bn1(self.first(x)))
-        return self.bn2(depthwise_branches(x, [self.third.weight, self.third.weight * 2], paddings=[2, 1], dilations=[2, 1]))
+        y: Tensor = self.third(self.second(self.bn1(self.first(x))))
+        return y
 
 
 @pytest.fixture
@@ -92,6 +91,21 @@ def test_autocast_leaves_float64_alone(images: Tensor) -> None:
     assert y.dtype == expected.dtype == torch.float64
 
 
+@pytest.mark.parametrize("mode", ["native", "reference"])
+def test_compiled_training_with_the_library_and_without(mode: Any, images: Tensor) -> None:
+    weight = torch.randn(12, 1, 3, 3, requires_grad=True)
+
+    def run(x: Tensor) -> Tensor:
+        return depthwise_conv2d(x, weight, stride=2, padding=1)
+
+    torch._dynamo.reset()
+    with use(mode):
+        torch.compile(run, backend="aot_eager", fullgraph=True)(images).square().sum().backward()
+    compiled, weight.grad = weight.grad, None
+    run(images).square().sum().backward()
+    torch.testing.assert_close(compiled, weight.grad, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_compiles_as_one_graph(network: Separable, images: Tensor, autocast: bool, dynamic: bool) -> None:
@@ -146,7 +160,7 @@ def test_exported_graphs_do_without_sepnet(network: Separable, images: Tensor) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         traced = torch.jit.trace(network, (images,))
-        assert "sepnet" not in str(traced.inlined_graph)
+        assert "sepnet::" not in str(traced.inlined_graph)
     assert "convolution" in str(traced.inlined_graph)
     torch.testing.assert_close(traced(2 * images), network(2 * images))
 
@@ -188,6 +202,7 @@ def test_fake_tensors_have_the_shape_strides_and_type(network: Separable, images
         assert network(mode.from_tensor(images)).shape == (2, 12, 3, 3)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # PyTorch's own, in its forward mode
 def test_vmap_and_functional_gradients(images: Tensor) -> None:
     weight = torch.randn(6, 1, 3, 3)
 
@@ -286,12 +301,14 @@ WRONG: dict[str, Callable[[], Tensor]] = {
     "half a stride": lambda: depthwise_conv2d(X, W, stride=1.5),  # type: ignore[arg-type]
     "bias": lambda: depthwise_conv2d(X, W, C3),
     "bias, two filters": lambda: depthwise_conv2d(X, torch.cat([W, W]), C4, padding=1),
-    "weight elsewhere": lambda: depthwise_conv2d(X, torch.cat([W, W]).to("meta"), padding=1),
+    "weight elsewhere": lambda: depthwise_conv2d(X, W.to("meta"), padding=1),
+    "two filters elsewhere": lambda: depthwise_conv2d(X, torch.cat([W, W]).to("meta"), padding=1),
+    "bias elsewhere": lambda: depthwise_conv2d(X, W, C4.to("meta"), padding=1),
+    "a branch elsewhere": lambda: depthwise_branches(X, [W.to("meta")], paddings=[1], dilations=[1]),
     "no branch": lambda: depthwise_branches(X, [], paddings=[], dilations=[]),
     "channels of a branch": lambda: depthwise_branches(X, [W, W[:3]], paddings=[1, 1], dilations=[1, 1]),
     "a padding too few": lambda: depthwise_branches(X, [W, W], paddings=[1], dilations=[1, 1]),
     "sizes of branches": lambda: depthwise_branches(X, [W, W], paddings=[1, 2], dilations=[1, 1]),
-    "a branch elsewhere": lambda: depthwise_branches(X, [W.to("meta")], paddings=[1], dilations=[1]),
     "norm: weight": lambda: batch_norm_relu(X, C3, C4, None, None, training=True),
     "norm: bias": lambda: batch_norm_relu(X, C4, C3, None, None, training=True),
     "norm: averages": lambda: batch_norm_relu(X, C4, C4, C3, C4, training=True),
@@ -304,7 +321,7 @@ WRONG: dict[str, Callable[[], Tensor]] = {
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 def test_wrong_arguments_are_refused_in_one_line(wrong: Callable[[], Tensor], autocast: bool) -> None:
-    """ValueError for what sepnet looks at; RuntimeError or TypeError where PyTorch has the words. Never memory that is not theirs."""
+    """ValueError for what sepnet looks at; RuntimeError or TypeError where PyTorch has the words. Never memory that is not ours."""
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), pytest.raises((ValueError, RuntimeError, TypeError)) as error:
         wrong()
     assert "\n" not in str(error.value)

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from test_kernels_library import needs_compiler, train_with
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,9 +25,7 @@ pytestmark = [
 
 def python(*words: object, cwd: Path, **environment: str) -> str:
     command = [sys.executable, *map(str, words)]
-    done = subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=280
-    )
+    done = subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
