@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernel_tools import (
+    ISAS,
     LAYOUTS,
     LIBRARY,
     TYPES,
@@ -116,22 +117,15 @@ def test_a_gradient_is_the_same_with_and_without_the_others(wanted: tuple[bool, 
 
 
 def test_bfloat16_is_rounded_to_nearest_even_and_keeps_nan_and_infinity() -> None:
-    values = [
-        1.0,
-        1 + 2.0**-8,
-        1 + 3 * 2.0**-8,
-        1 + 2.0**-8 + 2.0**-20,
-        -1 - 2.0**-8,
-        3e38,
-        3.4e38,
-        float("inf"),
-        float("nan"),
-        0.0,
-    ]
-    weight = torch.tensor(values + values[::-1]).view(-1, 1, 1, 1)
+    half = 2.0**-8  # of the last place of 1
+    values = [1, 1 + half, 1 + 3 * half, 1 + half + half**2, -1 - half, 3e38, 3.4e38, torch.inf, torch.nan, 0]
+    odd_nan = torch.tensor([0x7FFFFFFF, -1, 0x7FC00001], dtype=torch.int32).view(
+        torch.float32
+    )  # carry into the sign
+    weight = torch.cat([torch.tensor(values), odd_nan, torch.tensor(values)]).view(-1, 1, 1, 1)
     x = torch.ones(1, len(weight), 1, 1, dtype=torch.bfloat16)
     expected = weight.view(-1).to(torch.bfloat16)
-    for isa in ("baseline", LIBRARY.isa):
+    for isa in ISAS:
         with instruction_set(isa):
             y = _native.depthwise_forward(LIBRARY, x, weight, None, single(1)).view(-1)
         torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
