@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from matplotlib.transforms import Bbox
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox, IdentityTransform
 
 from sepnet.report._canvas import COLOURS, GREY, INK, MARKERS, SMALL, drawing, new_figure, png, safe
 from sepnet.report._markdown import human_count
@@ -20,7 +21,7 @@ from sepnet.report.comparison import COSTS, ComparedNetwork, fronts
 __all__ = ["tradeoff_figure"]
 
 AXES = {"params_trainable": "trainable parameters", "macs": "MACs an image", "latency_ms": "latency at batch {batch} (ms)"}
-STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(k / 10 for k in range(10, 100)))
+STEPS = ((1,), (1, 3), (1, 2, 5))
 MARKER_PIXELS = 9.0
 LONGEST_LABEL = 34
 
@@ -48,7 +49,7 @@ def tradeoff_figure(networks: Sequence[ComparedNetwork], title: str, subtitle: s
         canvas: Any = FigureCanvasAgg(figure)
         renderer = canvas.get_renderer()
         for axes, cost in zip(panels, COSTS, strict=True):
-            _place_labels(figure, axes, renderer, networks, cost)
+            _place_labels(figure, axes, renderer, networks, cost, chosen[cost])
         return png(figure)
 
 
@@ -56,9 +57,8 @@ def _draw_panel(axes: Axes, networks: Sequence[ComparedNetwork], cost: str, fron
     costs = [float(getattr(network, cost)) for network in networks]
     means = [network.validation.mean for network in networks]
     low, high = _cost_limits(costs)
-    best = sorted({(costs[i], means[i]) for i in range(len(networks)) if front[i]})
-    xs, ys = [x for x, _ in best], [y for _, y in best]
-    axes.step([*xs, high], [*ys, ys[-1]], where="post", color=GREY, linewidth=1.3, linestyle=(0, (4, 2)), zorder=2)
+    steps = _steps(networks, cost, front, high)
+    axes.plot(*zip(*steps, strict=True), color=GREY, linewidth=1.3, linestyle=(0, (4, 2)), zorder=2)
     for i, network in enumerate(networks):
         colour = COLOURS[i % len(COLOURS)]
         axes.errorbar(
@@ -83,6 +83,15 @@ def _draw_panel(axes: Axes, networks: Sequence[ComparedNetwork], cost: str, fron
     axes.set_title(f"against {COSTS[cost]}", loc="left")
 
 
+def _steps(networks: Sequence[ComparedNetwork], cost: str, front: Sequence[bool], end: float) -> list[tuple[float, float]]:
+    """Corners of the front as a stepped line, up to the cost ``end``."""
+    best = sorted({(float(getattr(n, cost)), n.validation.mean) for n, on_front in zip(networks, front, strict=True) if on_front})
+    corners = [best[0]]
+    for x, y in best[1:]:
+        corners += [(x, corners[-1][1]), (x, y)]
+    return [*corners, (end, corners[-1][1])]
+
+
 def _cost_limits(costs: Sequence[float]) -> tuple[float, float]:
     """Limits with room for markers and names, at least a factor of two apart, so that a small difference looks small."""
     low, high = min(costs), max(costs)
@@ -99,14 +108,13 @@ def _accuracy_limits(networks: Sequence[ComparedNetwork]) -> tuple[float, float]
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round values between the limits, three to eight of them, as few digits as that takes."""
+    """Round values between the limits: 1, 10, 100 or finer where there are decades, evenly spaced ones where there is none."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found: list[float] = []
     for steps in STEPS:
         found = [t for decade, step in product(decades, steps) if low <= (t := step * 10.0**decade) <= high]
         if len(found) >= 3:
-            break
-    return found[:: math.ceil(len(found) / 8)] if found else []
+            return found
+    return [float(t) for t in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if low <= t <= high]
 
 
 def _tick_text(value: float, cost: str) -> str:
@@ -120,17 +128,16 @@ def _tick_text(value: float, cost: str) -> str:
 # --- names beside the points -------------------------------------------------------------------------------------------
 
 
-def _place_labels(figure: Figure, axes: Axes, renderer: RendererAgg, networks: Sequence[ComparedNetwork], cost: str) -> None:
-    """Write each name at the first place near its marker that is free of markers, other names and the panel's edge.
+def _place_labels(
+    figure: Figure, axes: Axes, renderer: Any, networks: Sequence[ComparedNetwork], cost: str, front: Sequence[bool]
+) -> None:
+    """Write each name at the first place near its marker that is free of markers, lines, other names and the panel's edge.
 
     A name that is not next to its marker gets a thin line to it. Where no place is free, the one with the least overlap is taken.
     """
-    to_pixels = axes.transData.transform
-    points = [tuple(to_pixels((float(getattr(n, cost)), n.validation.mean))) for n in networks]
-    half = MARKER_PIXELS
-    taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in points]
+    points = [_pixels(axes, float(getattr(n, cost)), n.validation.mean) for n in networks]
+    taken = list(_drawn(axes, networks, cost, front))
     frame = axes.get_window_extent(renderer)
-    per_point = figure.dpi / 72
     for (x, y), network in zip(points, networks, strict=True):
         text = axes.annotate(
             safe(network.label, LONGEST_LABEL), (x, y), xycoords="figure pixels", size=SMALL, color=INK, ha="center", va="center"
@@ -141,17 +148,31 @@ def _place_labels(figure: Figure, axes: Axes, renderer: RendererAgg, networks: S
         dx, dy, box = min(places, key=lambda place: _overlap(place[2], taken, frame))
         text.set_position((x + dx, y + dy))
         taken.append(box)
-        if math.hypot(max(0.0, abs(dx) - size.width / 2), max(0.0, abs(dy) - size.height / 2)) > 2 * half:
-            line = axes.annotate(
-                "",
-                (x, y),
-                (x + dx, y + dy),
-                xycoords="figure pixels",
-                textcoords="figure pixels",
-                arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5 * per_point / 2, "shrinkB": 4},
-                zorder=1,
-            )
+        edge = (min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1))
+        if math.dist(edge, (x, y)) > 2 * MARKER_PIXELS:
+            line = Line2D(*zip((x, y), edge, strict=True), color=GREY, linewidth=0.6, zorder=1)
             line.set_in_layout(False)
+            figure.add_artist(line)
+            line.set_transform(IdentityTransform())
+
+
+def _pixels(axes: Axes, x: float, y: float) -> tuple[float, float]:
+    across, up = axes.transData.transform((x, y))
+    return float(across), float(up)
+
+
+def _drawn(axes: Axes, networks: Sequence[ComparedNetwork], cost: str, front: Sequence[bool]) -> Iterator[Bbox]:
+    """Boxes in pixels of all that is drawn before the names: markers, bars of deviation, and the front's line."""
+    for network in networks:
+        cost_of, mean, sd = float(getattr(network, cost)), network.validation.mean, network.validation.sd or 0.0
+        x, y = _pixels(axes, cost_of, mean)
+        yield Bbox.from_extents(x - MARKER_PIXELS, y - MARKER_PIXELS, x + MARKER_PIXELS, y + MARKER_PIXELS)
+        if sd:
+            low, high = _pixels(axes, cost_of, mean - sd)[1], _pixels(axes, cost_of, mean + sd)[1]
+            yield Bbox.from_extents(x - MARKER_PIXELS / 2, low, x + MARKER_PIXELS / 2, high)
+    corners = [_pixels(axes, x, y) for x, y in _steps(networks, cost, front, axes.get_xlim()[1])]
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        yield Bbox.from_extents(min(x0, x1) - 2, min(y0, y1) - 2, max(x0, x1) + 2, max(y0, y1) + 2)
 
 
 def _places(x: float, y: float, width: float, height: float) -> Iterator[tuple[float, float, Bbox]]:
