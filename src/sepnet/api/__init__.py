@@ -1,4 +1,4 @@
-"""The commands as Python functions: train, evaluate, predict, reproduce.
+"""The commands as Python functions: train, evaluate, predict, reproduce, compare.
 
 import sepnet
 

@@ -1,4 +1,4 @@
-"""``sepnet.compare``: several networks under one recipe, each trained once a seed, and what their accuracy costs on this device."""
+"""``sepnet compare``: several networks under one recipe, each trained once a seed, and what their accuracy costs on this device."""
 
 from __future__ import annotations
 
