@@ -138,17 +138,7 @@ def plan_comparison(
         CheckpointError: a folder that holds no finished run, or one of other data or without validation accuracy.
         DataError: data without a validation split.
     """
-    if not entrants:
-        raise ConfigError("nothing to compare: name networks (sepnet models lists them) or folders of finished runs")
-    if seeds < 1:
-        raise ConfigError(f"--seeds must be at least 1, got {seeds}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "a comparison runs in one process, or its latencies would be those of a shared machine; start it without torchrun"
-        )
-    for entrant in entrants:
-        if isinstance(entrant, NamedNetwork):
-            models.get(entrant.model)  # before the data are read
+    _check(entrants, seeds)
     records = {path: _finished_run(path) for path in entrants if isinstance(path, Path)}
     request = replace(request, flags=_data_of_first(request, records) | dict(request.flags) | {"seed": 0})
     common, dataset = resolve(request, progress)
@@ -174,6 +164,21 @@ def plan_comparison(
         data_dir=request.data_dir,
         device=device,
     )
+
+
+def _check(entrants: Sequence[NamedNetwork | Path], seeds: int) -> None:
+    """Refuse what can be refused before the data are read."""
+    if not entrants:
+        raise ConfigError("nothing to compare: name networks (sepnet models lists them) or folders of finished runs")
+    if seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1, got {seeds}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "a comparison runs in one process, or its latencies would be those of a shared machine; start it without torchrun"
+        )
+    for entrant in entrants:
+        if isinstance(entrant, NamedNetwork):
+            models.get(entrant.model)
 
 
 def _finished_run(folder: Path) -> RunRecord:

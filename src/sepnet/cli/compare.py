@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,7 +40,7 @@ def compare(
     ctx: typer.Context,
     networks: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL...", show_default=False, help="Networks (see sepnet models), or folders of finished runs."),
+        typer.Argument(metavar="MODEL", show_default=False, help="Networks (see sepnet models), or folders of finished runs."),
     ] = None,
     data: Annotated[
         str | None,
@@ -88,15 +88,10 @@ def compare(
     with counting("reading images") as progress:
         agreed = api.plan_comparison(entrants, request, seeds=seeds, output=output, device=device, progress=progress)
     _show_plan(out, agreed)
-    if dry_run:
-        if json:
-            out.json(_plan_as_json(agreed))
-        return
-    result = _run(agreed)
-    if json:
-        out.json({**result.content, "files": [os.fspath(file) for file in result.files]})
-        return
-    _show_result(out, result)
+    if not dry_run:
+        _show_result(out, _run(agreed))
+    elif json:
+        out.json(_plan_as_json(agreed))
 
 
 def _set_threads(workers: int | None) -> None:
@@ -187,16 +182,16 @@ def _plan_rows(agreed: ComparePlan) -> list[list[str]]:
 def _show_result(out: Output, result: Comparison) -> None:
     from sepnet.report import comparison_cells
 
+    if out.as_json:
+        out.json({**result.content, "files": [os.fspath(file) for file in result.files]})
+        return
     header, rows = comparison_cells(result.networks)
     shown = [[one_line(cell) for cell in row] for row in rows]
     out.line()
     out.table(header, shown, right=(1, 2, 3, 4, 5, 6), optional=(6, 2))
     out.line()
-    out.facts([*(("note", one_line(note, 400)) for note in result.content["notes"]), *_written(result.files)])
-
-
-def _written(files: Sequence[Path]) -> list[tuple[str, str]]:
-    return [("written", one_line(file)) for file in files]
+    notes = [("note", one_line(note, 400)) for note in result.content["notes"]]
+    out.facts(notes + [("written", one_line(file)) for file in result.files])
 
 
 class _Follower:

@@ -22,8 +22,8 @@ __all__ = ["COSTS", "ComparedNetwork", "Speed", "comparison_cells", "comparison_
 
 COSTS: Final = {"params_trainable": "parameters", "macs": "MACs", "latency_ms": "latency"}  # attribute -> its name for people
 FRONT_NOTE = (
-    "on the front of a cost are the networks to which no other is at least equal in that cost and in mean validation accuracy and "
-    "better in one of them; differences within the deviation of the seeds may be chance"
+    "a network is on the front of a cost unless another one costs no more, is no less accurate (mean on validation), and is better "
+    "in one of the two; a difference within the deviation of the seeds may be chance"
 )
 
 
