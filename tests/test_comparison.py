@@ -81,7 +81,7 @@ ALL = (LARGE, WASTEFUL, SMALL)
 
 def test_cheapest_first_with_deviation_and_front() -> None:
     header, rows = comparison_cells(ALL)
-    assert header[3:7] == ["validation %", "test %", "latency ms, batch 1 (p90)", "images/s, batch 128"]
+    assert header[3:7] == ["validation %", "test %", "ms (p90), batch 1", "images/s, batch 128"]
     assert rows == [
         ["small", "1,000", "10.0 k", "71.00 ± 1.41 (2)", "70.00 ± 1.41 (2)", "2.00 (3.00)", "2,000", "parameters, MACs"],
         ["large", "50,000", "500 k", "80.50 ± 0.71 (2)", "79.50 ± 0.71 (2)", "1.00 (1.50)", "2,000", "parameters, MACs, latency"],

@@ -40,7 +40,7 @@ class SpeedMeter:
         single = measure_latency(model, input_shape, batch_size=SINGLE, device=self.device, repeats=REPEATS, amp=self.bf16)
         likely = BATCH * single.median_ms / 1000  # seconds of a batch, at most
         repeats = max(FEWEST_REPEATS, min(REPEATS, int(BATCH_SECONDS / likely)))
-        warmup = min(5, repeats)
+        warmup = 5 if repeats > 5 else 1
         batch = measure_latency(
             model, input_shape, batch_size=BATCH, device=self.device, warmup=warmup, repeats=repeats, amp=self.bf16
         )

@@ -188,7 +188,7 @@ def _show_result(out: Output, result: Comparison) -> None:
     header, rows = comparison_cells(result.networks)
     shown = [[one_line(cell) for cell in row] for row in rows]
     out.line()
-    out.table(header, shown, right=(1, 2, 3, 4, 5, 6), optional=(6, 2))
+    out.table(header, shown, right=(1, 2, 3, 4, 5, 6), optional=(6, 2, 1))  # the plan above has the counts
     out.line()
     notes = [("note", one_line(note, 400)) for note in result.content["notes"]]
     out.facts(notes + [("written", one_line(file)) for file in result.files])

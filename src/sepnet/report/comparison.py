@@ -115,7 +115,7 @@ def comparison_cells(networks: Sequence[ComparedNetwork]) -> tuple[list[str], li
         raise ValueError("there are no networks to compare")
     single, batch = networks[0].single.batch_size, networks[0].batch.batch_size
     header = ["network", "parameters", "MACs", "validation %", "test %"]
-    header += [f"latency ms, batch {single} (p90)", f"images/s, batch {batch}", "on the front of"]
+    header += [f"ms (p90), batch {single}", f"images/s, batch {batch}", "on the front of"]
     chosen = fronts(networks)
     order = sorted(range(len(networks)), key=lambda i: (networks[i].params_trainable, networks[i].label))
     return header, [_row(networks[i], [name for cost, name in COSTS.items() if chosen[cost][i]]) for i in order]
