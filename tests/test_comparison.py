@@ -132,7 +132,7 @@ def test_figure_is_deterministic_and_its_names_are_apart(monkeypatch: pytest.Mon
     drawn: list[Figure] = []
     encode = tradeoff.png
     monkeypatch.setattr(tradeoff, "png", lambda figure: (drawn.append(figure), encode(figure))[1])
-    crowd = [network(f"network number {i}", 1000 + 40 * i, (70.0 + i / 5, 70.5 + i / 5), ms=1 + i / 50) for i in range(8)]
+    crowd = [network(f"network number {i}", 1000 + 20 * i, (70.0 + i / 20, 70.5 + i / 20), ms=1 + i / 50) for i in range(8)]
     first = tradeoff_figure(crowd, "Title", "subtitle")
     assert tradeoff_figure(crowd, "Title", "subtitle") == first
     assert Image.open(io.BytesIO(first)).size == (2160, 840)
