@@ -1,6 +1,16 @@
 """From run records (JSON) to tables, plots and the report of a run."""
 
 from sepnet.report import _matplotlib as _matplotlib  # first: it imports matplotlib without its noise
+from sepnet.report._pareto import pareto_front
+from sepnet.report.comparison import (
+    COSTS,
+    ComparedNetwork,
+    Speed,
+    comparison_cells,
+    comparison_json,
+    comparison_markdown,
+    fronts,
+)
 from sepnet.report.plots import (
     MAX_CLASSES,
     Curve,
@@ -24,20 +34,28 @@ from sepnet.report.tables import (
     paper_table_json,
     paper_table_markdown,
 )
+from sepnet.report.tradeoff import tradeoff_figure
 
 __all__ = [
+    "COSTS",
     "MAX_CLASSES",
+    "ComparedNetwork",
     "CountRow",
     "Curve",
     "Environment",
     "MeanSd",
     "PaperRow",
     "RunRecord",
+    "Speed",
+    "comparison_cells",
+    "comparison_json",
+    "comparison_markdown",
     "confusion_matrix",
     "counts_table_json",
     "counts_table_markdown",
     "curve_of",
     "environment",
+    "fronts",
     "kept_weights",
     "load_record",
     "markdown_table",
@@ -45,10 +63,12 @@ __all__ = [
     "paper_figure",
     "paper_table_json",
     "paper_table_markdown",
+    "pareto_front",
     "run_confusion",
     "run_curves",
     "run_summary",
     "save_record",
+    "tradeoff_figure",
     "training_curves",
     "wilson_interval",
 ]
