@@ -1,6 +1,7 @@
 """From run records (JSON) to tables, plots and the report of a run."""
 
 from sepnet.report import _matplotlib as _matplotlib  # first: it imports matplotlib without its noise
+from sepnet.report._provenance import Measured, provenance
 from sepnet.report.plots import (
     MAX_CLASSES,
     Curve,
@@ -31,6 +32,7 @@ __all__ = [
     "Curve",
     "Environment",
     "MeanSd",
+    "Measured",
     "PaperRow",
     "RunRecord",
     "confusion_matrix",
@@ -45,6 +47,7 @@ __all__ = [
     "paper_figure",
     "paper_table_json",
     "paper_table_markdown",
+    "provenance",
     "run_confusion",
     "run_curves",
     "run_summary",
