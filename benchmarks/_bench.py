@@ -40,6 +40,7 @@ __all__ = [
     "rounded",
     "set_up",
     "settings",
+    "threads_suffix",
     "write",
 ]
 
@@ -85,6 +86,11 @@ def set_up(args: argparse.Namespace) -> dict[str, Any]:
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """The options as JSON values, without those that name places on this machine."""
     return {name: value for name, value in vars(args).items() if not isinstance(value, Path)}
+
+
+def threads_suffix(args: argparse.Namespace) -> str:
+    """ "1-thread", "2-threads": ends the names of the files, which stand beside each other."""
+    return f"{args.threads}-thread{'s' if args.threads > 1 else ''}"
 
 
 def command() -> str:
@@ -217,7 +223,9 @@ class Report:
     def markdown(self) -> str:
         """The page."""
         facts = [*provenance([self]), *(f"- **{name}:** {version}" for name, version in self.versions.items())]
-        facts.insert(1, f"- **Kernels:** {self.machine['kernels']}; load of the machine at the start {self.machine['load_at_start']}")
+        facts.insert(
+            1, f"- **Kernels:** {self.machine['kernels']}; load of the machine at the start {self.machine['load_at_start']}"
+        )
         lines = [f"# {self.title}", "", self.intro, "", *facts, "", *(f"- {line}" for line in self.headline), "", self.body]
         return "\n".join(lines) + "\n"
 

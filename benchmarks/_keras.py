@@ -36,7 +36,9 @@ def _conv(layer: Layer, x: Any) -> Any:
     keeps_size = all(2 * p == d * (k - 1) for p, d, k in zip(padding, dilation, kernel, strict=True))
     if not keeps_size and any(padding):
         x = L.ZeroPadding2D(tuple(padding))(x)
-    strided_and_dilated = max(stride) > 1 and max(dilation) > 1  # Keras has not got both: all is computed, three of four are dropped
+    strided_and_dilated = (
+        max(stride) > 1 and max(dilation) > 1
+    )  # Keras has not got both: all is computed, three of four are dropped
     settings: dict[str, Any] = {
         "strides": (1, 1) if strided_and_dilated else tuple(stride),
         "dilation_rate": tuple(dilation),

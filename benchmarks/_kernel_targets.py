@@ -117,7 +117,9 @@ def _targets(copy_gb_per_s: float, cache: int | None) -> list[Target]:
         _faster("fp32", "5x5", 4, lambda row: _kernel(row) == 5),
         _faster("fp32", "7x7", 4, lambda row: _kernel(row) == 7),
         Target("networks' shapes, to the better of PyTorch's layouts", NEVER_SLOWER, *never),
-        Target("share of the floor, more bytes than the cache holds", FLOOR_SHARE, beyond, lambda r: r.gb_per_s / copy_gb_per_s, _share),
+        Target(
+            "share of the floor, more bytes than the cache holds", FLOOR_SHARE, beyond, lambda r: r.gb_per_s / copy_gb_per_s, _share
+        ),
     ]
 
 

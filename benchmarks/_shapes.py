@@ -21,7 +21,9 @@ __all__ = ["Shape", "network_shapes", "sweep"]
 
 BATCH, LARGE_BATCH, LARGE = 128, 8, 128  # images of a side from LARGE pixels on come in batches of LARGE_BATCH
 SMALL_SIZE = 32  # the networks for large images are used on CIFAR as well
-SWEEP_VALUES = 1 << 24  # of one map of the sweep at most: with 2 bytes each, two maps are twice the largest cache of most processors
+SWEEP_VALUES = (
+    1 << 24
+)  # of one map of the sweep at most: with 2 bytes each, two maps are twice the largest cache of most processors
 
 
 class Shape(NamedTuple):

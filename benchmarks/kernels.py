@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from _bench import Report, common_options, figures_of, in_turns, last_level_cache, plus_minus, set_up, settings, write
+from _bench import Report, common_options, figures_of, in_turns, last_level_cache, plus_minus, set_up, settings, threads_suffix, write
 from _kernel_cases import CHANNELS_LAST, DTYPES, KERNEL, NCHW, OURS, Case, Copy
 from _kernel_targets import Row, misses, verdicts
 from _shapes import Shape, network_shapes, sweep
@@ -107,7 +107,15 @@ def network_table(rows: list[Row], copy_gb_per_s: float) -> str:
         alone = f"{f[KERNEL]['median_ms']:.2f}" if KERNEL in f else ""
         times = [plus_minus(f[OURS]), alone, plus_minus(f[NCHW]), plus_minus(f[CHANNELS_LAST])]
         rate = row.gb_per_s
-        return [row.shape.label(), row.dtype, row.direction, *times, f"{row.ratio:.2f}", f"{rate:.1f}", f"{rate / copy_gb_per_s:.0%}"]
+        return [
+            row.shape.label(),
+            row.dtype,
+            row.direction,
+            *times,
+            f"{row.ratio:.2f}",
+            f"{rate:.1f}",
+            f"{rate / copy_gb_per_s:.0%}",
+        ]
 
     return markdown_table(header, [cells(row) for row in rows if row.networks])
 
@@ -141,13 +149,14 @@ def report(rows: list[Row], copy: Copy, args: argparse.Namespace, machine: Mappi
         text = "Medians ± standard deviation. Ratio: the better of PyTorch's two layouts to sepnet."
         sections += ["## Shapes of the registered networks", text, network_table(rows, rate)]
     if any(not row.networks for row in rows):
-        text = "Channels 64, 128, 256; maps of 4, 8, 16, 32, 56; batch 128, less for the largest. Every shape stands in the JSON file."
+        text = (
+            "Channels 64, 128, 256; maps of 4, 8, 16, 32, 56; batch 128, less for the largest. Every shape stands in the JSON file."
+        )
         sections += ["## Sweep", text, sweep_table(rows, rate)]
     sections += ["## Targets that were missed", misses(judged)]
-    threads = f"{args.threads} thread{'s' if args.threads > 1 else ''}"
     return Report(
-        name=f"kernels-{args.threads}-thread{'s' if args.threads > 1 else ''}",
-        title=f"Depthwise kernels against F.conv2d, {threads}",
+        name=f"kernels-{threads_suffix(args)}",
+        title=f"Depthwise kernels against F.conv2d, {threads_suffix(args).replace('-', ' ')}",
         intro="What was measured, and how: the head of [kernels.py](../../../benchmarks/kernels.py).",
         body="\n\n".join(sections),
         headline=[v.line for v in judged],
