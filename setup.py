@@ -17,9 +17,11 @@ class BuildLibrary(build_ext):
     """The library knows nothing of Python: no version in its name, no module to initialise."""
 
     def get_ext_filename(self, fullname: str) -> str:
+        """No suffix of an interpreter."""
         return str(Path(*fullname.split("."))) + ".so"
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
+        """No PyInit function."""
         return []
 
 
@@ -27,6 +29,7 @@ class PlatformWheel(bdist_wheel):
     """One wheel a platform serves every version of Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
+        """py3-none-PLATFORM."""
         return "py3", "none", super().get_tag()[2]
 
 

@@ -18,7 +18,7 @@ _die() {
 
 _wanted_stamp() {
     echo "$root"
-    cat pyproject.toml constraints.txt src/sepnet/_version.py | cksum
+    cat pyproject.toml constraints.txt setup.py src/sepnet/_version.py src/sepnet/kernels/csrc/* | cksum
 }
 
 _recent_enough() { # INTERPRETER: runs, and is Python 3.11 or later

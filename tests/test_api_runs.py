@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 
 import sepnet
+import sepnet.api
+import sepnet.recipes
 from sepnet.api._lock import writing_alone
+from sepnet.data import load_dataset
 from sepnet.errors import CheckpointError, ConfigError, DataError
 
 SHORT: dict[str, Any] = {"iterations": 4, "size": 8, "model_options": {"units": [4, 8]}, "device": "cpu"}
@@ -66,6 +69,23 @@ def test_another_folder_is_scored_whole(trained: tuple[Path, Path], tmp_path: Pa
 def test_a_foreign_class_is_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="emu"):
         sepnet.evaluate(trained[1], str(draw(tmp_path / "others", ("dog", "emu"))))
+
+
+def test_a_run_on_squashed_images_is_scored_on_squashed_images(tmp_path: Path) -> None:
+    images = draw(tmp_path / "images")
+    for file in images.rglob("*.png"):  # what tells the classes apart lies where a crop to the centre cuts it off
+        wide = Image.new("RGB", (48, 12), (90, 90, int(file.stem)))
+        wide.paste((255, 0, 0) if file.parent.name == "cat" else (0, 0, 255), (0, 0, 12, 12))
+        wide.save(file)
+    data = load_dataset(str(images), size=8, mode="squash")
+    config = sepnet.recipes.TrainConfig(data=str(images), size=8, iterations=60, batch_size=16, model_options={"units": [8, 16]})
+    run = sepnet.api.run_training(config, data, tmp_path / "run", device="cpu")
+    again = sepnet.evaluate(run.folder)
+    assert again.scores["accuracy"] == run.record.result["test"]["accuracy"] == 100
+    assert again.split == "test", "the fingerprint is the same only if the images are"
+    assert sepnet.evaluate(run.folder, str(images)).split == "test"
+    shutil.rmtree(images / "cat")
+    assert sepnet.evaluate(run.folder, str(images)).scores["accuracy"] == 100, "a folder scored whole"
 
 
 def test_predict_takes_one_path(trained: tuple[Path, Path]) -> None:

@@ -99,7 +99,7 @@ def test_no_command_shows_the_help() -> None:
     result = invoke()
     assert "train" in result.stdout
     assert "reproduce" in result.stdout
-    assert "check" in invoke("data").stdout
+    assert "sepnet data get NAME" in invoke("data").stdout, "the list, which says how to go on"
 
 
 @pytest.mark.parametrize(

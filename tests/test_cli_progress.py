@@ -11,7 +11,8 @@ from rich.console import Console
 
 from sepnet.cli import _progress
 from sepnet.cli._output import Output, duration, human_count
-from sepnet.cli._progress import BarReporter, LineReporter, counting
+from sepnet.cli._progress import BarReporter, LineReporter, counting, transferring
+from sepnet.data import datasets
 
 
 def row(iteration: int) -> dict[str, float | int | None]:
@@ -91,6 +92,37 @@ def test_a_slow_count_reports_in_a_log(clock: list[float], capsys: pytest.Captur
             clock[0] += 1
             progress(done * 1000, 8000)
     assert capsys.readouterr().err == "reading images: 5,000 of 8,000\n"
+
+
+def test_a_transfer_in_a_log(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with transferring() as progress:
+        for done in range(1, 9):
+            clock[0] += 1
+            progress("a.zip", done * 1_000_000, 8_000_000)
+        progress("unpacking a.zip", 5_500_000, 8_000_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "a.zip: 1.0 MB of 8.0 MB",
+        "a.zip: 6.0 MB of 8.0 MB",
+        "unpacking a.zip: 5.5 MB of 8.0 MB",
+    ]
+
+
+def test_a_transfer_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = io.StringIO()
+    monkeypatch.setattr(_progress, "console", lambda stderr: Console(file=seen, width=80, force_terminal=True, color_system=None))
+    with transferring():
+        pass
+    assert seen.getvalue() == "", "nothing to show"
+    longest = max(
+        (f"unpacking {d.name}" for name in datasets for d in getattr(datasets.get(name).source, "downloads", ())), key=len
+    )
+    with transferring() as progress:
+        for done in (1_000_000_000, 2_640_397_119):
+            progress(longest, done, 2_640_397_119)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.getvalue())
+    assert longest in plain
+    assert "2.6/2.6 GB" in plain
+    assert max(len(line) for line in re.split(r"[\r\n]", plain)) <= 80
 
 
 @pytest.mark.parametrize(

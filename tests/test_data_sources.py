@@ -125,9 +125,10 @@ def test_size_and_channels_can_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"val_fraction": 1.0}, {"val_fraction": -0.1}, {"size": 0}, {"size": 100_000}, {"channels": 2}, {"seed": -1}]
+    "wrong",
+    [{"val_fraction": 1.0}, {"val_fraction": -0.1}, {"size": 0}, {"size": 100_000}, {"channels": 2}, {"seed": -1}, {"mode": "fit"}],
 )
-def test_options_out_of_range(wrong: dict[str, float]) -> None:
+def test_options_out_of_range(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError) as error:
         load_dataset("digits", **wrong)  # type: ignore[arg-type]
     assert str(next(iter(wrong.values()))) in one_line_of(error)
@@ -136,6 +137,8 @@ def test_options_out_of_range(wrong: dict[str, float]) -> None:
 def test_an_unknown_name_offers_the_close_one() -> None:
     with pytest.raises(UnknownNameError, match="digits"):
         load_dataset("digit")
+    with pytest.raises(UnknownNameError, match=r"no folder 'cifar' here, and no data set named 'cifar'; did you mean cifar10"):
+        load_dataset("cifar")
     with pytest.raises(DataNotFoundError, match="no folder"):
         load_dataset("./digit")
 

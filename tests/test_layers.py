@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = {
     "errors": 0,
+    "locking": 0,
     "registry": 0,
     "_version": 0,
     "kernels": 1,

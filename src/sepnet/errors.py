@@ -6,6 +6,7 @@ SepnetError
 |-- DuplicateNameError      two files register the same name
 |-- DataError               a data set, folder or image that cannot be used
 |   |-- DataNotFoundError   it is not there: the message says what to run or where to put it
+|   |-- DownloadError       it could not be fetched: no network, no server that has it whole
 |   |-- ImageError          one file that is not a readable image
 |   `-- UnsafeFileError     a file that would run code, or is far larger than it may be
 |-- CheckpointError         a checkpoint or release that is cut, foreign, or of another network
@@ -22,6 +23,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DataNotFoundError",
+    "DownloadError",
     "DuplicateNameError",
     "ImageError",
     "MissingExtraError",
@@ -59,6 +61,10 @@ class DataError(SepnetError):
 
 class DataNotFoundError(DataError):
     """A data set that is not there; the message says what to run or where to put it."""
+
+
+class DownloadError(DataError):
+    """A data set that no server would give."""
 
 
 class ImageError(DataError):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from sepnet.api._release import Release, load_release
 from sepnet.api._run import score_dict
 from sepnet.data import Dataset, EvalLoader, Split, datasets, load_dataset
@@ -58,8 +60,9 @@ def evaluate(
         raise ConfigError(f"--split {one_line(split)}: choose train, val or test")
     release = load_release(Path(run))
     dataset, chosen, name = _choose(release, data, split, Path(data_dir), progress)
-    fabric = make_fabric(device)
-    model = fabric.to_device(release.model)
+    amp: dict[str | None, Literal["auto", "bf16", "off"]] = {"bf16": "bf16", "fp32": "off", None: "auto"}
+    fabric = make_fabric(device, amp[release.precision])  # as its run scored it
+    model = fabric.to_device(release.model.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     loader = EvalLoader(chosen, release.preprocessing, device=fabric.device, rank=fabric.global_rank, world_size=fabric.world_size)
     result = evaluate_split(model, loader, len(release.classes), fabric, tta=tta)
     return Evaluation(release, dataset.title, name, score_dict(result, release.classes))
@@ -94,6 +97,7 @@ def _choose(
         data_dir=data_dir,
         size=release.preprocessing.size[0],
         channels=release.preprocessing.channels,
+        mode=release.preprocessing.mode,
         whole=True,
         classes=release.classes,
         progress=progress,
@@ -113,6 +117,7 @@ def _splits(release: Release, name: str, data_dir: Path, progress: Callable[[int
         seed=seed,
         size=release.preprocessing.size[0],
         channels=release.preprocessing.channels,
+        mode=release.preprocessing.mode,
         val_fraction=fraction,
         progress=progress,
     )

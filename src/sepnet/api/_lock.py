@@ -7,11 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sepnet.errors import ConfigError, OutputError, one_line
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock there
-    fcntl = None  # type: ignore[assignment]
+from sepnet.locking import locked
 
 __all__ = ["writing_alone"]
 
@@ -24,23 +20,19 @@ def writing_alone(folder: Path) -> Iterator[None]:
         ConfigError: another process holds it.
         OutputError: the folder cannot be made or written.
     """
-    path = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    except OSError as error:
-        raise OutputError(f"cannot write {one_line(folder)}: {error.strerror}") from error
-    with file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConfigError(
-                    f"another run is writing into {one_line(folder)}; wait for it, or choose another --output"
-                ) from None
+    with contextlib.ExitStack() as held:
         try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
-                folder.rmdir()  # only where the run wrote nothing
+            folder.mkdir(parents=True, exist_ok=True)
+            held.callback(_remove_if_empty, folder)
+            held.enter_context(locked(folder / ".lock", wait=False))
+        except BlockingIOError:
+            held.pop_all()  # the folder is the other run's
+            raise ConfigError(f"another run is writing into {one_line(folder)}; wait for it, or choose another --output") from None
+        except OSError as error:
+            raise OutputError(f"cannot write {one_line(folder)}: {error.strerror}") from error
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not where the run wrote something
+        folder.rmdir()

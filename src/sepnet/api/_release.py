@@ -27,7 +27,8 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 class Release:
     """A trained network (in evaluation mode, on the CPU), its class names and the preprocessing of its images.
 
-    ``data`` says what it was trained on, with the keys data (name or folder), title, fingerprint, seed and val_fraction.
+    ``data`` says what it was trained on, with the keys data (name or folder), title, fingerprint, seed and val_fraction;
+    ``precision`` in what it was scored ("bf16" or "fp32"), None in releases of older versions.
     """
 
     model: nn.Module
@@ -37,6 +38,7 @@ class Release:
     preprocessing: Preprocessing
     data: dict[str, Any]
     folder: Path
+    precision: str | None = None
 
 
 def save_release(
@@ -48,6 +50,7 @@ def save_release(
     classes: tuple[str, ...],
     preprocessing: Preprocessing,
     data: dict[str, Any],
+    precision: str,
 ) -> None:
     """Write weights and configuration into ``folder``, each atomically. Raises OutputError."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
@@ -59,6 +62,7 @@ def save_release(
         "classes": list(classes),
         "preprocessing": preprocessing.to_dict(),
         "data": data,
+        "precision": precision,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
     # surrogates of undecodable class names survive as ASCII escapes
@@ -95,8 +99,17 @@ def load_release(path: Path) -> Release:
     _load_weights(model, state, weights, name)
     if config.get("weights_sha256") != hashlib.sha256(content).hexdigest():
         raise CheckpointError(f"{one_line(weights)} holds other weights than {CONFIG} beside it was written with")
-    data = config.get("data", {})
-    return Release(model.eval(), name, options, classes, preprocessing, data if isinstance(data, dict) else {}, folder)
+    data, precision = config.get("data", {}), config.get("precision")
+    return Release(
+        model.eval(),
+        name,
+        options,
+        classes,
+        preprocessing,
+        data if isinstance(data, dict) else {},
+        folder,
+        precision if precision in ("bf16", "fp32") else None,
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -206,6 +206,7 @@ def _write_results(folder: Path, config: TrainConfig, dataset: Dataset, model: n
             "seed": config.seed,
             "val_fraction": config.val_fraction,
         },
+        precision=record.environment.precision,
     )
     files = {"report.md": run_summary(record).encode()}
     if record.history:

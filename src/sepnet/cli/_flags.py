@@ -57,7 +57,7 @@ OPTIMISER, AUGMENTATION, RUN, MACHINE = "Optimiser", "Augmentation", "Run", "Mac
 # shared by several commands
 Data = Annotated[
     str | None,
-    typer.Argument(metavar="DATA", show_default=False, help="A data set (digits, mnist, cifar10) or a folder of images."),
+    typer.Argument(metavar="DATA", show_default=False, help="A data set (see sepnet data), hf:owner/name, or a folder of images."),
 ]
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", show_default=False, help="The folder of a finished run, e.g. runs/digits.")

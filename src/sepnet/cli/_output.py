@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["Output", "console", "counted", "duration", "human_count", "percent", "shape_text", "shell_word"]
+__all__ = ["Output", "console", "counted", "duration", "human_count", "megabytes", "percent", "shape_text", "shell_word"]
 
 LONGEST_WORD = 40  # a class may have any name; beyond this it is folded rather than that the row runs over the edge
 COLUMN_GAP = 3  # between two columns: a blank of each, and the box's own
@@ -144,6 +144,11 @@ def human_count(number: float) -> str:
         if number >= size * 0.9995:
             return f"{number / size:.3g} {unit}"
     return f"{number:g}"
+
+
+def megabytes(count: int) -> str:
+    """170,498,071 -> "170.5 MB"."""
+    return f"{count / 1e6:,.1f} MB"
 
 
 def percent(value: float | None, digits: int = 2) -> str:

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sepnet.cli._output import console, duration
+from sepnet.cli._output import console, duration, megabytes
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     from sepnet.engine import Reporter
 
-__all__ = ["counting", "training_reporter"]
+__all__ = ["counting", "training_reporter", "transferring"]
 
 Row = dict[str, float | int | None]
 
@@ -186,6 +186,44 @@ def _count_lines(screen: Console, what: str) -> Callable[[int, int], None]:
         if time.monotonic() - printed >= LINE_SECONDS:
             printed = time.monotonic()
             screen.print(f"{what}: {done:,} of {total:,}", soft_wrap=True)
+
+    return show
+
+
+@contextmanager
+def transferring() -> Iterator[Callable[[str, int, int], None]]:
+    """A callback for (what, bytes done, bytes in all) that shows a bar for each ``what``, or lines in a log."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        yield _transfer_lines(screen)
+        return
+    columns = [TextColumn("{task.description}"), BarColumn(bar_width=8), DownloadColumn(), TransferSpeedColumn()]
+    bars = Progress(*columns, TimeRemainingColumn(compact=True), console=screen, transient=True, redirect_stdout=False)
+    tasks: dict[str, TaskID] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if not tasks:
+            bars.start()
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total)
+        bars.update(tasks[what], completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        bars.stop()
+
+
+def _transfer_lines(screen: Console) -> Callable[[str, int, int], None]:
+    printed, last = time.monotonic(), ""
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal printed, last
+        if what != last or time.monotonic() - printed >= LINE_SECONDS:
+            printed, last = time.monotonic(), what
+            screen.print(f"{what}: {megabytes(done)} of {megabytes(total)}", soft_wrap=True)
 
     return show
 

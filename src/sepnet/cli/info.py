@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sepnet.cli import _flags as flag
+from sepnet.cli._kernels import show_kernels
 from sepnet.cli._output import Output, human_count, shape_text
 from sepnet.cli._parse import input_shape, key_values
 from sepnet.cli._registry import command
@@ -26,7 +27,7 @@ SHAPE = ("in_channels", "num_classes", "input_size")  # options that --input and
 
 @command("info", order=6, example="sepnet info multiscale_concat --input 1x28x28 --model-kwargs units=[32,64]")
 def info(
-    model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False, help="A network; see sepnet models.")],
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help="A network; see sepnet models.")] = None,
     input_text: Annotated[
         str | None,
         typer.Option("--input", metavar="CxHxW", rich_help_panel=flag.NETWORK, help="Image, e.g. 3x32x32; else the network's own."),
@@ -35,9 +36,15 @@ def info(
         int | None, typer.Option("--classes", metavar="N", rich_help_panel=flag.NETWORK, help="Outputs; else the network's own.")
     ] = None,
     model_options: flag.ModelOptions = None,
+    kernels: Annotated[bool, typer.Option("--kernels", help="Show instead who computes each operation here, and why.")] = False,
     json: flag.Json = False,
 ) -> None:
     """Show a network's card, its parameters and multiply-accumulates (MACs), in all and layer by layer."""
+    if kernels:
+        show_kernels(Output(json))
+        return
+    if model is None:
+        raise ConfigError("name a network (sepnet models lists them), or ask for --kernels")
     from sepnet.models import models
 
     entry = models.get(model)

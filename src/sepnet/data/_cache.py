@@ -1,19 +1,19 @@
-"""Decoded images of a folder on disk: decoded once with all cores, then read back in a second or mapped into memory.
+"""Decoded images on disk: decoded once with all cores, then read back in a second or mapped into memory.
 
 A cache is one file: the pixels uint8 (N, H, W, C), a JSON table (shape, hash of every source file, files that could not be read,
 checksum of the pixels), and a trailer that finds and checks the table. It is written under a temporary name and renamed, and a lock
 lets the second of two processes wait for the first instead of repeating it. A cache that is damaged in any way is built again.
 
-Its name is made of the folder, the settings and the list of files, each with size, times of modification and of change, and inode.
-Guaranteed on a POSIX file system: to write, replace, swap or rename a file sets its time of change (which no program can set as it
-likes) or gives the path another inode, so the old pixels are not found again, even if sizes and times of modification are kept. Not
-guaranteed: a change within one tick of the file system's clock (some milliseconds) after the folder was read, a clock set back, and
-Windows, which has no time of change. A folder that was copied or moved is decoded again, as is one whose files changed their owner.
+The name of a folder's is made of the folder, the settings and the list of files, each with size, times of modification and of
+change, and inode. Guaranteed on a POSIX file system: to write, replace, swap or rename a file sets its time of change (which no
+program can set as it likes) or gives the path another inode, so the old pixels are not found again, even if sizes and times of
+modification are kept. Not guaranteed: a change within one tick of the file system's clock (some milliseconds) after the folder was
+read, a clock set back, and Windows, which has no time of change. A folder that was copied or moved is decoded again, as is one the
+files of which changed their owner.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -22,7 +22,7 @@ import shutil
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -37,13 +37,9 @@ from sepnet.data._parallel import ordered_map
 from sepnet.data._scan import FolderEntry
 from sepnet.data._types import MEMORY_BYTES, ResizeMode
 from sepnet.errors import DataError, OutputError, one_line
+from sepnet.locking import locked
 
-try:
-    import fcntl
-except ImportError:  # not on Windows: two builds at once then do the work twice, and the second rename wins
-    fcntl = None  # type: ignore[assignment]
-
-__all__ = ["DecodeSettings", "DecodedFolder", "decoded_folder", "default_cache_dir"]
+__all__ = ["DecodeSettings", "DecodedImages", "EncodedImages", "decoded_images", "default_cache_dir", "image_files"]
 
 VERSION = 2
 MAGIC = b"sepnet-pixels-01"
@@ -61,8 +57,25 @@ class DecodeSettings(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DecodedFolder:
-    """The images of a folder that could be read.
+class EncodedImages:
+    """Images as they are stored, by number.
+
+    Attributes:
+        about: whose they are: two sets of the same name replace one another in the cache.
+        listing: JSON value that is another when any of them is.
+        count: how many there are.
+        read: the bytes of the image file with that number; raises OSError. Called from several threads.
+    """
+
+    about: str
+    listing: object
+    count: int
+    read: Callable[[int], bytes]
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """The images of a folder or another set that could be read.
 
     Attributes:
         images: uint8 (N, C, H, W), channels innermost; in memory, or mapped from the cache when above ``MEMORY_BYTES``.
@@ -92,18 +105,22 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sepnet"
 
 
-def decoded_folder(
-    root: Path,
-    entries: Sequence[FolderEntry],
+def image_files(root: Path, entries: Sequence[FolderEntry]) -> EncodedImages:
+    """The files ``entries`` of the folder ``root``."""
+    listing = [(entry.path, *entry.stamp) for entry in entries]
+    return EncodedImages(os.path.realpath(root), listing, len(entries), lambda number: (root / entries[number].path).read_bytes())
+
+
+def decoded_images(
+    encoded: EncodedImages,
     settings: DecodeSettings,
     cache_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> DecodedFolder:
-    """The pixels of ``entries`` from the cache, which is built first if need be.
+) -> DecodedImages:
+    """The pixels of ``encoded`` from the cache, which is built first if need be.
 
     Args:
-        root: the image folder.
-        entries: its files.
+        encoded: the images.
         settings: how to decode them.
         cache_dir: folder of caches; None for ``default_cache_dir``.
         progress: called with (files done, files in all) while the cache is built.
@@ -112,19 +129,19 @@ def decoded_folder(
         OutputError: the cache cannot be written, or the disk has no room for it.
     """
     folder = cache_dir or default_cache_dir()
-    prefix, key = _name(root, entries, settings)
+    prefix, key = _name(encoded, settings)
     path = folder / f"{prefix}-{key}.pixels"
-    decoded = _load(path, len(entries))
+    decoded = _load(path, encoded.count)
     if decoded is not None:
         return decoded
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / f"{prefix}.lock"):
-            decoded = _load(path, len(entries))  # the process that held the lock has built it
+        with locked(folder / f"{prefix}.lock"):
+            decoded = _load(path, encoded.count)  # the process that held the lock has built it
             if decoded is not None:
                 return decoded
-            _check_space(folder, len(entries) * _image_bytes(settings))
-            _build(path, root, entries, settings, progress)
+            _check_space(folder, encoded.count * _image_bytes(settings))
+            _build(path, encoded, settings, progress)
             for stale in folder.glob(f"{prefix}-*.pixels"):
                 if stale != path:
                     stale.unlink(missing_ok=True)
@@ -133,16 +150,16 @@ def decoded_folder(
             f"cannot write the image cache {one_line(folder)}: {one_line(error.strerror or error)}; "
             "set XDG_CACHE_HOME to a folder with room"
         ) from None
-    decoded = _load(path, len(entries))
+    decoded = _load(path, encoded.count)
     if decoded is None:
         raise OutputError(f"the image cache {one_line(path)} cannot be read back; check the disk")
     return decoded
 
 
-def _name(root: Path, entries: Sequence[FolderEntry], settings: DecodeSettings) -> tuple[str, str]:
+def _name(encoded: EncodedImages, settings: DecodeSettings) -> tuple[str, str]:
     """What the cache is of (folder and settings), and a hash of the files."""
-    about = json.dumps([VERSION, os.path.realpath(root), settings, PIL.__version__])
-    listing = json.dumps([(entry.path, *entry.stamp) for entry in entries])
+    about = json.dumps([VERSION, encoded.about, settings, PIL.__version__])
+    listing = json.dumps(encoded.listing)
     return hashlib.sha256(about.encode()).hexdigest()[:24], hashlib.sha256(listing.encode()).hexdigest()[:32]
 
 
@@ -159,29 +176,13 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    if fcntl is None:
-        yield
-        return
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process, however it ends
-        yield
-
-
-def _build(
-    path: Path,
-    root: Path,
-    entries: Sequence[FolderEntry],
-    settings: DecodeSettings,
-    progress: Callable[[int, int], None] | None,
-) -> None:
+def _build(path: Path, encoded: EncodedImages, settings: DecodeSettings, progress: Callable[[int, int], None] | None) -> None:
     for leftover in path.parent.glob(f"{path.name}.*.tmp"):  # we hold the lock: whoever wrote it is gone
         leftover.unlink(missing_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            table = _write_pixels(file, root, entries, settings, progress)
+            table = _write_pixels(file, encoded, settings, progress)
             text = json.dumps(table._asdict()).encode()
             file.write(text + TRAILER.pack(len(text), zlib.crc32(text), MAGIC))
             file.flush()
@@ -193,20 +194,16 @@ def _build(
 
 
 def _write_pixels(
-    file: IO[bytes],
-    root: Path,
-    entries: Sequence[FolderEntry],
-    settings: DecodeSettings,
-    progress: Callable[[int, int], None] | None,
+    file: IO[bytes], encoded: EncodedImages, settings: DecodeSettings, progress: Callable[[int, int], None] | None
 ) -> _Table:
     digests: list[str] = []
     bad: dict[int, str] = {}
     crc = cut = done = 0
 
-    def decode(block: Sequence[FolderEntry]) -> list[tuple[Pixels, str, bool] | str]:
-        return [_decode_file(root, entry, settings) for entry in block]
+    def decode(block: range) -> list[tuple[Pixels, str, bool] | str]:
+        return [_decode(encoded, number, settings) for number in block]
 
-    blocks = (entries[i : i + BLOCK] for i in range(0, len(entries), BLOCK))
+    blocks = (range(i, min(i + BLOCK, encoded.count)) for i in range(0, encoded.count, BLOCK))
     for results in ordered_map(decode, blocks):
         for result in results:
             if isinstance(result, str):
@@ -219,14 +216,14 @@ def _write_pixels(
                 digests.append(digest)
             done += 1
         if progress is not None:
-            progress(done, len(entries))
+            progress(done, encoded.count)
     return _Table((len(digests), *settings.size, settings.channels), digests, bad, cut, crc)
 
 
-def _decode_file(root: Path, entry: FolderEntry, settings: DecodeSettings) -> tuple[Pixels, str, bool] | str:
+def _decode(encoded: EncodedImages, number: int, settings: DecodeSettings) -> tuple[Pixels, str, bool] | str:
     """Pixels and sha256 of one file and whether the crop took half of it, or in words why not."""
     try:
-        content = (root / entry.path).read_bytes()
+        content = encoded.read(number)
         pixels, header = decode_measured(io.BytesIO(content), *settings, name="")
     except OSError as error:
         return one_line(error.strerror or error)
@@ -236,7 +233,7 @@ def _decode_file(root: Path, entry: FolderEntry, settings: DecodeSettings) -> tu
     return pixels, hashlib.sha256(content).hexdigest(), halved
 
 
-def _load(path: Path, files: int) -> DecodedFolder | None:
+def _load(path: Path, files: int) -> DecodedImages | None:
     """The cache, or None when it is not there or not whole."""
     try:
         with path.open("rb") as file:
@@ -256,7 +253,7 @@ def _load(path: Path, files: int) -> DecodedFolder | None:
                     return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None
-    return DecodedFolder(
+    return DecodedImages(
         images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
         rows=tuple(row for row in range(files) if row not in table.bad),
         digests=tuple(bytes.fromhex(digest) for digest in table.digests),

@@ -6,20 +6,20 @@ import hashlib
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from sepnet.data._cache import DecodedFolder, DecodeSettings, decoded_folder
+from sepnet.data._cache import DecodedImages, DecodeSettings, EncodedImages, decoded_images, image_files
 from sepnet.data._decode import ImageHeader, crop_note, read_header
 from sepnet.data._notes import NAMED
 from sepnet.data._parallel import ordered_map
 from sepnet.data._scan import FolderEntry, FolderScan, scan_folder
-from sepnet.data._types import RawData, ResizeMode, Split
+from sepnet.data._types import RawData, ReadOptions, Split
 from sepnet.errors import DataError, ImageError, one_line
 
-__all__ = ["choose_size", "read_folder"]
+__all__ = ["SAMPLE", "TEST_FRACTION", "choose_size", "read_folder", "read_scan", "settings_for"]
 
 SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224)
 DEFAULT_LIMIT = 128  # larger images cost more than a CPU trains in an evening; who wants them says --size
@@ -27,19 +27,8 @@ SAMPLE = 256
 TEST_FRACTION = 0.15
 
 
-def read_folder(
-    root: Path,
-    *,
-    size: int | None = None,
-    channels: int | None = None,
-    mode: ResizeMode = "crop",
-    whole: bool = False,
-    classes: Sequence[str] | None = None,
-    on_bad: Literal["skip", "error"] = "skip",
-    cache_dir: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> RawData:
-    """Read root/{train,val,test}/<class>/ or root/<class>/, decoded to one size. Arguments as of ``load_dataset``.
+def read_folder(root: Path, options: ReadOptions, *, whole: bool = False, classes: Sequence[str] | None = None) -> RawData:
+    """Read root/{train,val,test}/<class>/ or root/<class>/, decoded to one size; ``whole`` and ``classes`` as of ``load_dataset``.
 
     Raises:
         DataNotFoundError: no such folder.
@@ -51,18 +40,45 @@ def read_folder(
     scan = scan_folder(root, whole=whole, classes=classes)
     if not whole:
         _require_classes(scan)
-    settings = _settings(scan, size, channels, mode)
-    decoded = decoded_folder(root, scan.entries, settings, cache_dir, progress)
+    check = f"sepnet data check {one_line(root)}"
+    settings = settings_for(options, lambda: _sample_headers(scan), f"{one_line(root)}; run: {check}")
+    raw = read_scan(scan, settings, options, check, whole=whole)
+    return replace(raw, title=f"image folder {one_line(root.resolve().name)}", test_fraction=TEST_FRACTION)
+
+
+def read_scan(
+    scan: FolderScan,
+    settings: DecodeSettings,
+    options: ReadOptions,
+    check: str,
+    *,
+    whole: bool = False,
+    encoded: EncodedImages | None = None,
+) -> RawData:
+    """The files of ``scan`` as a data set, decoded.
+
+    Args:
+        encoded: where the images come from, if they are no files below ``scan.root``.
+        check: the command that tells more of unreadable files.
+        whole: there need be no training images; ``train`` is then the same as ``test``.
+
+    Raises:
+        DataError: no readable image; unless ``whole``, a class without readable training images.
+        ImageError: an unreadable file, with ``on_bad`` "error".
+        OutputError: the cache of decoded images cannot be written.
+    """
+    encoded = encoded or image_files(scan.root, scan.entries)
+    decoded = decoded_images(encoded, settings, options.cache_dir, options.progress)
     notes = list(scan.notes)
     if decoded.bad:
-        if on_bad == "error":
+        if options.on_bad == "error":
             row, reason = next(iter(decoded.bad.items()))
-            raise ImageError(f"{one_line(root / scan.entries[row].path)} {reason}")
+            raise ImageError(f"{one_line(scan.root / scan.entries[row].path)} {reason}")
         notes.append(_bad_note(scan, decoded.bad))
     if not decoded.rows:
-        raise DataError(f"no image in {one_line(root)} can be read; run: sepnet data check {one_line(root)}")
+        raise DataError(f"no image in {one_line(scan.root)} can be read; run: {check}")
     if not whole:
-        _require_readable(scan, decoded)
+        _require_readable(scan, decoded, check)
     kept = [scan.entries[row] for row in decoded.rows]
     notes += _content_notes(kept, decoded)
     return _assemble(scan, kept, decoded, settings, notes)
@@ -74,12 +90,16 @@ def choose_size(headers: Sequence[ImageHeader], limit: int = DEFAULT_LIMIT) -> i
     return min((side for side in SIZES if side <= limit), key=lambda side: abs(side - median))
 
 
-def _settings(scan: FolderScan, size: int | None, channels: int | None, mode: ResizeMode) -> DecodeSettings:
+def settings_for(options: ReadOptions, sample: Callable[[], Sequence[ImageHeader]], where: str) -> DecodeSettings:
+    """How to decode images: as asked for, else by the sizes and colours of a ``sample``. Raises DataError if that is empty."""
+    size, channels = options.size, options.channels
     if size is None or channels is None:
-        headers = _sample_headers(scan)
+        headers = sample()
+        if not headers:
+            raise DataError(f"none of the images sampled can be read: {where}")
         size = size or choose_size(headers)
         channels = channels or (1 if all(header.grey for header in headers) else 3)
-    return DecodeSettings((size, size), channels, mode)
+    return DecodeSettings((size, size), channels, options.mode)
 
 
 def _sample_headers(scan: FolderScan) -> list[ImageHeader]:
@@ -92,12 +112,7 @@ def _sample_headers(scan: FolderScan) -> list[ImageHeader]:
             return None
 
     step = max(1, len(scan.entries) // SAMPLE)
-    found = [h for h in ordered_map(header, [entry.path for entry in scan.entries[::step]]) if h is not None]
-    if not found:
-        raise DataError(
-            f"none of the images sampled from {one_line(scan.root)} can be read; run: sepnet data check {one_line(scan.root)}"
-        )
-    return found
+    return [h for h in ordered_map(header, [entry.path for entry in scan.entries[::step]]) if h is not None]
 
 
 def _require_classes(scan: FolderScan) -> None:
@@ -114,13 +129,11 @@ def _require_classes(scan: FolderScan) -> None:
                 raise DataError(f"class '{name}' is in {split} but has no images in train, below {one_line(scan.root)}")
 
 
-def _require_readable(scan: FolderScan, decoded: DecodedFolder) -> None:
+def _require_readable(scan: FolderScan, decoded: DecodedImages, check: str) -> None:
     readable = {scan.entries[row].label for row in decoded.rows if scan.entries[row].split == "train"}
     for label, name in enumerate(scan.classes):
         if label not in readable:
-            raise DataError(
-                f"no image of class '{name}' in {one_line(scan.root)} can be read; run: sepnet data check {one_line(scan.root)}"
-            )
+            raise DataError(f"no image of class '{name}' in {one_line(scan.root)} can be read; run: {check}")
 
 
 def _bad_note(scan: FolderScan, bad: dict[int, str]) -> str:
@@ -129,7 +142,7 @@ def _bad_note(scan: FolderScan, bad: dict[int, str]) -> str:
     return f"{len(bad)} unreadable file(s) skipped: {', '.join(named)}{more}"
 
 
-def _content_notes(kept: Sequence[FolderEntry], decoded: DecodedFolder) -> list[str]:
+def _content_notes(kept: Sequence[FolderEntry], decoded: DecodedImages) -> list[str]:
     """What the contents of the files tell: images with two labels, images to test on that are trained on, images cut in half."""
     notes: list[str] = []
     labels: dict[bytes, set[int]] = defaultdict(set)
@@ -153,7 +166,7 @@ def _content_notes(kept: Sequence[FolderEntry], decoded: DecodedFolder) -> list[
 
 
 def _assemble(
-    scan: FolderScan, kept: Sequence[FolderEntry], decoded: DecodedFolder, settings: DecodeSettings, notes: list[str]
+    scan: FolderScan, kept: Sequence[FolderEntry], decoded: DecodedImages, settings: DecodeSettings, notes: list[str]
 ) -> RawData:
     labels = torch.tensor([entry.label for entry in kept], dtype=torch.int64)
     splits: dict[str, Split] = {}
@@ -165,7 +178,7 @@ def _assemble(
         start = stop
     train = splits["train"] if "train" in splits else splits["test"]  # of a folder read whole
     return RawData(
-        title=f"image folder {one_line(scan.root.resolve().name)}",
+        title=one_line(scan.root.resolve().name),
         classes=scan.classes,
         train=train,
         val=splits.get("val"),
@@ -173,12 +186,11 @@ def _assemble(
         mode=settings.mode,
         digests=decoded.digests[: len(train)],
         fingerprint=_fingerprint(scan, decoded),
-        test_fraction=TEST_FRACTION,
         notes=tuple(notes),
     )
 
 
-def _fingerprint(scan: FolderScan, decoded: DecodedFolder) -> str:
+def _fingerprint(scan: FolderScan, decoded: DecodedImages) -> str:
     """Hash of split, class and content of every file; names and places of files play no part."""
     lines = sorted(
         f"{scan.entries[row].split} {scan.classes[scan.entries[row].label]} {digest.hex()}"

@@ -7,18 +7,20 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from sepnet.data._decode import LUMA
 from sepnet.data._folder import read_folder
+from sepnet.data._hub import PREFIX, read_hub
 from sepnet.data._registry import datasets
 from sepnet.data._scan import class_numbers
 from sepnet.data._split import carve, image_digests
-from sepnet.data._types import MAX_SIDE, Dataset, Preprocessing, RawData, Split
+from sepnet.data._types import MAX_SIDE, Dataset, Preprocessing, RawData, ReadOptions, ResizeMode, Split
 from sepnet.errors import ConfigError, DataNotFoundError, UnknownNameError, one_line
 
 __all__ = ["load_dataset"]
@@ -38,6 +40,7 @@ def load_dataset(
     channels: int | None = None,
     whole: bool = False,
     classes: tuple[str, ...] | None = None,
+    mode: ResizeMode = "crop",
     on_bad: Literal["skip", "error"] = "skip",
     cache_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -45,8 +48,9 @@ def load_dataset(
     """Read a registered data set, or an image folder, ready for training; or ``whole``, to evaluate on.
 
     Args:
-        name_or_path: a name of ``datasets``, or an image folder (root/{train,val,test}/<class>/ or root/<class>/). A path wins when
-            it contains a separator or when no data set has that name.
+        name_or_path: a name of ``datasets``, hf:owner/name for one of the Hugging Face hub (needs the extra [hub]), or an image
+            folder (root/{train,val,test}/<class>/ or root/<class>/). A path wins when it contains a separator or when no data set
+            has that name.
         data_dir: where registered data sets lie.
         seed: which training images become validation ones; a test split carved from an image folder does not depend on it.
         size: side of the square images in pixels; None for the data set's own, or for a folder a size near its median.
@@ -55,6 +59,7 @@ def load_dataset(
         whole: carve nothing. Of an image folder one set is read, the first of root/{test,val,train}/<class>/ that is there or else
             root/<class>/; it becomes ``test``, and ``train`` is the same. It may have one class only, and needs no training images.
         classes: class names that number the labels, when the data may have some of them only; None for the data's own.
+        mode: "crop" resizes the shorter side of an image file and cuts out the centre; "squash" resizes both sides.
         on_bad: image folders: "skip" unreadable files with a note, or "error".
         cache_dir: image folders: where decoded images are kept; None for $XDG_CACHE_HOME/sepnet.
         progress: called with (images done, images in all) while an image folder is decoded.
@@ -62,25 +67,19 @@ def load_dataset(
     Raises:
         UnknownNameError: neither a data set nor a folder.
         DataNotFoundError: the data set's files, or the folder, are not there.
+        DownloadError, MissingExtraError: the hub cannot be reached, or the extra [hub] is not installed.
         DataError: files that cannot be used, or a class that is not among ``classes``.
-        ConfigError: ``val_fraction``, ``size`` or ``channels`` out of range.
+        ConfigError: ``val_fraction``, ``size``, ``channels`` or ``mode`` out of range.
     """
-    _check_options(seed, size, val_fraction, channels)
+    _check_options(seed, size, val_fraction, channels, mode)
     text = os.fspath(name_or_path)
-    if _is_path(text):
-        raw = read_folder(
-            Path(text),
-            size=size,
-            channels=channels,
-            whole=whole,
-            classes=classes,
-            on_bad=on_bad,
-            cache_dir=cache_dir,
-            progress=progress,
-        )
-        name = one_line(Path(text).resolve().name)
+    options = ReadOptions(size, channels, mode, on_bad, cache_dir, progress)
+    if text.startswith(PREFIX):
+        raw, name = _renumbered(read_hub(text, options), classes), text
+    elif _is_path(text):
+        raw, name = read_folder(Path(text), options, whole=whole, classes=classes), one_line(Path(text).resolve().name)
     else:
-        raw, name = _renumbered(datasets.get(text)(data_dir), classes), text
+        raw, name = _renumbered(replace(datasets.get(text).read(data_dir, options), mode=mode), classes), text
     fingerprint = raw.fingerprint or _fingerprint(raw)
     raw = _convert(raw, size, channels)
     return _dataset(name, raw if whole else _carve_splits(raw, val_fraction, seed), fingerprint)
@@ -114,7 +113,7 @@ def _renumbered(raw: RawData, classes: tuple[str, ...] | None) -> RawData:
     return replace(raw, classes=classes, train=train, val=renumber(raw.val), test=renumber(raw.test))
 
 
-def _check_options(seed: int, size: int | None, val_fraction: float, channels: int | None) -> None:
+def _check_options(seed: int, size: int | None, val_fraction: float, channels: int | None, mode: str) -> None:
     if not 0 <= val_fraction < 1:
         raise ConfigError(f"val_fraction must be at least 0 and below 1, got {val_fraction}")
     if seed < 0:
@@ -123,6 +122,8 @@ def _check_options(seed: int, size: int | None, val_fraction: float, channels: i
         raise ConfigError(f"size must be from 1 to {MAX_SIDE} pixels, got {size}")
     if channels not in (None, 1, 3):
         raise ConfigError(f"channels must be 1 or 3, got {channels}")
+    if mode not in get_args(ResizeMode):
+        raise ConfigError(f"resize mode must be {' or '.join(get_args(ResizeMode))}, got {one_line(mode)}")
 
 
 def _is_path(text: str) -> bool:
@@ -137,7 +138,7 @@ def _is_path(text: str) -> bool:
     try:
         datasets.get(text)
     except UnknownNameError as error:
-        raise UnknownNameError(f"{error}, and there is no folder of that name") from None
+        raise UnknownNameError(f"there is no folder '{one_line(text)}' here, and {error}") from None
     return False
 
 
@@ -201,14 +202,14 @@ def _preprocessing(raw: RawData) -> Preprocessing:
 
 def _constants(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel on the scale 0..1, four digits; a constant channel gets the deviation 1."""
-    total, square = torch.zeros(2, split.images.shape[1], dtype=torch.float64)
+    channels = split.images.shape[1]
+    counts = np.zeros((channels, 256))  # of each value: exact, and two times faster than sums of converted pixels
     for chunk in split.chunks():
-        x = chunk.to(torch.float32) / 255
-        total += x.sum((2, 3)).sum(0, dtype=torch.float64)
-        square += (x * x).sum((2, 3)).sum(0, dtype=torch.float64)
-    count = len(split) * split.images[0, 0].numel()
-    mean = total / count
-    std = (square / count - mean * mean).clamp(min=0).sqrt()
+        for channel in range(channels):
+            counts[channel] += np.bincount(chunk[:, channel].numpy().ravel(), minlength=256)
+    values = np.arange(256) / 255
+    mean = counts @ values / counts.sum(1)
+    std = np.sqrt(np.maximum(counts @ values**2 / counts.sum(1) - mean**2, 0))
     return tuple(round(m, 4) for m in mean.tolist()), tuple(round(s, 4) if s >= 1e-4 else 1.0 for s in std.tolist())
 
 

@@ -22,7 +22,7 @@ from sepnet.data._decode import IMAGE_SUFFIXES
 from sepnet.data._notes import some
 from sepnet.errors import DataError, DataNotFoundError, one_line
 
-__all__ = ["FileStamp", "FolderEntry", "FolderScan", "class_numbers", "scan_folder"]
+__all__ = ["SPLITS", "FileStamp", "FolderEntry", "FolderScan", "class_numbers", "scan_folder", "stamp_of"]
 
 SPLITS = {
     "train": "train",
@@ -154,7 +154,7 @@ class _Walker:
                 if not self._collect(entry.path, walk):
                     return False
             elif _is_image_file(entry):
-                walk.files.append((os.path.relpath(entry.path, self.root), _stamp(entry)))
+                walk.files.append((os.path.relpath(entry.path, self.root), stamp_of(entry)))
             else:
                 walk.skipped["ignored"] += 1
         return True
@@ -338,6 +338,7 @@ def _within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def _stamp(entry: os.DirEntry[str]) -> FileStamp:
+def stamp_of(entry: os.DirEntry[str]) -> FileStamp:
+    """What tells the file ``entry`` from any other, and from itself once it is changed."""
     stat = entry.stat()
     return FileStamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)

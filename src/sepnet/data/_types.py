@@ -7,8 +7,9 @@ pixels is then one contiguous run of bytes, which is what decoding produces and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sepnet.errors import CheckpointError, ConfigError, one_line
 
-__all__ = ["MAX_SIDE", "MEMORY_BYTES", "Dataset", "Preprocessing", "RawData", "ResizeMode", "Split"]
+__all__ = ["MAX_SIDE", "MEMORY_BYTES", "Dataset", "Preprocessing", "RawData", "ReadOptions", "ResizeMode", "Split"]
 
 ResizeMode = Literal["crop", "squash"]
 MAX_SIDE = 4096
@@ -156,6 +157,27 @@ class Preprocessing:
         flat = rows.reshape(-1, width * self.channels).to(torch.float32, copy=True)
         flat.mul_(scale.repeat(width)).add_(offset.repeat(width))
         return flat.view(rows.shape).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What is asked of a reader that decodes image files.
+
+    Attributes:
+        size: side of the square images in pixels; None for the data set's own, or for a folder one near its median.
+        channels: 1 or 3; None for the data set's own.
+        mode: how images are brought to that size.
+        on_bad: "skip" unreadable files with a note, or "error".
+        cache_dir: where decoded images are kept; None for $XDG_CACHE_HOME/sepnet.
+        progress: called with (images done, images in all).
+    """
+
+    size: int | None = None
+    channels: int | None = None
+    mode: ResizeMode = "crop"
+    on_bad: Literal["skip", "error"] = "skip"
+    cache_dir: Path | None = None
+    progress: Callable[[int, int], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,17 @@ the canonical files is read as well, and its title says so: figures measured on 
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-
-from sepnet.data._registry import datasets
-from sepnet.data._types import RawData, Split
-from sepnet.data._unpickle import read_pickle
-from sepnet.errors import DataError, DataNotFoundError, one_line
+from sepnet.data._cifar import MIRRORS, as_split, read_batch, title_of_batches
+from sepnet.data._registry import dataset
+from sepnet.data._source import Download, Source
+from sepnet.data._types import RawData, ReadOptions
 
 __all__ = ["read_cifar10"]
 
 FOLDER = "cifar-10-batches-py"
-ARCHIVE = "cifar-10-python.tar.gz"
+# Of the files in the archive, as torchvision (datasets/cifar.py) states them.
 MD5 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -31,18 +26,33 @@ MD5 = {
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-PIXELS = 3 * 32 * 32
+
+SOURCE = Source(
+    name="cifar10",
+    title="CIFAR-10",
+    folders=(FOLDER, "."),
+    needs=tuple(MD5),
+    downloads=(
+        Download(
+            name="cifar-10-python.tar.gz",
+            size=170_498_071,
+            # As Keras (datasets/cifar10.py) and torchvision's prototype state it; its MD5 is c58f30108f718f92721af3b95e74349a.
+            sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+            mirrors=MIRRORS,
+            into=FOLDER,
+            unpacked=200_000_000,  # six batches of 31.0 MB, names, a page
+            kept=200_000_000,
+            files=16,
+        ),
+    ),
+    homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+    licence="none stated; cite the report",
+    citation="A. Krizhevsky: Learning Multiple Layers of Features from Tiny Images. Technical report, University of Toronto, 2009",
+)
 
 
-class _Batch(NamedTuple):
-    data: np.ndarray[Any, np.dtype[np.uint8]]
-    labels: list[int]
-    jpeg: bool
-    canonical: bool
-
-
-@datasets.register("cifar10")
-def read_cifar10(data_dir: Path) -> RawData:
+@dataset("cifar10", SOURCE)
+def read_cifar10(data_dir: Path, options: ReadOptions) -> RawData:
     """Read CIFAR-10 from ``data_dir``/cifar-10-batches-py (or from ``data_dir`` when that is the folder itself).
 
     Raises:
@@ -50,44 +60,12 @@ def read_cifar10(data_dir: Path) -> RawData:
         DataError: a batch of another shape or with labels outside 0..9.
         UnsafeFileError: a pickle that would run code.
     """
-    folder = data_dir if (data_dir / "test_batch").is_file() else data_dir / FOLDER
-    missing = [name for name in MD5 if not (folder / name).is_file()]
-    if missing:
-        raise DataNotFoundError(
-            f"CIFAR-10 is not in {one_line(folder)} (no {missing[0]}): unpack {ARCHIVE} so that {FOLDER}/ lies in "
-            f"{one_line(data_dir)}, or name another folder with --data-dir"
-        )
-    batches = [_read_batch(folder / name) for name in MD5]
+    batches = [read_batch(path, "labels", len(CLASSES), MD5[path.name]) for path in SOURCE.find(data_dir)]
     return RawData(
-        title=_title(batches),
+        title=title_of_batches("CIFAR-10", batches),
         classes=CLASSES,
-        train=_split(batches[:-1]),
-        test=_split(batches[-1:]),
+        train=as_split(batches[:-1]),
+        test=as_split(batches[-1:]),
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
     )
-
-
-def _read_batch(path: Path) -> _Batch:
-    values, content = read_pickle(path)
-    data, labels = values.get("data"), values.get("labels")
-    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != PIXELS or len(data) == 0:
-        found = data.shape if isinstance(data, np.ndarray) else type(data).__name__
-        raise DataError(f"{one_line(path)}: 'data' must be uint8 (images, {PIXELS}), found {one_line(found)}")
-    if not isinstance(labels, list) or len(labels) != len(data) or not all(type(x) is int and 0 <= x <= 9 for x in labels):
-        raise DataError(f"{one_line(path)}: 'labels' must be {len(data)} whole numbers from 0 to 9")
-    names = values.get("filenames")
-    jpeg = isinstance(names, list) and bool(names) and str(names[0]).rstrip("'").lower().endswith((".jpg", ".jpeg"))
-    return _Batch(data, labels, jpeg, hashlib.md5(content, usedforsecurity=False).hexdigest() == MD5[path.name])
-
-
-def _title(batches: list[_Batch]) -> str:
-    if all(batch.canonical for batch in batches):
-        return "CIFAR-10"
-    return "CIFAR-10 (JPEG copy)" if any(batch.jpeg for batch in batches) else "CIFAR-10 (modified copy)"
-
-
-def _split(batches: list[_Batch]) -> Split:
-    planes = torch.cat([torch.from_numpy(batch.data) for batch in batches]).view(-1, 3, 32, 32)
-    labels = torch.tensor([label for batch in batches for label in batch.labels], dtype=torch.int64)
-    return Split(planes.contiguous(memory_format=torch.channels_last), labels)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sepnet.data._registry import datasets
+from sepnet.data._registry import dataset
 from sepnet.data._split import carve, image_digests
-from sepnet.data._types import RawData, Split
+from sepnet.data._types import RawData, ReadOptions, Split
 
 __all__ = ["read_digits"]
 
@@ -20,9 +20,9 @@ TEST_SEED = 1797
 TEST_FRACTION = 0.2
 
 
-@datasets.register("digits")
-def read_digits(data_dir: Path) -> RawData:
-    """Read the embedded digits; ``data_dir`` is not used. Intensities 0..16 become 0..255."""
+@dataset("digits")
+def read_digits(data_dir: Path, options: ReadOptions) -> RawData:
+    """Read the embedded digits; ``data_dir`` and ``options`` are not used. Intensities 0..16 become 0..255."""
     from sklearn.datasets import load_digits  # half a second to import: only for who reads this data set
 
     bunch = load_digits()

@@ -18,22 +18,52 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sepnet.data._registry import datasets
-from sepnet.data._types import RawData, Split
-from sepnet.errors import DataError, DataNotFoundError, UnsafeFileError, one_line
+from sepnet.data._registry import dataset
+from sepnet.data._source import Download, Source
+from sepnet.data._types import RawData, ReadOptions, Split
+from sepnet.errors import DataError, UnsafeFileError, one_line
 
 __all__ = ["read_idx", "read_mnist"]
 
-FOLDERS = ("MNIST/raw", "mnist", ".")
-STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 MAGICS = {3: 2051, 1: 2049}
 MAX_BYTES = 2**30
-# sha256 over the pixels and labels of all four files, in the order of STEMS.
+# sha256 over the pixels and labels of all four files, in the order of GZIPPED.
 CANONICAL = "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16"
+# Size and SHA-256 of the gzipped files as TensorFlow Datasets (url_checksums/mnist.txt) states them, and the size unpacked.
+GZIPPED = {
+    "train-images-idx3-ubyte": (9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", 47_040_016),
+    "train-labels-idx1-ubyte": (28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 60_008),
+    "t10k-images-idx3-ubyte": (1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 7_840_016),
+    "t10k-labels-idx1-ubyte": (4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 10_008),
+}
+
+SOURCE = Source(
+    name="mnist",
+    title="MNIST",
+    folders=("MNIST/raw", "mnist", "."),
+    needs=tuple(GZIPPED),
+    suffixes=("", ".gz"),
+    downloads=tuple(
+        Download(
+            name=f"{stem}.gz",
+            size=size,
+            sha256=sha256,
+            # The publisher's own server no longer hands them out; these are PyTorch's and TensorFlow's copies.
+            mirrors=("https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist"),
+            into=f"MNIST/raw/{stem}",
+            unpacked=unpacked,
+            kept=unpacked,
+        )
+        for stem, (size, sha256, unpacked) in GZIPPED.items()
+    ),
+    homepage="http://yann.lecun.com/exdb/mnist/",
+    licence="CC BY-SA 3.0",
+    citation="Y. LeCun, L. Bottou, Y. Bengio, P. Haffner: Gradient-Based Learning Applied to Document Recognition. 1998",
+)
 
 
-@datasets.register("mnist")
-def read_mnist(data_dir: Path) -> RawData:
+@dataset("mnist", SOURCE)
+def read_mnist(data_dir: Path, options: ReadOptions) -> RawData:
     """Read MNIST from ``data_dir``/MNIST/raw, ``data_dir``/mnist or ``data_dir``.
 
     Raises:
@@ -41,7 +71,7 @@ def read_mnist(data_dir: Path) -> RawData:
         DataError: a header, a size or a label that is wrong.
         UnsafeFileError: a file that unpacks to more than its header states.
     """
-    paths = _find(data_dir)
+    paths = SOURCE.find(data_dir)
     arrays = [read_idx(path, ndim=3 if "idx3" in path.name else 1) for path in paths]
     train = _split(paths[0], paths[1], arrays[0], arrays[1])
     test = _split(paths[2], paths[3], arrays[2], arrays[3])
@@ -85,21 +115,6 @@ def _parse(file: BinaryIO, path: Path, ndim: int) -> np.ndarray[tuple[int, ...],
     if len(data) > size:
         raise UnsafeFileError(f"{one_line(path)} holds more than the {size} bytes its header states; download it again")
     return np.frombuffer(bytearray(data), np.uint8).reshape(shape)
-
-
-def _find(data_dir: Path) -> list[Path]:
-    best: list[Path] = []
-    for folder in (data_dir / name for name in FOLDERS):
-        found = [p for stem in STEMS for p in (folder / stem, folder / f"{stem}.gz") if p.is_file()]
-        complete = [next((p for p in found if p.name.startswith(stem)), None) for stem in STEMS]
-        if all(complete):
-            return [p for p in complete if p is not None]
-        best = max(best, found, key=len)
-    missing = [stem for stem in STEMS if not any(p.name.startswith(stem) for p in best)]
-    raise DataNotFoundError(
-        f"MNIST is not in {one_line(data_dir / FOLDERS[0])}: put {', '.join(missing)} (plain or .gz) there, "
-        "or name another folder with --data-dir"
-    )
 
 
 def _split(images_path: Path, labels_path: Path, images: np.ndarray, labels: np.ndarray) -> Split:

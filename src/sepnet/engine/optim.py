@@ -53,12 +53,12 @@ def _muon(model: nn.Module, config: FitConfig) -> Muon:
 
 
 def build_optimizer(model: nn.Module, config: FitConfig) -> torch.optim.Optimizer:
-    """The optimiser that ``config`` names, over ``parameter_groups``, with updates of all tensors in one call (foreach)."""
+    """The optimiser that ``config`` names, over ``parameter_groups``, each update one pass over a tensor (fused)."""
     if config.opt == "muon":
         return _muon(model, config)
     groups = parameter_groups(model, config.weight_decay)
     if config.opt == "sgd":
         nesterov = config.nesterov and config.momentum > 0  # torch refuses the combination that would change nothing
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, foreach=True)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
     adam = torch.optim.Adam if config.opt == "adam" else torch.optim.AdamW
-    return adam(groups, lr=config.lr, betas=(config.momentum, config.beta2), foreach=True)
+    return adam(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=True)

@@ -7,14 +7,20 @@ other types, without a compiler at installation. ``why_not_native()`` says which
 from sepnet.kernels._depthwise import depthwise_branches, depthwise_conv2d, native_for
 from sepnet.kernels._library import isa_names, library, use, why_not_native
 from sepnet.kernels._norm import batch_norm_relu
+from sepnet.kernels._pointwise import pointwise_conv2d
+from sepnet.kernels._status import KernelPath, kernel_paths, kernels_in_use
 
 __all__ = [
+    "KernelPath",
     "batch_norm_relu",
     "depthwise_branches",
     "depthwise_conv2d",
     "isa_names",
+    "kernel_paths",
+    "kernels_in_use",
     "library",
     "native_for",
+    "pointwise_conv2d",
     "use",
     "why_not_native",
 ]

@@ -1,8 +1,9 @@
-"""The depthwise convolution as one differentiable function: chooses the path, and is known to PyTorch as sepnet::depthwise_conv2d."""
+"""The depthwise convolution as a differentiable function that chooses its path; PyTorch knows it as sepnet::depthwise_conv2d."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from sepnet.kernels import _native, _reference
 from sepnet.kernels._geometry import Geometry, Pair
 from sepnet.kernels._library import MAX_BRANCHES, MAX_KERNEL, Library, library
+from sepnet.kernels._tracing import is_plain, is_traced, is_written_down
 
 __all__ = ["depthwise_branches", "depthwise_conv2d", "native_for", "serves", "torch_backward_is_faster", "torch_forward_is_faster"]
 
@@ -50,7 +52,9 @@ def depthwise_conv2d(
     """
     channels = x.shape[1] if x.dim() == 4 else 0
     if channels == 0 or weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[0] % channels:
-        raise ValueError(f"depthwise_conv2d wants (B, C, H, W) and (C * multiplier, 1, kh, kw), got {tuple(x.shape)}, {tuple(weight.shape)}")
+        raise ValueError(
+            f"depthwise_conv2d wants (B, C, H, W) and (C * multiplier, 1, kh, kw), got {tuple(x.shape)}, {tuple(weight.shape)}"
+        )
     multiplier = weight.shape[0] // channels
     kernel = (weight.shape[2], weight.shape[3])
     geometry = Geometry(
@@ -81,8 +85,7 @@ def depthwise_branches(
 
 def native_for(x: Tensor) -> bool:
     """Whether the kernels would be given ``x``: a caller may then choose the form that suits them."""
-    plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype in _TYPES
-    return plain and not _is_traced() and library() is not None
+    return is_plain(x) and x.dtype in _TYPES and not is_traced() and library() is not None
 
 
 # --- which path ------------------------------------------------------------------------------------------------------------
@@ -94,34 +97,46 @@ def serves(dtype: torch.dtype, device: torch.device, geometry: Geometry) -> bool
     return device.type == "cpu" and dtype in _TYPES and sizes_fit
 
 
-def torch_forward_is_faster(dtype: torch.dtype, geometry: Geometry) -> bool:
-    """PyTorch's forward pass (oneDNN's) is the faster one for a single filter bank; with bf16, where the processor has it."""
-    single = len(geometry.kernels) == 1 and torch.backends.mkldnn.is_available()
-    return single and (dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+def torch_forward_is_faster(dtype: torch.dtype, size: Pair, geometry: Geometry) -> bool:
+    """PyTorch's forward pass (oneDNN's) is the faster one for a single filter bank; with bf16, where the processor has it.
 
-
-def torch_backward_is_faster(height: int, geometry: Geometry) -> bool:
-    """PyTorch's backward pass is the faster one for plain 3x3 (and smaller) filters on small maps, and there alone."""
-    if len(geometry.kernels) > 1 or geometry.stride != (1, 1) or geometry.dilations[0] != (1, 1) or height > 8:
+    Not where the padding reaches over half of the map: there it takes a path that is a hundred times slower.
+    """
+    if len(geometry.kernels) > 1 or not torch._C._has_mkldnn:
         return False
-    return max(geometry.kernels[0]) <= 3 and max(geometry.paddings[0]) <= 1 and torch.backends.mkldnn.is_available()
+    if 2 * max(geometry.paddings[0]) >= min(size):
+        return False
+    return dtype == torch.float32 or _onednn_has_bf16()
 
 
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+@cache
+def _onednn_has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def torch_backward_is_faster(size: Pair, geometry: Geometry) -> bool:
+    """PyTorch's backward pass is the faster one for plain 3x3 (and smaller) filters on small maps, and there alone."""
+    if len(geometry.kernels) > 1 or geometry.stride != (1, 1) or geometry.dilations[0] != (1, 1):
+        return False
+    small = min(size) >= 4 and max(size) <= 8
+    return small and max(geometry.kernels[0]) <= 3 and max(geometry.paddings[0]) <= 1 and torch._C._has_mkldnn
+
+
+def _size(x: Tensor) -> Pair:
+    return x.shape[2], x.shape[3]
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
-        return _reference.depthwise_conv2d(x, weight, bias, geometry)  # what is written down must run without sepnet
+    if is_written_down():
+        return _reference.depthwise_conv2d(x, weight, bias, geometry)
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
         return _operator(x, weight, bias, geometry)
-    lib = library()
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    lib = library() if x.device.type == "cpu" else None
+    if lib is not None and torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
     if lib is None or not serves(x.dtype, x.device, geometry):
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
-    y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry)
+    y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -134,7 +149,7 @@ def _dense(x: Tensor) -> Tensor:
 
 def _forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """x: channels-last. Weight and bias in x's type, or float32."""
-    if torch_forward_is_faster(x.dtype, geometry):
+    if torch_forward_is_faster(x.dtype, _size(x), geometry):
         with torch.autocast("cpu", enabled=False):
             return _reference.depthwise_conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry)
     bias = None if bias is None else bias.detach().float().contiguous()
@@ -142,20 +157,20 @@ def _forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geome
 
 
 def _backward(
-    lib: Library, x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, want_x: bool, want_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and weight, in their types."""
+    lib: Library, x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, want: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias, as far as they are wanted; those of x and weight in their types."""
     grad = _dense(grad)
-    if torch_backward_is_faster(x.shape[2], geometry):
-        kernel = weight.to(x.dtype)
-        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-            grad, x, kernel, None, geometry.stride, geometry.paddings[0], geometry.dilations[0], False, (0, 0), x.shape[1],
-            (want_x, want_weight, False),
+    if torch_backward_is_faster(_size(x), geometry):
+        bias_sizes = [grad.shape[1]] if want[2] else None
+        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad, x, weight.to(x.dtype), bias_sizes, geometry.stride, geometry.paddings[0], geometry.dilations[0], False, (0, 0),
+            x.shape[1], want,
         )  # fmt: skip
-        return grad_x, None if grad_weight is None else grad_weight.to(weight.dtype)
-    exact = weight.float().contiguous()
-    grad_x, grad_weight = _native.depthwise_backward(lib, x, exact, grad, geometry, want_x, want_weight)
-    return grad_x, None if grad_weight is None else grad_weight.view_as(weight).to(weight.dtype)
+    else:
+        exact = weight.float().contiguous()
+        grad_x, grad_weight, grad_bias = _native.depthwise_backward(lib, x, exact, grad, geometry, want)
+    return grad_x, None if grad_weight is None else grad_weight.view_as(weight).to(weight.dtype), grad_bias
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
@@ -167,7 +182,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         assert lib is not None
         x = _dense(x)
         # the weights that the forward pass sees, so that the gradients are those of what was computed
-        seen = weight.to(x.dtype) if torch_forward_is_faster(x.dtype, geometry) else weight
+        seen = weight.to(x.dtype) if torch_forward_is_faster(x.dtype, _size(x), geometry) else weight
         ctx.save_for_backward(x, seen)
         ctx.geometry, ctx.lib, ctx.bias_type, ctx.weight_type = geometry, lib, None if bias is None else bias.dtype, weight.dtype
         return _forward(lib, x, seen, bias, geometry)
@@ -176,10 +191,13 @@ class _DepthwiseConv2d(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        want_x, want_weight, want_bias, _ = ctx.needs_input_grad
-        grad_x, grad_weight = _backward(ctx.lib, x, weight, grad, ctx.geometry, want_x, want_weight)
-        grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_type) if want_bias else None
-        return grad_x, None if grad_weight is None else grad_weight.to(ctx.weight_type), grad_bias, None
+        grad_x, grad_weight, grad_bias = _backward(ctx.lib, x, weight, grad, ctx.geometry, ctx.needs_input_grad[:3])
+        return (
+            grad_x,
+            None if grad_weight is None else grad_weight.to(ctx.weight_type),
+            None if grad_bias is None else grad_bias.to(ctx.bias_type),
+            None,
+        )
 
 
 # --- the operator that PyTorch knows ---------------------------------------------------------------------------------------
@@ -254,8 +272,9 @@ def _backward_op(
     geometry = _geometry(stride, kernels, paddings, dilations, interleaved)
     lib = library()
     if lib is not None and serves(x.dtype, x.device, geometry):
-        grad_x, grad_weight = _backward(lib, _dense(x), weight, grad, geometry, True, True)
-        assert grad_x is not None and grad_weight is not None
+        grad_x, grad_weight, _ = _backward(lib, _dense(x), weight, grad, geometry, (True, True, False))
+        assert grad_x is not None
+        assert grad_weight is not None
         return grad_x, grad_weight
     with torch.enable_grad():
         leaves = x.detach().requires_grad_(), weight.detach().to(x.dtype).requires_grad_()

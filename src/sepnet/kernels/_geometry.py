@@ -29,7 +29,9 @@ class Geometry(NamedTuple):
             ValueError: the branches' outputs differ in size, or are empty; the message shows the sizes.
         """
         sizes = [
-            tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, d, s in zip((height, width), *branch, self.stride, strict=True))
+            tuple(
+                (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, d, s in zip((height, width), *branch, self.stride, strict=True)
+            )
             for branch in zip(self.kernels, self.paddings, self.dilations, strict=True)
         ]
         first = sizes[0]  # compared one by one: a size may be a symbol, which has no hash

@@ -71,7 +71,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "sepnet_set_parallel": (None, [_P]),
     "sepnet_depthwise_workspace": (ctypes.c_int64, [_P, ctypes.c_int]),
     "sepnet_depthwise_forward": (ctypes.c_int, [_P] * 6),
-    "sepnet_depthwise_backward": (ctypes.c_int, [_P] * 7),
+    "sepnet_depthwise_backward": (ctypes.c_int, [_P] * 8),
     "sepnet_norm_workspace": (ctypes.c_int64, [_P]),
     "sepnet_norm_forward": (ctypes.c_int, [_P, _P, _P, _P, ctypes.c_double, _P, _P, _P, _P, _P, _P]),
     "sepnet_norm_apply": (ctypes.c_int, [_P] * 6),
@@ -88,7 +88,9 @@ class Library:
             function = getattr(lib, name)
             function.restype, function.argtypes = result, arguments
         if lib.sepnet_abi() != ABI:
-            raise OSError(f"{path.name} is of another version of sepnet (interface {lib.sepnet_abi()}, wanted {ABI}): install again")
+            raise OSError(
+                f"{path.name} is of another version of sepnet (interface {lib.sepnet_abi()}, wanted {ABI}): install again"
+            )
         self.handle = lib
         self.threads = "a pool of their own"
         parallel = _team_of_torch()

@@ -38,9 +38,7 @@ def _depthwise_call(
     lib: Library, isa: bytes, shape: tuple[int, ...], out: tuple[int, int], dtype: torch.dtype, geometry: Geometry, threads: int
 ) -> _Call:
     d = Depthwise(*shape, *out, *geometry.stride, len(geometry.kernels), geometry.interleaved, _DTYPES[dtype], threads)
-    for j, (kernel, padding, dilation) in enumerate(
-        zip(geometry.kernels, geometry.paddings, geometry.dilations, strict=True)
-    ):
+    for j, (kernel, padding, dilation) in enumerate(zip(geometry.kernels, geometry.paddings, geometry.dilations, strict=True)):
         d.branch[j] = Branch(*kernel, *padding, *dilation)
     sizes = tuple(lib.handle.sepnet_depthwise_workspace(ctypes.byref(d), backward) for backward in (0, 1))
     if min(sizes) < 0:
@@ -74,13 +72,14 @@ def depthwise_forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | No
 
 
 def depthwise_backward(
-    lib: Library, x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, want_x: bool, want_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x (in its type) and of the weight (float32); None where not wanted."""
+    lib: Library, x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, want: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x (in its type), weight and bias (float32), as far as they are wanted."""
     call = _describe(lib, x, (grad.shape[2], grad.shape[3]), geometry)
     workspace = torch.empty(call.workspace[1], dtype=torch.uint8)
-    grad_x = _empty_like_map(x, *x.shape[1:]) if want_x else None
-    grad_weight = torch.empty_like(weight) if want_weight else None
+    grad_x = _empty_like_map(x, *x.shape[1:]) if want[0] else None
+    grad_weight = torch.empty_like(weight) if want[1] else None
+    grad_bias = torch.empty(grad.shape[1]) if want[2] else None
     lib.handle.sepnet_depthwise_backward(
         ctypes.addressof(call.description),
         x.data_ptr(),
@@ -88,15 +87,14 @@ def depthwise_backward(
         grad.data_ptr(),
         _pointer(grad_x),
         _pointer(grad_weight),
+        _pointer(grad_bias),
         workspace.data_ptr(),
     )
-    return grad_x, grad_weight
+    return grad_x, grad_weight, grad_bias
 
 
 @lru_cache(maxsize=512)
-def _norm_call(
-    lib: Library, isa: bytes, shape: tuple[int, ...], dtype: torch.dtype, pool: bool, relu: bool, threads: int
-) -> _Call:
+def _norm_call(lib: Library, isa: bytes, shape: tuple[int, ...], dtype: torch.dtype, pool: bool, relu: bool, threads: int) -> _Call:
     d = Norm(*shape, pool, relu, _DTYPES[dtype], threads)
     size = int(lib.handle.sepnet_norm_workspace(ctypes.byref(d)))
     if size < 0:

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from sepnet.kernels import _native, _reference
 from sepnet.kernels._library import Library, library
+from sepnet.kernels._tracing import is_plain, is_traced
 
 __all__ = ["batch_norm_relu"]
 
@@ -40,7 +41,9 @@ def batch_norm_relu(
     if lib is not None and weight is not None and bias is not None:
         if training or running_mean is None or running_var is None:
             running = None if running_mean is None or running_var is None else (running_mean, running_var)
-            y: Tensor = _BatchNormReLU.apply(x, weight, bias, running, momentum, eps, pool, relu)
+            y: Tensor = _BatchNormReLU.apply(  # type: ignore[no-untyped-call]
+                x, weight, bias, running, momentum, eps, pool, relu
+            )
             return y
         if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)):
             scale = weight.detach() * torch.rsqrt(running_var + eps)
@@ -53,9 +56,7 @@ def batch_norm_relu(
 
 def _library_for(x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, pool: bool) -> Library | None:
     """The library, if it takes these tensors and nothing is being traced."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
-        return None
-    if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in _TYPES or x.dim() != 4 or x.numel() == 0:
+    if is_traced() or not is_plain(x) or x.dtype not in _TYPES or x.dim() != 4 or x.numel() == 0:
         return None
     if weight is None or bias is None or any(t is not None and t.dtype != torch.float32 for t in (weight, bias, running_mean)):
         return None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sepnet.kernels import depthwise_conv2d
+from sepnet.kernels import depthwise_conv2d, pointwise_conv2d
 from sepnet.nn.norm import BatchNormReLU
 
-__all__ = ["ConvBNReLU", "DepthwiseConv2d", "check_positive", "depthwise"]
+__all__ = ["ConvBNReLU", "DepthwiseConv2d", "PointwiseConv2d", "check_positive", "depthwise", "pointwise"]
 
 
 def check_positive(**values: int) -> None:
@@ -29,9 +29,7 @@ class DepthwiseConv2d(nn.Conv2d):
         """(B, C, H, W) -> (B, C, H', W')."""
         if x.dim() != 4 or self.padding_mode != "zeros" or isinstance(self.padding, str):
             return super().forward(x)
-        return depthwise_conv2d(
-            x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation
-        )
+        return depthwise_conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation)
 
 
 def depthwise(
@@ -54,6 +52,22 @@ def depthwise(
     return DepthwiseConv2d(
         channels, channels, kernel_size, stride=stride, padding=pad, dilation=dilation, groups=channels, bias=bias
     )
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """1x1 convolution: ``nn.Conv2d``, computed as a matrix product where that is faster.
+
+    Shape: (B, C, H, W) -> (B, N, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, H', W')."""
+        return pointwise_conv2d(x, self.weight, self.bias, stride=self.stride[0])
+
+
+def pointwise(in_channels: int, out_channels: int, *, stride: int = 1, bias: bool = False) -> PointwiseConv2d:
+    """1x1 convolution (Howard et al. 2017, MobileNets, section 3.1)."""
+    return PointwiseConv2d(in_channels, out_channels, 1, stride=stride, bias=bias)
 
 
 class ConvBNReLU(nn.Module):
@@ -84,8 +98,7 @@ class ConvBNReLU(nn.Module):
         super().__init__()
         check_positive(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=bias)
-        self.bn = BatchNormReLU(out_channels, pool=pool)
-        self.bn.eps = eps
+        self.bn = BatchNormReLU(out_channels, eps=eps, pool=pool)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H', W')."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sepnet.kernels import depthwise_branches, native_for
-from sepnet.nn.conv import check_positive, depthwise
+from sepnet.nn.conv import check_positive, depthwise, pointwise
 from sepnet.nn.norm import BatchNormReLU
 
 __all__ = ["Border", "Merge", "MultiScaleUnit"]
@@ -63,7 +63,7 @@ class MultiScaleUnit(nn.Module):
         self.dw_large1 = depthwise(in_channels, padding=1)
         self.dw_large2 = depthwise(in_channels, padding=1 - self.pad)
         merged = 2 * in_channels if merge == "concat" else in_channels
-        self.pw = nn.Conv2d(merged, self.out_channels, 1, bias=False)
+        self.pw = pointwise(merged, self.out_channels)
         self.bn = BatchNormReLU(self.out_channels, pool=True)
 
     def stacked(self, x: Tensor) -> Tensor:
@@ -94,7 +94,8 @@ class MultiScaleUnit(nn.Module):
         large = self.stacked(x)
         if self.merge == "concat":
             return torch.cat([x + small, x + large] if self.residual else [small, large], dim=1)
-        return x + small + large if self.residual else small + large
+        both: Tensor = x + small + large if self.residual else small + large
+        return both
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, out_channels, H//2, W//2)."""

@@ -15,12 +15,15 @@ class BatchNormReLU(nn.BatchNorm2d):
     Pooling stands before the ReLU, where the ReLU costs a quarter: the two commute, values and gradients alike, because ReLU
     is monotone. The state dict is that of ``nn.BatchNorm2d``.
 
+    Args:
+        relu: False leaves the ReLU to the caller, who adds a shortcut first.
+
     Shape: (B, C, H, W) -> (B, C, H, W), or (B, C, H//2, W//2) with pool.
     """
 
-    def __init__(self, num_features: int, *, pool: bool = False) -> None:
-        super().__init__(num_features)
-        self.pool = pool
+    def __init__(self, num_features: int, *, eps: float = 1e-5, pool: bool = False, relu: bool = True) -> None:
+        super().__init__(num_features, eps=eps)
+        self.pool, self.relu = pool, relu
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), or (B, C, H//2, W//2) with pool."""
@@ -39,4 +42,5 @@ class BatchNormReLU(nn.BatchNorm2d):
             momentum=momentum,
             eps=self.eps,
             pool=self.pool,
+            relu=self.relu,
         )

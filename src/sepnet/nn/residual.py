@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sepnet.nn.conv import check_positive
+from sepnet.nn.conv import check_positive, pointwise
 from sepnet.nn.norm import BatchNormReLU
 
 __all__ = ["Bottleneck"]
@@ -30,16 +30,16 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, spatial: nn.Conv2d) -> None:
         super().__init__()
         check_positive(in_channels=in_channels, out_channels=out_channels)
-        self.conv1 = nn.Conv2d(in_channels, spatial.in_channels, 1, bias=False)
+        self.conv1 = pointwise(in_channels, spatial.in_channels)
         self.bn1 = BatchNormReLU(spatial.in_channels)
         self.conv2 = spatial
         self.bn2 = BatchNormReLU(spatial.out_channels)
-        self.conv3 = nn.Conv2d(spatial.out_channels, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.conv3 = pointwise(spatial.out_channels, out_channels)
+        self.bn3 = BatchNormReLU(out_channels, relu=False)
         self.downsample: nn.Module | None = None
         if in_channels != out_channels or spatial.stride != (1, 1):
-            projection = nn.Conv2d(in_channels, out_channels, 1, stride=spatial.stride[0], bias=False)
-            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(out_channels))
+            projection = pointwise(in_channels, out_channels, stride=spatial.stride[0])
+            self.downsample = nn.Sequential(projection, BatchNormReLU(out_channels, relu=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H', W')."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sepnet.nn.conv import check_positive, depthwise
+from sepnet.nn.conv import check_positive, depthwise, pointwise
 from sepnet.nn.norm import BatchNormReLU
 
 __all__ = ["DilatedSeparableBlock", "SeparableBlock"]
@@ -28,7 +28,7 @@ class SeparableBlock(nn.Module):
         check_positive(in_channels=in_channels, out_channels=out_channels, stride=stride)
         self.dw = depthwise(in_channels, stride=stride, bias=bias)
         self.bn1 = BatchNormReLU(in_channels)
-        self.pw = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+        self.pw = pointwise(in_channels, out_channels, bias=bias)
         self.bn2 = BatchNormReLU(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class DilatedSeparableBlock(nn.Module):
         if not isinstance(rate, int) or isinstance(rate, bool) or rate < 0:
             raise ValueError(f"rate must be an integer of at least 0, got {rate!r}")
         self.dw = depthwise(in_channels, stride=stride, dilation=2 * rate + 1)
-        self.pw = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.pw = pointwise(in_channels, out_channels)
         self.bn = BatchNormReLU(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sepnet.nn.conv import ConvBNReLU, check_positive, depthwise
+from sepnet.nn.conv import ConvBNReLU, check_positive, depthwise, pointwise
 from sepnet.nn.norm import BatchNormReLU
 
 __all__ = ["InceptionUnit", "SeparableUnit", "StandardUnit"]
@@ -41,7 +41,7 @@ class SeparableUnit(nn.Module):
         check_positive(in_channels=in_channels, width=width)
         self.out_channels = width
         self.dw = depthwise(in_channels)
-        self.pw = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.pw = pointwise(in_channels, width)
         self.bn = BatchNormReLU(width, pool=True)
 
     def forward(self, x: Tensor) -> Tensor:

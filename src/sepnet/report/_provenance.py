@@ -80,7 +80,9 @@ def _hardware(e: Environment) -> str:
 
 
 def _execution(e: Environment) -> str:
-    return f"{counted(e.processes, 'process', 'processes')}, {counted(e.threads, 'thread')} each, {e.precision}"
+    return (
+        f"{counted(e.processes, 'process', 'processes')}, {counted(e.threads, 'thread')} each, {e.precision}, kernels: {e.kernels}"
+    )
 
 
 def _versions(e: Environment) -> str:

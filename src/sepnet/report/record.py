@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sepnet._version import __version__
 from sepnet.errors import CheckpointError, one_line
+from sepnet.kernels import kernels_in_use
 
 __all__ = ["Environment", "RunRecord", "environment", "load_record", "save_record"]
 
@@ -40,6 +41,7 @@ class Environment(BaseModel):
     precision: str
     processes: int
     commit: str | None
+    kernels: str = "PyTorch"  # what older records ran on
 
 
 class RunRecord(BaseModel):
@@ -108,6 +110,7 @@ def environment(device: torch.device, precision: str, processes: int = 1) -> Env
         precision=precision,
         processes=processes,
         commit=_commit(),
+        kernels=kernels_in_use() if device.type == "cpu" else "PyTorch",
     )
 
 

@@ -30,10 +30,10 @@ typedef struct {
     const float *bias;
     void *y, *grad_x;
     taps *classes;           /* forward: one a branch; backward: one for each remainder of row and column by the strides */
-    float *packed, *partial; /* weights by [block][tap][VL]; sums of dL/dweight by [part][block][tap][VL] */
+    float *packed, *partial; /* weights by [block][tap][VL]; gradients' sums by [part][block][tap, then branch's bias][VL] */
     char *scratch;           /* one piece a part */
     int64_t blocks, bands, filter_taps, parts, scratch_bytes, x_floats, grad_floats; /* floats: of the largest band's plane */
-    int want_x, want_weight;
+    int want_x, want_weight, want_bias;
 } job_state;
 
 /* --- geometry ------------------------------------------------------------------------------------------------------ */
@@ -84,6 +84,19 @@ static band_rows nth_band(const sepnet_depthwise *conv, int64_t bands, int64_t b
                        sepnet_part_begin(conv->in_h, bands, band), sepnet_part_begin(conv->in_h, bands, band + 1)};
 }
 
+/* Whether positions first, first + step, ... (count of them) meet [0, size): a tap that never does sees nothing but padding. */
+static int meets(int64_t first, int64_t step, int64_t count, int64_t size) {
+    return first < size && first + (count - 1) * step >= 0;
+}
+
+static int row_is_alive(const sepnet_depthwise *conv, const sepnet_branch *b, int64_t row) {
+    return meets(row * b->dilation_h - b->pad_h, conv->stride_h, conv->out_h, conv->in_h);
+}
+
+static int col_is_alive(const sepnet_depthwise *conv, const sepnet_branch *b, int64_t col) {
+    return meets(col * b->dilation_w - b->pad_w, conv->stride_w, conv->out_w, conv->in_w);
+}
+
 /* Taps of a branch, for all output pixels. The plane begins where the most padded branch does. */
 static void forward_taps(const sepnet_depthwise *conv, plane p, int branch, taps *out) {
     ptrdiff_t weight = 0;
@@ -92,7 +105,7 @@ static void forward_taps(const sepnet_depthwise *conv, plane p, int branch, taps
         const sepnet_branch *b = &conv->branch[j];
         for (int64_t r = 0; r < b->kernel_h; r++)
             for (int64_t c = 0; c < b->kernel_w; c++, weight += VL) {
-                if (j != branch) continue;
+                if (j != branch || !row_is_alive(conv, b, r) || !col_is_alive(conv, b, c)) continue;
                 int64_t row = r * b->dilation_h - b->pad_h, col = c * b->dilation_w - b->pad_w - p.first_col;
                 out->offset[out->count] = (row * p.cols + col) * VL;
                 out->weight[out->count++] = weight;
@@ -109,6 +122,7 @@ static void backward_taps(const sepnet_depthwise *conv, plane p, int64_t plane_s
         const sepnet_branch *b = &conv->branch[j];
         for (int64_t kr = 0; kr < b->kernel_h; kr++)
             for (int64_t kc = 0; kc < b->kernel_w; kc++, weight += VL) {
+                if (!row_is_alive(conv, b, kr) || !col_is_alive(conv, b, kc)) continue;
                 int64_t row = r + b->pad_h - kr * b->dilation_h, col = c + b->pad_w - kc * b->dilation_w;
                 int64_t to_row = sepnet_floor_div(row, conv->stride_h), to_col = sepnet_floor_div(col, conv->stride_w);
                 if (to_row * conv->stride_h != row || to_col * conv->stride_w != col) continue;
@@ -456,10 +470,28 @@ static void weight_gradient(const job_state *s, plane in, const float *x, plane 
                          .tap_row = b->dilation_h * in.cols * VL,
                          .tap_col = b->dilation_w * VL,
                          .sums = sums};
-        by_width[b->kernel_w](&c, b->kernel_h);
+        int64_t first = 0, last = b->kernel_h;
+        while (first < last && !row_is_alive(conv, b, first)) first++;
+        while (last > first && !row_is_alive(conv, b, last - 1)) last--;
+        c.x += first * c.tap_row, c.sums += first * b->kernel_w * VL;
+        by_width[b->kernel_w](&c, last - first);
         sums += b->kernel_h * b->kernel_w * VL;
     }
 }
+
+/* dL/dbias's sums over the output rows [row0, row1), a vector a branch. */
+static void bias_gradient(const job_state *s, plane g, const float *grad, int64_t row0, int64_t row1, float *sums) {
+    for (int j = 0; j < s->conv->branches; j++) {
+        vf sum = splat(0);
+        for (int64_t row = row0; row < row1; row++) {
+            const vf *from = (const vf *)(grad + j * s->grad_floats + ((row - g.first_row) * g.cols - g.first_col) * VL);
+            for (int64_t col = 0; col < s->conv->out_w; col++) sum += from[col];
+        }
+        ((vf *)sums)[j] += sum;
+    }
+}
+
+static int64_t block_sums(const job_state *s) { return (s->filter_taps + s->conv->branches) * VL; }
 
 static void backward_task(const job_state *s, const task *at, float *scratch, float *sums) {
     const sepnet_depthwise *conv = s->conv;
@@ -482,9 +514,11 @@ static void backward_task(const job_state *s, const task *at, float *scratch, fl
         int64_t rows = sepnet_max(out1, sepnet_floor_div(in1 - 1 + reach, conv->stride_h) + 1) - g.first_row;
         for (int j = 0; j < conv->branches; j++) need_rows(&grad[j], rows);
         if (s->want_x && in0 < in1) input_gradient(s, at, g, grad_start, in0, in1, spare);
+        float *block = sums + at->block * block_sums(s);
+        if (s->want_bias) bias_gradient(s, g, grad_start, out0, out1, block + s->filter_taps * VL);
         if (!s->want_weight) continue;
         need_rows(&x, (out1 - 1 - b.out0) * conv->stride_h + beyond);
-        weight_gradient(s, in, scratch, g, grad_start, out0, out1, sums + at->block * s->filter_taps * VL);
+        weight_gradient(s, in, scratch, g, grad_start, out0, out1, block);
     }
 }
 
@@ -508,9 +542,9 @@ static void backward_part(void *context, int64_t part) {
     const job_state *s = context;
     int64_t tasks = count_tasks(s), end = sepnet_part_begin(tasks, s->parts, part + 1);
     float *scratch = open_scratch(s, part);
-    size_t floats = (size_t)(s->blocks * s->filter_taps * VL);
+    size_t floats = (size_t)(s->blocks * block_sums(s));
     float *sums = s->partial + (size_t)part * floats;
-    if (s->want_weight) memset(sums, 0, floats * sizeof *sums);
+    memset(sums, 0, floats * sizeof *sums);
     for (int64_t i = sepnet_part_begin(tasks, s->parts, part); i < end; i++) {
         task at = nth_task(s, i);
         backward_task(s, &at, scratch, sums);
@@ -541,19 +575,24 @@ static void pack_weights(const job_state *s, const float *weight) {
     }
 }
 
-/* Sum of the parts, in their order, back into the layout of the weights. */
-static void unpack_weight_gradient(const job_state *s, float *grad_weight) {
+/* Sums of the parts, in their order, into the layouts of weight and bias. */
+static void unpack_sums(const job_state *s, float *grad_weight, float *grad_bias) {
     const sepnet_depthwise *conv = s->conv;
-    int64_t floats = s->blocks * s->filter_taps * VL;
+    int64_t floats = s->blocks * block_sums(s);
     for (int64_t part = 1; part < s->parts; part++)
         for (int64_t i = 0; i < floats; i += VL) *(vf *)(s->partial + i) += *(const vf *)(s->partial + part * floats + i);
     for (int64_t c = 0; c < conv->channels; c++) {
-        const float *from = s->partial + c / VL * s->filter_taps * VL + c % VL;
+        const float *from = s->partial + c / VL * block_sums(s) + c % VL;
         for (int j = 0; j < conv->branches; j++) {
-            float *to = grad_weight + weight_element(conv, c, j);
             int64_t size = conv->branch[j].kernel_h * conv->branch[j].kernel_w;
-            for (int64_t tap = 0; tap < size; tap++, from += VL) to[tap] = *from;
+            if (grad_weight) {
+                float *to = grad_weight + weight_element(conv, c, j);
+                for (int64_t tap = 0; tap < size; tap++) to[tap] = from[tap * VL];
+            }
+            from += size * VL;
         }
+        if (grad_bias)
+            for (int j = 0; j < conv->branches; j++) grad_bias[output_channel(conv, c, j)] = from[j * VL];
     }
 }
 
@@ -584,10 +623,12 @@ static int64_t classes_bytes(const sepnet_depthwise *conv, int backward) {
 
 static int64_t weight_bytes(const job_state *s) { return aligned(s->blocks * s->filter_taps * VL * (int64_t)sizeof(float)); }
 
+static int64_t sums_bytes(const job_state *s) { return aligned(s->parts * s->blocks * block_sums(s) * (int64_t)sizeof(float)); }
+
 static int64_t depthwise_workspace(const sepnet_depthwise *conv, int backward) {
     job_state s = make_state(conv, backward);
-    int64_t weights = weight_bytes(&s) * (backward ? 1 + s.parts : 1);
-    return ALIGN + classes_bytes(conv, backward) + weights + s.parts * s.scratch_bytes;
+    int64_t sums = backward ? sums_bytes(&s) : 0;
+    return ALIGN + classes_bytes(conv, backward) + weight_bytes(&s) + sums + s.parts * s.scratch_bytes;
 }
 
 static void lay_out(job_state *s, void *workspace, int backward) {
@@ -596,7 +637,7 @@ static void lay_out(job_state *s, void *workspace, int backward) {
     at += classes_bytes(s->conv, backward);
     s->packed = (float *)at;
     s->partial = (float *)(at + weight_bytes(s));
-    s->scratch = at + weight_bytes(s) * (backward ? 1 + s->parts : 1);
+    s->scratch = at + weight_bytes(s) + (backward ? sums_bytes(s) : 0);
 }
 
 static void depthwise_forward(const sepnet_depthwise *conv, const void *x, const float *weight, const float *bias, void *y,
@@ -611,16 +652,16 @@ static void depthwise_forward(const sepnet_depthwise *conv, const void *x, const
 }
 
 static void depthwise_backward(const sepnet_depthwise *conv, const void *x, const float *weight, const void *grad, void *grad_x,
-                               float *grad_weight, void *workspace) {
+                               float *grad_weight, float *grad_bias, void *workspace) {
     job_state s = make_state(conv, 1);
     lay_out(&s, workspace, 1);
     s.x = x, s.grad = grad, s.grad_x = grad_x;
-    s.want_x = grad_x != NULL, s.want_weight = grad_weight != NULL;
+    s.want_x = grad_x != NULL, s.want_weight = grad_weight != NULL, s.want_bias = grad_bias != NULL;
     plane p = gradient_plane(conv, 0, conv->in_h, 0, conv->out_h);
     for (int64_t r = 0; r < conv->stride_h; r++)
         for (int64_t c = 0; c < conv->stride_w; c++)
             backward_taps(conv, p, s.grad_floats, r, c, &s.classes[r * conv->stride_w + c]);
     pack_weights(&s, weight);
     sepnet_run_parts(backward_part, &s, s.parts, conv->threads);
-    if (grad_weight) unpack_weight_gradient(&s, grad_weight);
+    unpack_sums(&s, grad_weight, grad_bias);
 }

@@ -90,9 +90,9 @@ int sepnet_depthwise_forward(const sepnet_depthwise *conv, const void *x, const 
 }
 
 int sepnet_depthwise_backward(const sepnet_depthwise *conv, const void *x, const float *weight, const void *grad, void *grad_x,
-                              float *grad_weight, void *workspace) {
+                              float *grad_weight, float *grad_bias, void *workspace) {
     if (!valid_depthwise(conv)) return -1;
-    ops()->depthwise_backward(conv, x, weight, grad, grad_x, grad_weight, workspace);
+    ops()->depthwise_backward(conv, x, weight, grad, grad_x, grad_weight, grad_bias, workspace);
     return 0;
 }
 

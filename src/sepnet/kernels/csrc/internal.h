@@ -10,7 +10,8 @@ typedef struct {
     int64_t vector_floats;
     int64_t (*depthwise_workspace)(const sepnet_depthwise *, int);
     void (*depthwise_forward)(const sepnet_depthwise *, const void *, const float *, const float *, void *, void *);
-    void (*depthwise_backward)(const sepnet_depthwise *, const void *, const float *, const void *, void *, float *, void *);
+    void (*depthwise_backward)(const sepnet_depthwise *, const void *, const float *, const void *, void *, float *, float *,
+                               void *);
     int64_t (*norm_workspace)(const sepnet_norm *);
     void (*norm_forward)(const sepnet_norm *, const void *, const float *, const float *, double, const sepnet_running *, float *,
                          float *, void *, uint8_t *, void *);

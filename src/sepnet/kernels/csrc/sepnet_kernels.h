@@ -57,9 +57,9 @@ int64_t sepnet_depthwise_workspace(const sepnet_depthwise *conv, int backward);
 /* y = conv(x, weight) + bias (bias may be NULL). */
 int sepnet_depthwise_forward(const sepnet_depthwise *conv, const void *x, const float *weight, const float *bias, void *y,
                              void *workspace);
-/* Gradients from grad = dL/dy; grad_x, grad_weight may be NULL. grad_weight is overwritten, in the layout of weight. */
+/* Gradients from grad = dL/dy; any of the results may be NULL. They are overwritten; grad_weight is in the layout of weight. */
 int sepnet_depthwise_backward(const sepnet_depthwise *conv, const void *x, const float *weight, const void *grad, void *grad_x,
-                              float *grad_weight, void *workspace);
+                              float *grad_weight, float *grad_bias, void *workspace);
 
 int64_t sepnet_norm_workspace(const sepnet_norm *norm);
 /* y = relu(pool(gamma * (x - mean) * invstd + beta)) with x's own mean and inverse standard deviation a channel, which are

@@ -1,0 +1,95 @@
+"""Which path each operation takes on this machine, and why; told from the functions that choose."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from sepnet.kernels._depthwise import serves, torch_backward_is_faster, torch_forward_is_faster
+from sepnet.kernels._geometry import Geometry
+from sepnet.kernels._library import library, why_not_native
+from sepnet.kernels._pointwise import matmul_is_faster
+
+__all__ = ["KernelPath", "kernel_paths", "kernels_in_use"]
+
+_CPU = torch.device("cpu")
+
+
+class KernelPath(NamedTuple):
+    """One operation: who computes its forward and its backward pass, and the reason."""
+
+    operation: str
+    dtype: str
+    forward: str
+    backward: str
+    why: str
+
+
+def kernels_in_use() -> str:
+    """The instruction set of the kernels in use, or "PyTorch" where they do not serve."""
+    lib = library()
+    return "PyTorch" if lib is None else lib.isa
+
+
+def _plain(kernel: int, stride: int = 1, dilation: int = 1, branches: int = 1, interleaved: bool = False) -> Geometry:
+    padding = dilation * (kernel - 1) // 2
+    return Geometry(
+        (stride, stride),
+        ((kernel, kernel),) * branches,
+        ((padding, padding),) * branches,
+        ((dilation, dilation),) * branches,
+        interleaved,
+    )
+
+
+_DEPTHWISE = [
+    *((f"depthwise 3x3, {n}x{n} map", n, _plain(3)) for n in (32, 8, 2)),
+    ("depthwise 3x3 stride 2, 32x32 map", 32, _plain(3, stride=2)),
+    *((f"depthwise 3x3 dilation 5, {n}x{n} map", n, _plain(3, dilation=5)) for n in (32, 8)),
+    *((f"depthwise {k}x{k}, 32x32 map", 32, _plain(k)) for k in (5, 7, 9)),
+    ("depthwise 3x3, multiplier 2, 32x32 map", 32, _plain(3, branches=2, interleaved=True)),
+    (
+        "parallel depthwise 3x3 and 5x5, 32x32 map",
+        32,
+        Geometry((1, 1), ((3, 3), (5, 5)), ((1, 1), (2, 2)), ((1, 1), (1, 1)), False),
+    ),
+]
+
+
+def _depthwise_path(name: str, size: int, geometry: Geometry, dtype: torch.dtype, native: str, reason: str | None) -> KernelPath:
+    label = str(dtype).removeprefix("torch.")
+    if reason is not None:
+        return KernelPath(name, label, "PyTorch", "PyTorch", reason)
+    if not serves(dtype, _CPU, geometry):
+        return KernelPath(name, label, "PyTorch", "PyTorch", "kernels reach to 7x7")
+    forward = torch_forward_is_faster(dtype, (size, size), geometry)
+    backward = torch_backward_is_faster((size, size), geometry)
+    if forward and backward:
+        why = "PyTorch's is faster on a small map"
+    elif forward:
+        why = "PyTorch's forward pass is faster, its backward slower"
+    elif len(geometry.kernels) > 1:
+        why = "all branches in one pass over the input"
+    else:
+        why = "PyTorch is slower here in both"
+    return KernelPath(name, label, "PyTorch" if forward else native, "PyTorch" if backward else native, why)
+
+
+def kernel_paths() -> list[KernelPath]:
+    """A row for each kind of operation and type, as they would run now."""
+    reason = why_not_native()
+    lib = library()
+    native = "PyTorch" if lib is None else f"native {lib.isa}"
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        label = str(dtype).removeprefix("torch.")
+        rows += [_depthwise_path(name, size, geometry, dtype, native, reason) for name, size, geometry in _DEPTHWISE]
+        for pixels, name in ((16, "pointwise 1x1, 4x4 map"), (64, "pointwise 1x1, 8x8 map")):
+            product = lib is not None and matmul_is_faster(dtype, pixels)
+            how = "PyTorch matrix product" if product else "PyTorch convolution"
+            rows.append(KernelPath(name, label, how, how, reason or "the faster of the two in PyTorch"))
+        for name in ("batch norm, ReLU", "batch norm, 2x2 max pooling, ReLU"):
+            why = reason or "one pass for all, after that of the statistics"
+            rows.append(KernelPath(name, label, native, native, why))
+    return rows

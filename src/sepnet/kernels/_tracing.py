@@ -1,0 +1,24 @@
+"""Whether tensors are real: under tracing and functional transforms they have no memory that a kernel could read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["is_plain", "is_traced", "is_written_down"]
+
+
+def is_written_down() -> bool:
+    """Whether a graph is being made that must run without sepnet (torch.export, torch.jit.trace), or a transform is at work."""
+    tracing = torch._C._get_tracing_state() is not None
+    return tracing or torch.compiler.is_exporting() or bool(torch._C._are_functorch_transforms_active())
+
+
+def is_traced() -> bool:
+    """Whether a graph is being made, by torch.compile or for keeps."""
+    return torch.compiler.is_compiling() or is_written_down()
+
+
+def is_plain(x: Tensor) -> bool:
+    """A tensor of PyTorch's own on the CPU: no subclass, which may stand for something else (FakeTensor, DTensor, ...)."""
+    return type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu"
