@@ -169,12 +169,18 @@ def _memory_gib() -> float | None:
 
 
 def _commit() -> str | None:
+    """The commit of a source checkout, "-dirty" where the code differs from it; what lies in docs/ is not code."""
     source = Path(__file__).resolve().parents[3]
     if not (source / ".git").exists():
         return None
-    git = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]
+    git = ["git", "-C", str(source)]
     try:
-        done = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
+        commit = _output([*git, "describe", "--always", "--abbrev=12"])
+        changed = _output([*git, "status", "--porcelain", "--untracked-files=no", "--", "src", "setup.py", "pyproject.toml"])
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return f"{commit}-dirty" if commit and changed else commit or None
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
