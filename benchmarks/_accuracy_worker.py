@@ -1,6 +1,6 @@
-"""A worker that trains to an accuracy: by sepnet's engine, or by a plain loop of PyTorch with the same recipe, data and first weights.
+"""A worker that trains to an accuracy: by sepnet's engine, or by a plain loop of PyTorch.
 
-A step is the training between two evaluations, and the evaluation after it.
+Recipe, data and first weights are the same. A step is the training between two evaluations, and the evaluation after it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _child import Turns, serve
-from _describe import describe
-from _plain import copy_weights, plain
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from _child import Turns, serve
+from _describe import describe
+from _plain import copy_weights, plain
 from sepnet.api import build_model
 from sepnet.api._run import eval_loader, train_loader
 from sepnet.data import Dataset, load_dataset

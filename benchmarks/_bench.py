@@ -1,7 +1,8 @@
 """What the benchmarks share: options, timing in turns, statistics, the machine, and the files that they write.
 
-A benchmark measures its contenders in turns within one run, so that a machine that slows down slows all of them; warm-up stays outside the
-clock, and figures are medians with their deviation and number. It leaves NAME.json with everything and NAME.md with the tables.
+A benchmark measures its contenders in turns within one run, so that a machine that slows down slows all of them; warm-up stays
+outside the clock, and figures are medians with their deviation and number. It leaves NAME.json with everything and NAME.md with the
+tables.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
 from sepnet.engine import atomic_write, prefers_bf16
-from sepnet.kernels import library, why_not_native
 from sepnet.report import Environment, environment, provenance
 from sepnet.report.record import now
 
@@ -35,6 +36,7 @@ __all__ = [
     "figures_of",
     "in_turns",
     "last_level_cache",
+    "method",
     "percentile",
     "plus_minus",
     "rounded",
@@ -74,9 +76,7 @@ def set_up(args: argparse.Namespace) -> dict[str, Any]:
     load = _load()
     if load is not None and load > 0.3:
         print(f"note: the machine has other work to do (load {load}): figures will not be exact", file=sys.stderr)
-    lib = library()
     return {
-        "kernels": f"native, {lib.isa}" if lib is not None else f"PyTorch's operations ({why_not_native()})",
         "bf16_instructions": prefers_bf16(torch.device("cpu")),
         "last_level_cache_bytes": last_level_cache(),
         "load_at_start": load,
@@ -91,6 +91,11 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 def threads_suffix(args: argparse.Namespace) -> str:
     """ "1-thread", "2-threads": ends the names of the files, which stand beside each other."""
     return f"{args.threads}-thread{'s' if args.threads > 1 else ''}"
+
+
+def method(description: str | None) -> str:
+    """The paragraph of a benchmark's docstring that says how it measures: the one after its commands."""
+    return " ".join((description or "").split("\n\n")[2].split())
 
 
 def command() -> str:
@@ -215,7 +220,7 @@ class Report:
     finished: str = field(default_factory=now)
     command: str = field(default_factory=command)
 
-    @property
+    @cached_property
     def environment(self) -> Environment:
         """Versions and hardware."""
         return environment(torch.device(self.device), self.precision)
@@ -223,9 +228,7 @@ class Report:
     def markdown(self) -> str:
         """The page."""
         facts = [*provenance([self]), *(f"- **{name}:** {version}" for name, version in self.versions.items())]
-        facts.insert(
-            1, f"- **Kernels:** {self.machine['kernels']}; load of the machine at the start {self.machine['load_at_start']}"
-        )
+        facts.append(f"- **Load of the machine at the start:** {self.machine['load_at_start']}")
         lines = [f"# {self.title}", "", self.intro, "", *facts, "", *(f"- {line}" for line in self.headline), "", self.body]
         return "\n".join(lines) + "\n"
 

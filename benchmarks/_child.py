@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Turns", "Unavailable", "serve"]
+__all__ = ["Turns", "UnavailableError", "serve"]
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """What the contender needs is not installed; the message says how to get it."""
 
 
@@ -72,7 +72,7 @@ def peak_mib() -> float:
 
 
 def serve(work: Callable[[dict[str, Any], Callable[[dict[str, Any]], None], Turns], None]) -> None:
-    """Run ``work(job, ready, turns)``, which builds what the job names, tells facts about it by ``ready``, and begins steps for ever."""
+    """Run ``work(job, ready, turns)``: it builds what the job names, tells facts of it by ``ready``, and begins steps for ever."""
     channel = os.fdopen(os.dup(1), "w")  # standard output is the parent's; what libraries print goes to standard error
     os.dup2(2, 1)
 
@@ -87,7 +87,7 @@ def serve(work: Callable[[dict[str, Any], Callable[[dict[str, Any]], None], Turn
         work(json.loads(sys.stdin.readline()), ready, Turns(answer))
     except _End:
         answer({"peak_mib": peak_mib()})
-    except Unavailable as error:
+    except UnavailableError as error:
         answer({"error": str(error)})
     except Exception as error:
         traceback.print_exc()

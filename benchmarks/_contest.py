@@ -14,15 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from _bench import Figures, figures_of, rounded
 from _describe import build, describe
 from _workers import Worker, WorkerError, race, worker
-
 from sepnet.engine import prefers_bf16
 from sepnet.measure import count
 from sepnet.nn import MultiScaleUnit
 
-__all__ = ["CONTENDERS", "FP32", "KERAS", "OURS", "PLAIN", "PLAIN_BF16", "PLAIN_LAST", "Contender", "Outcome", "contest", "contest_options"]
+__all__ = [
+    "CONTENDERS",
+    "FP32",
+    "KERAS",
+    "OURS",
+    "PLAIN",
+    "PLAIN_BF16",
+    "PLAIN_LAST",
+    "Contender",
+    "Outcome",
+    "contest",
+    "contest_options",
+]
 
 LEARNING_RATE = 0.01
 OURS, FP32, PLAIN, PLAIN_LAST, PLAIN_BF16, KERAS = "sepnet", "sepnet fp32", "PyTorch", "PyTorch cl", "PyTorch cl bf16", "Keras"
@@ -39,7 +51,9 @@ class Contender:
 
 CONTENDERS = {
     OURS: Contender(
-        "_torch_worker.py", {"kind": "ours", "amp": "auto"}, "as sepnet does it by default: its kernels, bf16 where the processor has it"
+        "_torch_worker.py",
+        {"kind": "ours", "amp": "auto"},
+        "as sepnet does it by default: its kernels, bf16 where the processor has it",
     ),
     FP32: Contender("_torch_worker.py", {"kind": "ours", "amp": "off"}, "the same in float32"),
     PLAIN: Contender(
@@ -98,8 +112,8 @@ def contest_options(
         "--peer-border",
         choices=("layer", "once"),
         default="layer",
-        help="multi-scale networks: how the peers pad the stacked branch. layer: by 1 at each convolution, as one would write it, and the "
-        "faster for them; once: by 2 at the first, exactly as sepnet",
+        help="multi-scale networks: how the peers pad the stacked branch. layer: by 1 at each convolution, as one would write it, "
+        "and the faster for them; once: by 2 at the first, exactly as sepnet",
     )
 
 
@@ -211,5 +225,8 @@ def _as_peers_pad(network: str, model: torch.nn.Module, args: argparse.Namespace
 def _figures(times: Sequence[float], batch: int, ran: Worker) -> Figures:
     rates = [1e3 * batch / ms for ms in times]
     memory = {"idle_mib": ran.facts["idle_mib"], "peak_mib": ran.ask({"end": True})["peak_mib"]}
-    speed = {"images_per_s": 1e3 * batch / statistics.median(times), "images_per_s_sd": statistics.stdev(rates) if len(rates) > 1 else 0.0}
+    speed = {
+        "images_per_s": 1e3 * batch / statistics.median(times),
+        "images_per_s_sd": statistics.stdev(rates) if len(rates) > 1 else 0.0,
+    }
     return figures_of(times, 0.5, 0.9, 0.99) | rounded(speed) | memory | {"parameters": ran.facts["parameters"]}

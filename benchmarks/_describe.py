@@ -98,7 +98,8 @@ def _(module: nn.BatchNorm2d) -> list[Layer]:
 @describe.register
 def _(module: BatchNormReLU) -> list[Layer]:
     pool = [{"op": "maxpool", "kernel": 2, "stride": 2, "padding": 0}] if module.pool else []
-    return [*describe.dispatch(nn.BatchNorm2d)(module), RELU, *pool]
+    relu = [RELU] if module.relu else []
+    return [*describe.dispatch(nn.BatchNorm2d)(module), *relu, *pool]
 
 
 @describe.register

@@ -1,7 +1,7 @@
 """The peer in Keras: a described network (``_describe``) of Keras' own layers, channels last, as Keras has them by default.
 
-Needs neither torch nor sepnet, so that TensorFlow may live in an environment of its own. Keras pads a strided convolution of padding "same"
-on the right and below, PyTorch on both sides: the same work on maps of the same size.
+Needs neither torch nor sepnet, so that TensorFlow may live in an environment of its own. Keras pads a strided convolution of
+padding "same" on the right and below, PyTorch on both sides: the same work on maps of the same size.
 """
 
 from __future__ import annotations

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from _child import Turns, Unavailable, serve
+from _child import Turns, UnavailableError, serve
 
 
 def work(job: dict[str, Any], ready: Callable[[dict[str, Any]], None], turns: Turns) -> None:
     try:
         from _keras import keras, keras_network, set_threads, tf, versions
     except ImportError as error:
-        raise Unavailable(
+        raise UnavailableError(
             f"no TensorFlow here ({error}): pip install -e '.[bench]', or name an interpreter that has it with --keras-python"
         ) from error
     set_threads(job["threads"])

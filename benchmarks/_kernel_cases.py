@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from _shapes import Shape
 from torch import Tensor
 from torch.nn import functional as F
 
+from _shapes import Shape
 from sepnet.kernels import _native, depthwise_branches, depthwise_conv2d, library
 
 __all__ = ["CHANNELS_LAST", "DTYPES", "KERNEL", "NCHW", "OURS", "Case", "Copy"]
@@ -68,8 +68,8 @@ def _torch(operands: _Operands, shape: Shape) -> Tensor:
 class Case:
     """A convolution in one type, with operands for every contender.
 
-    They are those of training: weights are float32, and PyTorch's convolution gets them in the type of the maps, as autocast would give
-    them; the gradient comes in the layout of the maps.
+    They are those of training: weights are float32, and PyTorch's convolution gets them in the type of the maps, as autocast would
+    give them; the gradient comes in the layout of the maps.
     """
 
     def __init__(self, shape: Shape, dtype: str) -> None:
@@ -88,7 +88,7 @@ class Case:
         self.grads = {OURS: _dense(grad), NCHW: grad, CHANNELS_LAST: _dense(grad)}
 
     def calls(self, direction: str) -> dict[str, Call]:
-        """The contenders, "forward" or "backward"; the kernel alone, where there is one, makes no gradient of the bias."""
+        """The contenders, "forward" or "backward"; the kernel alone where there is one."""
         made: dict[str, Call] = {}
         for name, operands in self.operands.items():
             compute, leaves = (_ours if name == OURS else _torch), operands.leaves(self.shape)
@@ -111,8 +111,8 @@ class Case:
         weight, geometry = torch.cat([w.reshape(-1) for w in weights]), self.shape.geometry
         if direction == "forward":
             return lambda _: _native.depthwise_forward(lib, x, weight, bias, geometry)
-        grad, wants_x = self.grads[OURS], self.shape.wants_x
-        return lambda _: _native.depthwise_backward(lib, x, weight, grad, geometry, wants_x, True)
+        grad, want = self.grads[OURS], (self.shape.wants_x, True, self.shape.bias)
+        return lambda _: _native.depthwise_backward(lib, x, weight, grad, geometry, want)
 
     def check(self) -> None:
         """Compare ours with PyTorch in float32.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from _describe import Layer
 from torch import Tensor, nn
+
+from _describe import Layer
 
 __all__ = ["copy_weights", "plain"]
 

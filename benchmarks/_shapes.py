@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from _describe import build
 from torch import Tensor, nn
 
+from _describe import build
 from sepnet.kernels import _depthwise
 from sepnet.kernels._geometry import Geometry
 from sepnet.models import list_models, model_card
@@ -71,8 +71,8 @@ class Shape(NamedTuple):
 def network_shapes(names: Iterable[str] = ()) -> dict[Shape, list[str]]:
     """Every depthwise convolution that the networks run in training, with the networks that run it.
 
-    At the native size, and for those made for large images at 32x32 as well. What they run is recorded in a real forward pass: a unit
-    whose branches are computed in one pass counts as that.
+    At the native size, and for those made for large images at 32x32 as well. What they run is recorded in a real forward pass: a
+    unit whose branches are computed in one pass counts as that.
     """
     found: dict[Shape, list[str]] = {}
     for name in names or list_models():

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _child import Turns, serve
-from _plain import plain
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+from _child import Turns, serve
+from _plain import plain
 
 Ready = Callable[[dict[str, Any]], None]
 CLASSES = 10
@@ -42,7 +43,6 @@ class _OneBatch:
 def train_ours(job: dict[str, Any], ready: Ready, turns: Turns) -> None:
     """A run of the engine itself, with all that it does in a step."""
     from _describe import build
-
     from sepnet.engine import FitConfig, fit, make_fabric
 
     fabric = make_fabric("cpu", job["amp"])
@@ -68,7 +68,6 @@ def train_plain(job: dict[str, Any], ready: Ready, turns: Turns) -> None:
 
 def forward_ours(job: dict[str, Any], ready: Ready, turns: Turns) -> None:
     from _describe import build
-
     from sepnet.engine import make_fabric
 
     fabric = make_fabric("cpu", job["amp"])
@@ -100,7 +99,12 @@ def _plain_network(job: dict[str, Any]) -> tuple[nn.Module, tuple[Tensor, Tensor
     return model, _batch(job, job["channels_last"])
 
 
-WORK = {("train", "ours"): train_ours, ("train", "plain"): train_plain, ("forward", "ours"): forward_ours, ("forward", "plain"): forward_plain}
+WORK = {
+    ("train", "ours"): train_ours,
+    ("train", "plain"): train_plain,
+    ("forward", "ours"): forward_ours,
+    ("forward", "plain"): forward_plain,
+}
 
 
 def work(job: dict[str, Any], ready: Ready, turns: Turns) -> None:

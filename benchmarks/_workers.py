@@ -1,4 +1,4 @@
-"""Contenders in processes of their own, so that neither allocator settings nor thread pools of one disturb another; stepping in turns."""
+"""Contenders in processes of their own, stepping in turns: neither allocator settings nor thread pools of one disturb another."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 

@@ -14,9 +14,9 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from _bench import Report, common_options, figures_of, in_turns, set_up, settings, write
 from torch.nn.functional import cross_entropy
 
+from _bench import Report, common_options, figures_of, in_turns, method, set_up, settings, write
 from sepnet.data import AugmentConfig, Preprocessing, Split, TrainLoader
 from sepnet.engine import FitConfig, build_optimizer, make_fabric
 from sepnet.engine.devices import keep_large_buffers
@@ -99,10 +99,11 @@ def measure(args: argparse.Namespace, machine: dict[str, object]) -> Report:
     return Report(
         name="augment",
         title="Augmentation of whole batches",
-        intro=f"Batches of {args.batch_size} x 3 x {args.size} x {args.size}: time of each operation, and its share of a training step with it.",
+        intro=f"Batches of {args.batch_size} x 3 x {args.size} x {args.size}. {method(__doc__)}",
         body=markdown_table(["operation", "median ms", f"mean ± sd ms (n = {args.repeats})", "share of step and loading"], rows),
         headline=[
-            f"flips and shifts cost {shares[FLIP_AND_SHIFT]:.1%} of a training step, with rotation, scale and colour {shares[ALL]:.1%}"
+            f"flips and shifts cost {shares[FLIP_AND_SHIFT]:.1%} of a training step, "
+            f"flips, rotation, scale and colour {shares[ALL]:.1%}"
         ],
         figures=[{"operation": name, **f, "share_of_step": shares.get(name)} for name, f in figures.items()],
         options=settings(args),

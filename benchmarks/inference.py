@@ -16,12 +16,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from _bench import Report, common_options, set_up, settings, threads_suffix, write
+from _bench import Report, common_options, method, set_up, settings, threads_suffix, write
 from _contest import CONTENDERS, FP32, OURS, PLAIN, PLAIN_BF16, PLAIN_LAST, Outcome, contest, contest_options
-from train_step import NETWORKS
-
 from sepnet.errors import SepnetError
 from sepnet.report import markdown_table
+from train_step import NETWORKS
 
 PERCENTILES = ("p50_ms", "p90_ms", "p99_ms")
 
@@ -104,7 +103,7 @@ def report(found: Sequence[Outcome], args: argparse.Namespace, machine: Mapping[
     return Report(
         name=f"inference-{threads_suffix(args)}",
         title=f"Inference, {args.size}x{args.size}, {threads_suffix(args).replace('-', ' ')}",
-        intro="What was measured, and how: the head of [inference.py](../../../benchmarks/inference.py).",
+        intro=method(__doc__),
         body="\n\n".join(sections),
         headline=[*headline(found), *failures],
         figures=[{"network": o.network, "batch": o.batch, "contenders": o.figures, "failed": o.failed} for o in found],

@@ -1,13 +1,16 @@
-"""The depthwise kernels against PyTorch's: every shape of every registered network, and a sweep, bf16 and fp32, forward and backward.
+"""The depthwise kernels against PyTorch's: every shape of every registered network and a sweep, bf16 and fp32, both directions.
 
     python benchmarks/kernels.py --output docs/results/performance
     python benchmarks/kernels.py --networks separable_cnn dsrnet50 --threads 1
     python benchmarks/kernels.py --sweep --dtype bf16
 
-sepnet is the function that the networks call, with its choice of path; the kernel is the native one alone. PyTorch's F.conv2d runs in its
-default layout (NCHW) and in channels_last. All of them run in turns on the same values, whose results are compared first. The floor is the time
-that this machine takes to copy as many bytes as must move, by the copy bandwidth measured in the same run on 512 MiB. Every contender has its large
-buffers kept by the allocator (see sepnet.engine.devices.keep_large_buffers), so that the figures are those of the kernels alone.
+sepnet is the function that the networks call, with its choice of path; the kernel is the native one alone. PyTorch's F.conv2d runs
+in its default layout (NCHW) and in channels_last. All of them run in turns on the same values, and the results are compared first.
+The floor is the time that this machine takes to copy as many bytes as must move, by the copy bandwidth measured in the same run on
+512 MiB. Every contender has its large buffers kept by the allocator (see sepnet.engine.devices.keep_large_buffers), so that the
+figures are those of the kernels alone.
+
+With neither --networks nor --sweep both are measured.
 """
 
 from __future__ import annotations
@@ -19,11 +22,22 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from _bench import Report, common_options, figures_of, in_turns, last_level_cache, plus_minus, set_up, settings, threads_suffix, write
+from _bench import (
+    Report,
+    common_options,
+    figures_of,
+    in_turns,
+    last_level_cache,
+    method,
+    plus_minus,
+    set_up,
+    settings,
+    threads_suffix,
+    write,
+)
 from _kernel_cases import CHANNELS_LAST, DTYPES, KERNEL, NCHW, OURS, Case, Copy
 from _kernel_targets import Row, misses, verdicts
 from _shapes import Shape, network_shapes, sweep
-
 from sepnet.engine.devices import keep_large_buffers
 from sepnet.errors import SepnetError
 from sepnet.report import markdown_table
@@ -132,10 +146,8 @@ def sweep_table(rows: list[Row], copy_gb_per_s: float) -> str:
     for key, members in sorted(groups.items()):
         shares = [row.gb_per_s / copy_gb_per_s for row in members]
         spans = [[row.ratio for row in members], [row.over(CHANNELS_LAST) for row in members]]
-        lines.append(
-            [*key, str(len(members)), *(f"{f(s):.2f}" for s in spans for f in (min, statistics.median))]
-            + [f"{min(shares):.0%}", f"{statistics.median(shares):.0%}"]
-        )
+        ratios = [f"{f(s):.2f}" for s in spans for f in (min, statistics.median)]
+        lines.append([*key, str(len(members)), *ratios, f"{min(shares):.0%}", f"{statistics.median(shares):.0%}"])
     header = ["kernel", "stride", "dilation", "type", "", "shapes", "ratio: least", "median", "to channels_last: least", "median"]
     return markdown_table([*header, "of the floor: least", "median"], lines)
 
@@ -157,7 +169,7 @@ def report(rows: list[Row], copy: Copy, args: argparse.Namespace, machine: Mappi
     return Report(
         name=f"kernels-{threads_suffix(args)}",
         title=f"Depthwise kernels against F.conv2d, {threads_suffix(args).replace('-', ' ')}",
-        intro="What was measured, and how: the head of [kernels.py](../../../benchmarks/kernels.py).",
+        intro=method(__doc__),
         body="\n\n".join(sections),
         headline=[v.line for v in judged],
         figures=[record(row, rate) for row in rows],

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from _bench import RESULTS
-
 from sepnet.engine import atomic_write
 from sepnet.report import Environment, markdown_table, provenance
 
@@ -42,15 +41,18 @@ class Result:
     finished: str
     environment: Environment
     headline: tuple[str, ...]
-    kernels: str
     threads: int
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     cores = os.cpu_count() or 1
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, cores}), help=f"numbers of threads (default 1 and {cores})")
+    parser.add_argument(
+        "--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS)
+    )
+    parser.add_argument(
+        "--threads", nargs="+", type=int, default=sorted({1, cores}), help=f"numbers of threads (default 1 and {cores})"
+    )
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where CIFAR-10 lies, for time_to_accuracy")
     parser.add_argument("--keras-python", help="interpreter that has TensorFlow, if not this one")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -99,7 +101,6 @@ def results(folder: Path) -> list[Result]:
                 finished=content["finished"],
                 environment=Environment.model_validate(values),
                 headline=tuple(content["headline"]),
-                kernels=content["machine"]["kernels"],
                 threads=values["threads"],
             )
         )
@@ -109,13 +110,21 @@ def results(folder: Path) -> list[Result]:
 def index(found: Sequence[Result]) -> str:
     """The page of all results."""
     rows = [
-        [r.stem, str(r.threads), r.environment.processor, str(r.environment.cores), r.kernels, r.environment.commit or "", r.finished[:10]]
+        [
+            r.stem,
+            str(r.threads),
+            r.environment.processor,
+            str(r.environment.cores),
+            r.environment.kernels,
+            r.environment.commit or "",
+            r.finished[:10],
+        ]
         for r in found
     ]
     parts = [
         "# Performance",
-        "Drawn by `python benchmarks/run.py`, which runs what the [benchmarks](../../../benchmarks) measure. Figures are medians of "
-        "contenders that took turns within one run; only figures of one file are to be compared.",
+        "Drawn by `python benchmarks/run.py` from the files beside it. Figures are medians of contenders that took turns in one "
+        "run; only figures of one file are to be compared. The [benchmarks](../../../benchmarks) say what they measure.",
         markdown_table(["file", "threads", "processor", "cores", "kernels", "commit", "date"], rows),
         "\n".join(provenance(found, "python benchmarks/run.py")),
     ]

@@ -1,4 +1,4 @@
-"""Seconds of training until a network classifies a given share of the test images: sepnet against a plain PyTorch loop, same recipe.
+"""Seconds of training until a network is right on a given share of the test images: sepnet against a plain PyTorch loop.
 
     python benchmarks/time_to_accuracy.py --data-dir data --output docs/results/performance
     python benchmarks/time_to_accuracy.py --data-dir data --seeds 1 --max-iterations 500
@@ -6,8 +6,8 @@
 The accuracy is the 72.4 % of Wang et al. 2018 (Table 4, method 1) on CIFAR-10, the recipe sepnet's wang2018-modern: both contenders
 start from the same weights and see the same augmented batches, the same optimiser and the same rates. sepnet runs its engine; the
 plain loop runs torch.nn modules in PyTorch's default layout and float32. Each is a process of its own; they take turns, one
-evaluation interval each, until both are there. The clock runs from the first batch; evaluations are reported apart. Data loading and
-start-up are left out. The test images say when to stop here, so the accuracy is no result.
+evaluation interval each, until both are there. The clock runs from the first batch; evaluations are reported apart. Loading the
+data and start-up are left out. The test images say when to stop here, so the accuracy is no result.
 
 With --output, a finished seed is kept: the same command continues with the seeds that are missing.
 """
@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _bench import Report, common_options, set_up, settings, threads_suffix, write
-from _workers import Worker, WorkerError, worker
 
+from _bench import Report, common_options, method, set_up, settings, threads_suffix, write
+from _workers import Worker, WorkerError, worker
 from sepnet.report import environment, markdown_table, mean_sd
 
 OURS, PLAIN = "sepnet", "PyTorch"
@@ -120,7 +120,11 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
     for name in JOBS:
         mine = [run for run in runs if run["contender"] == name]
         there = [run for run in mine if run["reached"]]
-        columns = [[run["iterations"] for run in there], [training_seconds(run) for run in there], [run["evaluation_ms"] / 1e3 for run in there]]
+        columns = [
+            [run["iterations"] for run in there],
+            [training_seconds(run) for run in there],
+            [run["evaluation_ms"] / 1e3 for run in there],
+        ]
         cells = [_mean(values, digits) for values, digits in zip(columns, (0, 1, 1), strict=True)]
         memory = f"{max(run['peak_mib'] for run in mine):,.0f}" if mine else ""
         rows.append([name, f"{len(there)} of {len(mine)}", *cells, memory])
@@ -148,12 +152,14 @@ def headline(runs: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> lis
         return [f"{args.target:g} % was not reached by both within the iterations allowed (best {best:.2f} %)"]
     times = [statistics.fmean(training_seconds(r) for r in runs if r["contender"] == name and r["reached"]) for name in JOBS]
     return [
-        f"{args.model} reaches {args.target:g} % after {times[0]:.1f} s of training, the plain PyTorch loop after {times[1]:.1f} s: "
-        f"{_mean(found, 2)} times sooner (n = {len(found)})"
+        f"{args.model} reaches {args.target:g} % after {times[0]:.1f} s of training, a plain PyTorch loop after {times[1]:.1f} s, "
+        f"that is {_mean(found, 2)} times as long (n = {len(found)})"
     ]
 
 
-def report(runs: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], args: argparse.Namespace, machine: Mapping[str, Any]) -> Report:
+def report(
+    runs: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], args: argparse.Namespace, machine: Mapping[str, Any]
+) -> Report:
     sections = [
         f"Data: {facts['data_title']}. Schedule of {facts['iterations']} iterations of 128, evaluated every {args.eval_every}.",
         "Mean ± standard deviation over the seeds.",
@@ -162,7 +168,7 @@ def report(runs: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], args: ar
     return Report(
         name=name_of(args),
         title=f"Time to {args.target:g} % on {facts['data_title']}, {threads_suffix(args).replace('-', ' ')}",
-        intro="What was measured, and how: the head of [time_to_accuracy.py](../../../benchmarks/time_to_accuracy.py).",
+        intro=method(__doc__),
         body="\n\n".join(sections),
         headline=headline(runs, args),
         figures={"facts": dict(facts), "runs": list(runs)},

@@ -7,7 +7,9 @@ A step is forward, cross-entropy, backward and SGD with Nesterov momentum and we
 there already. Every contender runs in a process of its own, with the allocator settings that are its own: sepnet as a real run of
 its engine, PyTorch as the loop of its tutorials over the same layers as torch.nn modules, Keras by train_on_batch. They take turns
 of half a second within one run. Keras has no depthwise convolution that is strided and dilated: it computes all and drops three
-of four. TensorFlow comes with pip install -e '.[bench]'; without it the others run.
+of four.
+
+TensorFlow comes with pip install -e '.[bench]'; without it the others run.
 """
 
 from __future__ import annotations
@@ -17,9 +19,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from _bench import Report, common_options, set_up, settings, threads_suffix, write
+from _bench import Report, common_options, method, set_up, settings, threads_suffix, write
 from _contest import CONTENDERS, FP32, KERAS, OURS, PLAIN, PLAIN_BF16, Outcome, contest, contest_options
-
 from sepnet.errors import SepnetError
 from sepnet.report import markdown_table
 
@@ -77,7 +78,9 @@ def speed_table(found: Sequence[Outcome], names: Sequence[str]) -> str:
     rows = []
     for outcome in found:
         ratios = [outcome.ratio(peer) for peer in peers]
-        rows.append([outcome.network, *(speed(outcome, name) for name in names), *("" if r is None else f"{r:.2f}" for r in ratios)])
+        rows.append(
+            [outcome.network, *(speed(outcome, name) for name in names), *("" if r is None else f"{r:.2f}" for r in ratios)]
+        )
     return markdown_table(["network", *names, *(f"to {peer}" for peer in peers)], rows)
 
 
@@ -98,7 +101,9 @@ def verdicts(found: Sequence[Outcome]) -> list[str]:
             continue
         missed = [f"{n} {r:.2f}x of {TARGETS[n]:g}x" for n, r in reached.items() if r < TARGETS[n]]
         shown = ", ".join(f"{n} {r:.2f}x" for n, r in reached.items())
-        lines.append(f"times faster than {peer}: {shown}; " + (f"targets missed: {', '.join(missed)}" if missed else "all targets reached"))
+        lines.append(
+            f"times faster than {peer}: {shown}; " + (f"targets missed: {', '.join(missed)}" if missed else "all targets reached")
+        )
     return lines
 
 
@@ -117,7 +122,7 @@ def report(found: Sequence[Outcome], args: argparse.Namespace, machine: Mapping[
     return Report(
         name=f"train_step-{threads_suffix(args)}",
         title=f"Training steps, batch {args.batch_size}, {args.size}x{args.size}, {threads_suffix(args).replace('-', ' ')}",
-        intro="What was measured, and how: the head of [train_step.py](../../../benchmarks/train_step.py).",
+        intro=method(__doc__),
         body="\n\n".join(sections),
         headline=[*verdicts(found), *failures],
         figures=[{"network": o.network, "batch": o.batch, "contenders": o.figures, "failed": o.failed} for o in found],
