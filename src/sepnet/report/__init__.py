@@ -2,6 +2,7 @@
 
 from sepnet.report import _matplotlib as _matplotlib  # first: it imports matplotlib without its noise
 from sepnet.report._pareto import pareto_front
+from sepnet.report._provenance import Measured, provenance
 from sepnet.report.comparison import (
     COSTS,
     ComparedNetwork,
@@ -44,6 +45,7 @@ __all__ = [
     "Curve",
     "Environment",
     "MeanSd",
+    "Measured",
     "PaperRow",
     "RunRecord",
     "Speed",
@@ -64,6 +66,7 @@ __all__ = [
     "paper_table_json",
     "paper_table_markdown",
     "pareto_front",
+    "provenance",
     "run_confusion",
     "run_curves",
     "run_summary",
