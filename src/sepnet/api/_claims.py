@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from sepnet.api._plan import Plan
 from sepnet.api._speed import speed_records
 from sepnet.recipes import Claim
 from sepnet.report import MeanSd, RunRecord, hardware, mean_sd
 
-__all__ = ["Measured", "answers", "claims_json", "claims_markdown"]
+__all__ = ["Measured", "answers", "in_words"]
 
 
 @dataclass(frozen=True)
@@ -51,42 +51,24 @@ def _accuracy(run: RunRecord, split: str, epoch: int | None) -> float | None:
     return float(rows[-1][column] or 0) if rows else None
 
 
-def answers(plan: Plan, found: Mapping[str, RunRecord]) -> list[dict[str, Any]]:
-    """Each claim that the plan's tables or figures speak of: its text, and the answer of each recipe, or the one answer."""
+def answers(plan: Plan, kind: Literal["table", "figure"], number: int, found: Mapping[str, RunRecord]) -> list[dict[str, str]]:
+    """The claims that speak of a table or figure: text, whose answer it is (a recipe, its budget, or "counted"), answer."""
     measured = Measured(plan, found)
-    return [
-        {"claim": c.text, "about": _about(c), "answers": _answers(c, plan, measured)} for c in plan.paper.claims if _asked(c, plan)
-    ]
+    rows = []
+    for claim in plan.paper.claims:
+        if number in (claim.tables if kind == "table" else claim.figures):
+            for who, answer in _answers(claim, plan, measured).items():
+                rows.append({"claim": claim.text, "by": who, "answer": answer})
+    return rows
 
 
-def claims_markdown(plan: Plan, found: Mapping[str, RunRecord]) -> str:
-    """The claims and their answers as a page; ends in a newline."""
-    lines = [f"# {plan.paper.reference}. What the paper claims{_mark(plan)}", "", "Computed from the records beside this page.", ""]
-    for claim in answers(plan, found):
-        lines += [f"## {claim['claim']}", "", f"({claim['about']})", ""]
-        lines += [f"- **{name}{_mark(plan) if name in plan.recipes else ''}:** {text}" for name, text in claim["answers"].items()]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def claims_json(plan: Plan, found: Mapping[str, RunRecord]) -> dict[str, Any]:
-    """What ``claims_markdown`` shows, as JSON values."""
-    return {"paper": plan.paper.reference, "budget": plan.budget, "seeds_wanted": plan.seeds, "claims": answers(plan, found)}
+def in_words(rows: list[dict[str, str]]) -> list[str]:
+    """Claims and answers as sentences."""
+    return [f"{row['claim']} {row['by']}: {row['answer']}" for row in rows]
 
 
 def _answers(claim: Claim, plan: Plan, measured: Measured) -> dict[str, str]:
     if not claim.trained:
-        return {"measured": claim.check(measured, plan.recipes[0])}
-    return {recipe: claim.check(measured, recipe) for recipe in plan.recipes}
-
-
-def _asked(claim: Claim, plan: Plan) -> bool:
-    return bool({*claim.tables} & {*plan.tables} or {*claim.figures} & {*plan.figures})
-
-
-def _about(claim: Claim) -> str:
-    return ", ".join([*(f"table {n}" for n in claim.tables), *(f"figure {n}" for n in claim.figures)])
-
-
-def _mark(plan: Plan) -> str:
-    return "" if plan.budget == 1 else f" (budget {plan.budget:g})"
+        return {"Measured": claim.check(measured, plan.recipes[0])}
+    mark = "" if plan.budget == 1 else f" (budget {plan.budget:g})"
+    return {f"Recipe {recipe}{mark}": claim.check(measured, recipe) for recipe in plan.recipes}

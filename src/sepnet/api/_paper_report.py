@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sepnet.api._claims import answers, claims_json, claims_markdown
+from sepnet.api._claims import answers, in_words
 from sepnet.api._experiment import facts_of
 from sepnet.api._plan import Plan, records
 from sepnet.api._speed import speed_records
@@ -41,9 +41,10 @@ COUNTED_WIDTH = 32  # Table 2 of Wang et al. gives its example for N = 32
 
 
 def write_report(plan: Plan) -> list[Path]:
-    """Write table-N.md, table-N.json, figure-N.png, claims.md and claims.json for what ``plan`` covers; returns their paths.
+    """Write table-N.md and .json, figure-N.png for what ``plan`` covers, and return their paths.
 
-    Those of another budget than 1 carry it in their names. Runs that are missing yet show as such. Raises OutputError.
+    What the paper claims of a table stands in it, answered; what it claims of a figure, in figure-N.md and .json beside it.
+    Files of another budget than 1 carry it in their names. Runs that are missing yet show as such. Raises OutputError.
     """
     found = records(plan)
     written: list[Path] = []
@@ -51,7 +52,7 @@ def write_report(plan: Plan) -> list[Path]:
         written += _write_table(plan, number, found)
     for number in plan.figures:
         written += _write_figure(plan, number, found)
-    return written + _write_claims(plan, found)
+    return written
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -63,7 +64,7 @@ def _write_table(plan: Plan, number: int, found: Mapping[str, RunRecord]) -> lis
     if table.data is not None:
         markdown, values = _scores(plan, table, f"{title}{_mark(plan)}", found)
     else:
-        markdown, values = (_layers if table.layers else _counts)(title, table)
+        markdown, values = _layers(plan, title, table) if table.layers else _counts(title, table)
     values["paper"] = plan.paper.reference
     suffix = plan.suffix if table.data is not None else ""
     paths = [plan.output / f"table-{number}{suffix}.md", plan.output / f"table-{number}{suffix}.json"]
@@ -83,7 +84,7 @@ def _counts(title: str, table: PaperTable) -> tuple[str, dict[str, Any]]:
     return counts_table_markdown(title, rows, notes=notes), counts_table_json(title, rows, notes=notes)
 
 
-def _layers(title: str, table: PaperTable) -> tuple[str, dict[str, Any]]:
+def _layers(plan: Plan, title: str, table: PaperTable) -> tuple[str, dict[str, Any]]:
     networks = []
     for model, published in table.rows.items():
         card = model_card(model)
@@ -91,7 +92,8 @@ def _layers(title: str, table: PaperTable) -> tuple[str, dict[str, Any]]:
         layers = [Layer(c.name, c.kind, c.output_shape, c.params, c.macs) for c in costs.layers]
         totals = costs.params_trainable, costs.params_total, costs.macs
         networks.append(Architecture(published.label, model, published.params, *totals, layers, card.readings))
-    return layers_table_markdown(title, networks, notes=table.notes), layers_table_json(title, networks, notes=table.notes)
+    notes = [*table.notes, *in_words(answers(plan, "table", table.number, {}))]
+    return layers_table_markdown(title, networks, notes=notes), layers_table_json(title, networks, notes=notes)
 
 
 def _scores(plan: Plan, table: PaperTable, title: str, found: Mapping[str, RunRecord]) -> tuple[str, dict[str, Any]]:
@@ -116,7 +118,6 @@ def _scores(plan: Plan, table: PaperTable, title: str, found: Mapping[str, RunRe
             )
         )
     recipes = {r: plan.paper.recipes[r] for r in plan.recipes}
-    about = [claim for claim in answers(plan, found) if f"table {table.number}" in claim["about"].split(", ")]
     settings: dict[str, Any] = {
         "data_title": table.caption,
         "iterations": config.iterations,
@@ -128,7 +129,7 @@ def _scores(plan: Plan, table: PaperTable, title: str, found: Mapping[str, RunRe
         "notes": [
             *table.notes,
             *(f"{row.label}: {row.note}" for row in table.rows.values() if row.note),
-            *(f"{claim['claim']} {name}: {text}" for claim in about for name, text in claim["answers"].items()),
+            *in_words(answers(plan, "table", table.number, found)),
         ],
     }
     return paper_table_markdown(title, rows, recipes, **settings), paper_table_json(title, rows, recipes, **settings)
@@ -173,7 +174,7 @@ def _write_figure(plan: Plan, number: int, found: Mapping[str, RunRecord]) -> li
         return []
     path = plan.output / f"figure-{number}{'' if counted else plan.suffix}.png"
     _write(path, content)
-    return [path]
+    return [path, *_write_claims(plan, figure, path, found)]
 
 
 def _parameters(plan: Plan, figure: Figure) -> bytes:
@@ -234,16 +235,16 @@ def _seeds(counts: set[int], wanted: int) -> str:
     return f"{'-'.join(map(str, sorted({min(counts), max(counts)})))} of {wanted} seeds"
 
 
-# --- claims -----------------------------------------------------------------------------------------------------------
-
-
-def _write_claims(plan: Plan, found: Mapping[str, RunRecord]) -> list[Path]:
-    """claims.md and claims.json; nothing where the tables and figures of the plan answer none."""
-    values = claims_json(plan, found)
-    if not values["claims"]:
+def _write_claims(plan: Plan, figure: Figure, drawing: Path, found: Mapping[str, RunRecord]) -> list[Path]:
+    """What the paper claims of a figure, beside its PNG; nothing where it claims nothing."""
+    rows = answers(plan, "figure", figure.number, found)
+    if not rows:
         return []
-    paths = [plan.output / f"claims{plan.suffix}.md", plan.output / f"claims{plan.suffix}.json"]
-    _write(paths[0], claims_markdown(plan, found).encode())
+    title = f"{plan.paper.reference}. Figure {figure.number}: {figure.caption}"
+    lines = [f"# {title}", "", f"![{figure.caption}]({drawing.name})", "", *(f"- {text}" for text in in_words(rows)), ""]
+    values = {"title": title, "paper": plan.paper.reference, "budget": plan.budget, "seeds_wanted": plan.seeds, "claims": rows}
+    paths = [drawing.with_suffix(".md"), drawing.with_suffix(".json")]
+    _write(paths[0], "\n".join(lines).encode())
     _write(paths[1], (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
     return paths
 

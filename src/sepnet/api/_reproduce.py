@@ -36,7 +36,7 @@ class Listener(Protocol):
 
 
 def reproduce(agreed: Plan | str, *, device: str = "auto", listener: Listener | None = None) -> list[Path]:
-    """Run what a plan has left to run, and write its tables (Markdown, JSON), figures (PNG) and claims.
+    """Run what a plan has left to run, and write its tables (Markdown, JSON), figures (PNG).
 
     Speed is measured first: it is short. Each run is recorded as it ends, and the tables are drawn anew, so a call that was
     interrupted is continued by the same call: finished runs are not repeated, the interrupted one resumes from its checkpoint.
