@@ -15,7 +15,7 @@ from sepnet.engine import atomic_write
 from sepnet.errors import DataNotFoundError
 from sepnet.measure import Counts, count
 from sepnet.models import create_model, model_card
-from sepnet.recipes import Figure, PaperTable, Published, Speed, TrainConfig
+from sepnet.recipes import Figure, PaperTable, Published, Speed, TrainConfig, parameters
 from sepnet.report import (
     ACCURACY,
     Architecture,
@@ -179,10 +179,8 @@ def _write_figure(plan: Plan, number: int, found: Mapping[str, RunRecord]) -> li
 
 def _parameters(plan: Plan, figure: Figure) -> bytes:
     assert figure.counted is not None
-    bars = []
-    for model, published in figure.rows.items():
-        costs = _costs(TrainConfig(data="none", model=model), figure.counted)
-        bars.append(Bar(published.label, costs.params_trainable, published.params))
+    classes, side = figure.counted.classes, figure.counted.input_shape[1]
+    bars = [Bar(row.label, parameters(model, classes, side), row.params) for model, row in figure.rows.items()]
     return parameters_figure(
         f"Figure {figure.number}. {figure.caption}", bars, subtitle="; ".join([plan.paper.name, *figure.notes])
     )

@@ -1,6 +1,6 @@
 """Complete, frozen configurations; one file a paper, with the paper's numbers and the expected result."""
 
-from sepnet.recipes._claims import NOT_MEASURED, Claim, Findings
+from sepnet.recipes._claims import NOT_MEASURED, Claim, Findings, parameters
 from sepnet.recipes._config import TrainConfig, load_yaml, merge, save_yaml
 from sepnet.recipes._paper import Figure, Paper, PaperTable, Published, Speed, papers
 from sepnet.recipes._registry import DataFacts, Recipe, recipes, register_recipe
@@ -20,6 +20,7 @@ __all__ = [
     "load_yaml",
     "merge",
     "papers",
+    "parameters",
     "recipes",
     "register_recipe",
     "save_yaml",

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, Protocol
+
+import torch
 
 from sepnet.models import create_model
 from sepnet.report import MeanSd
@@ -53,6 +56,8 @@ def higher(first: MeanSd | None, second: MeanSd | None, names: tuple[str, str]) 
         return NOT_MEASURED
     difference = first.mean - second.mean
     figures = f"{names[0]} {_figure(first)} against {names[1]} {_figure(second)}, {difference:+.2f} points"
+    if difference == 0:
+        return f"not decided, the two are equal: {figures}"
     if first.sd is None or second.sd is None:
         return f"{'yes' if difference > 0 else 'no'} (single runs, their spread is not known): {figures}"
     error = math.sqrt(first.sd**2 / first.n + second.sd**2 / second.n)
@@ -83,9 +88,11 @@ def faster(ours: Mapping[str, float], theirs: Mapping[str, float], names: tuple[
     )
 
 
+@cache
 def parameters(model: str, classes: int, size: int = 32) -> int:
     """Trainable parameters of a network as it is built for colour images of that side."""
-    network = create_model(model, num_classes=classes, input_size=size)
+    with torch.device("meta"):  # shapes only: nothing is allocated
+        network = create_model(model, num_classes=classes, input_size=size)
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
