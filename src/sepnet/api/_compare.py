@@ -12,7 +12,7 @@ from sepnet.api._compare_plan import ComparePlan, Trial
 from sepnet.api._lock import writing_alone
 from sepnet.api._release import load_release
 from sepnet.api._run import run_training
-from sepnet.api._speed import SpeedMeter
+from sepnet.api._speed_meter import SpeedMeter
 from sepnet.data import Dataset, load_dataset
 from sepnet.engine import Reporter, atomic_write
 from sepnet.recipes import TrainConfig

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sepnet.api._estimate import seconds_per_run
-from sepnet.api._plan import same_settings
+from sepnet.api._experiment import same_settings
 from sepnet.api._release import load_release
 from sepnet.api._run import FREE_TO_CHANGE, build_model
 from sepnet.api._train import Request, resolve

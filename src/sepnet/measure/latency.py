@@ -1,14 +1,14 @@
-"""How long a network takes to answer: wall time of one forward pass on a device, with its spread.
-
-The clock starts after a warm-up, and on a GPU it stops when the device has finished, not when the work has been queued.
-"""
+"""How long a network takes for a batch: timed forward passes in evaluation mode, after a warm-up, with their spread."""
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -17,78 +17,116 @@ __all__ = ["Latency", "measure_latency"]
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one forward pass of ``batch_size`` images, over ``n`` passes; ``std_ms`` has n - 1 in the denominator."""
+    """Times of one forward pass of a batch, in milliseconds.
 
+    Attributes:
+        input_shape: (C, H, W) of one image.
+        bf16: whether under autocast to bfloat16; else float32.
+        n: timed passes; ``warm_up`` passes went before them and are not in the figures.
+        median_ms, mean_ms, sd_ms: of the n passes; sd with n - 1 in the denominator.
+        p10_ms, p90_ms: a tenth of the passes were faster (slower).
+    """
+
+    input_shape: tuple[int, int, int]
+    batch_size: int
+    bf16: bool
+    warm_up: int
+    n: int
     median_ms: float
     mean_ms: float
-    std_ms: float
-    p50_ms: float
+    sd_ms: float
+    p10_ms: float
     p90_ms: float
-    p99_ms: float
-    n: int
-    batch_size: int
+
+    @property
+    def ms_per_image(self) -> float:
+        """The median pass over the images in it."""
+        return self.median_ms / self.batch_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self) | {"input_shape": list(self.input_shape)}
 
 
-@torch.no_grad()
 def measure_latency(
     model: nn.Module,
     input_shape: tuple[int, int, int],
     *,
     batch_size: int = 1,
-    device: torch.device | str,
-    warmup: int = 5,
-    repeats: int = 30,
-    amp: bool = False,
+    device: torch.device | str = "cpu",
+    bf16: bool = False,
+    warm_up: int = 3,
+    least: int = 10,
+    most: int = 200,
+    seconds: float = 5.0,
 ) -> Latency:
-    """Time forward passes of ``model`` in evaluation mode; the modes of its modules are put back afterwards.
+    """Time forward passes of random images (B, C, H, W), channels last, without gradients.
+
+    Timed are passes until ``seconds`` are over, at least ``least`` and at most ``most``. An accelerator is waited for after each
+    pass, so a pass is what a caller waits for, transfer of the images left out.
 
     Args:
-        model: (B, C, H, W) -> anything; it is moved to ``device`` and stays there, in the memory layout that it has.
-        input_shape: C, H, W of an image. The images are standard normal noise, laid out channels last.
-        batch_size: images a pass.
-        device: where to measure.
-        warmup: passes before the clock starts.
-        repeats: passes that are timed, each by itself.
-        amp: in bf16 (autocast) instead of the network's own precision.
+        model: moved to ``device`` and to channels last; its modules' modes are restored.
 
     Raises:
-        ValueError: no image in a batch, no timed pass, or a negative warm-up.
-        RuntimeError: the network does not take such an image.
+        ValueError: a count below 1 (``least``: below 2, for a deviation), or ``most`` below ``least``.
+        RuntimeError: the network does not take such images, or the batch does not fit into memory.
     """
-    if batch_size < 1 or repeats < 1 or warmup < 0:
+    if batch_size < 1 or warm_up < 1 or not 2 <= least <= most:
         raise ValueError(
-            f"batch_size and repeats must be at least 1 and warmup at least 0, got {batch_size}, {repeats} and {warmup}"
+            f"needs batch_size and warm_up of at least 1 and 2 <= least <= most, got {batch_size}, {warm_up}, {least}, {most}"
         )
     target = torch.device(device)
-    generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
-    images = torch.randn(batch_size, *input_shape, generator=generator).to(target).contiguous(memory_format=torch.channels_last)
     modes = [(module, module.training) for module in model.modules()]
-    times = []
+    model.to(target).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch_size, *input_shape, generator=generator).to(target, memory_format=torch.channels_last)
     try:
-        model.to(target).eval()
-        with torch.autocast(target.type, torch.bfloat16, enabled=amp):
-            for i in range(warmup + repeats):
-                _wait(target)
-                start = time.perf_counter()
-                model(images)
-                _wait(target)
-                if i >= warmup:
-                    times.append(1000 * (time.perf_counter() - start))
+        with torch.no_grad(), torch.autocast(target.type, torch.bfloat16, enabled=bf16):
+            times = _times(lambda: model(x), target, warm_up, least, most, seconds)
     finally:
         for module, training in modes:
             module.training = training
-    return _summary(times, batch_size)
+    return Latency(
+        input_shape=input_shape,
+        batch_size=batch_size,
+        bf16=bf16,
+        warm_up=warm_up,
+        n=len(times),
+        median_ms=statistics.median(times),
+        mean_ms=statistics.fmean(times),
+        sd_ms=statistics.stdev(times),
+        p10_ms=_quantile(times, 0.1),
+        p90_ms=_quantile(times, 0.9),
+    )
+
+
+def _times(action: Callable[[], object], device: torch.device, warm_up: int, least: int, most: int, seconds: float) -> list[float]:
+    """Milliseconds of each timed call."""
+    for _ in range(warm_up):
+        action()
+    _wait(device)
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < least or (len(times) < most and time.perf_counter() - begin < seconds):
+        start = time.perf_counter()
+        action()
+        _wait(device)
+        times.append(1e3 * (time.perf_counter() - start))
+    return times
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has finished what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def _summary(times: list[float], batch_size: int) -> Latency:
-    p50, p90, p99 = (float(p) for p in np.percentile(times, (50, 90, 99)))
-    deviation = float(np.std(times, ddof=1)) if len(times) > 1 else 0.0
-    return Latency(p50, float(np.mean(times)), deviation, p50, p90, p99, len(times), batch_size)
+def _quantile(values: list[float], share: float) -> float:
+    """Linear between the two nearest of the sorted values."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
