@@ -9,12 +9,14 @@ from sepnet.kernels._library import isa_names, library, use, why_not_native
 from sepnet.kernels._norm import batch_norm_relu
 from sepnet.kernels._pointwise import pointwise_conv2d
 from sepnet.kernels._status import KernelPath, kernel_paths, kernels_in_use
+from sepnet.kernels._tracing import is_written_down
 
 __all__ = [
     "KernelPath",
     "batch_norm_relu",
     "depthwise_branches",
     "depthwise_conv2d",
+    "is_written_down",
     "isa_names",
     "kernel_paths",
     "kernels_in_use",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -18,13 +18,16 @@ from sepnet.kernels._tracing import is_plain, is_traced, is_written_down
 __all__ = ["depthwise_branches", "depthwise_conv2d", "native_for", "serves", "torch_backward_is_faster", "torch_forward_is_faster"]
 
 _TYPES = (torch.float32, torch.bfloat16)
+# The kernels unpack a map with its padding, and have a table for each remainder of the strides: beyond these, needless megabytes.
+_MAX_REACH = 512
+_MAX_STRIDE = 16
 
 
-def _pair(value: int | Sequence[int]) -> Pair:
-    if isinstance(value, int):
-        return value, value
-    height, width = value
-    return int(height), int(width)
+def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
+    if len(pair) != 2 or not all(isinstance(n, int) and n >= least for n in pair):
+        raise ValueError(f"{name} must be an integer of at least {least}, or two of them, got {value!r}")
+    return pair[0], pair[1]
 
 
 def depthwise_conv2d(
@@ -48,18 +51,20 @@ def depthwise_conv2d(
     Shape: (B, C, H, W) -> (B, C * multiplier, H', W'), channels-last.
 
     Raises:
-        ValueError: weight and input do not go together; the message shows both shapes.
+        ValueError: weight, bias and input do not go together, are on several devices, or a stride, padding or dilation is none; the message shows the
+            shapes, or the value.
     """
     channels = x.shape[1] if x.dim() == 4 else 0
-    if channels == 0 or weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[0] % channels:
+    if channels == 0 or weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[0] % channels or min(weight.shape) < 1:
         raise ValueError(
             f"depthwise_conv2d wants (B, C, H, W) and (C * multiplier, 1, kh, kw), got {tuple(x.shape)}, {tuple(weight.shape)}"
         )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"depthwise_conv2d wants a bias of {weight.shape[0]} values, got {tuple(bias.shape)}")
     multiplier = weight.shape[0] // channels
     kernel = (weight.shape[2], weight.shape[3])
-    geometry = Geometry(
-        _pair(stride), (kernel,) * multiplier, (_pair(padding),) * multiplier, (_pair(dilation),) * multiplier, multiplier > 1
-    )
+    paddings, dilations = (_pair("padding", padding, 0),) * multiplier, (_pair("dilation", dilation, 1),) * multiplier
+    geometry = Geometry(_pair("stride", stride, 1), (kernel,) * multiplier, paddings, dilations, multiplier > 1)
     return _run(x, weight, bias, geometry)
 
 
@@ -74,10 +79,19 @@ def depthwise_branches(
     Shape: (B, C, H, W) -> (B, branches * C, H', W').
 
     Raises:
-        ValueError: the branches' outputs differ in size.
+        ValueError: the branches' outputs differ in size, weights and input do not go together, or a stride, padding or dilation
+            is none; the message shows the sizes, the shapes, or the value.
     """
+    shapes = [tuple(w.shape) for w in weights]
+    fit = x.dim() == 4 and all(len(s) == 4 and s[:2] == (x.shape[1], 1) and min(s) > 0 for s in shapes)
+    if not fit or not len(weights) == len(paddings) == len(dilations) > 0:
+        raise ValueError(
+            "depthwise_branches wants (B, C, H, W) and for each branch (C, 1, kh, kw), a padding and a dilation, got "
+            f"{tuple(x.shape)}, {shapes}, {paddings}, {dilations}"
+        )
     kernels = tuple((w.shape[2], w.shape[3]) for w in weights)
-    geometry = Geometry(_pair(stride), kernels, tuple(map(_pair, paddings)), tuple(map(_pair, dilations)), False)
+    pads, steps = tuple(_pair("padding", p, 0) for p in paddings), tuple(_pair("dilation", d, 1) for d in dilations)
+    geometry = Geometry(_pair("stride", stride, 1), kernels, pads, steps, False)
     geometry.output_size(x.shape[2], x.shape[3])
     weight = weights[0] if len(weights) == 1 else torch.cat([w.reshape(-1) for w in weights])
     return _run(x, weight, None, geometry)
@@ -93,8 +107,15 @@ def native_for(x: Tensor) -> bool:
 
 def serves(dtype: torch.dtype, device: torch.device, geometry: Geometry) -> bool:
     """Whether the kernels take such a convolution."""
-    sizes_fit = all(max(kernel) <= MAX_KERNEL for kernel in geometry.kernels) and len(geometry.kernels) <= MAX_BRANCHES
-    return device.type == "cpu" and dtype in _TYPES and sizes_fit
+    return device.type == "cpu" and dtype in _TYPES and _fits(geometry)
+
+
+@lru_cache(maxsize=512)
+def _fits(geometry: Geometry) -> bool:
+    if len(geometry.kernels) > MAX_BRANCHES or max(map(max, geometry.kernels)) > MAX_KERNEL or max(geometry.stride) > _MAX_STRIDE:
+        return False
+    branches = zip(geometry.kernels, geometry.paddings, geometry.dilations, strict=True)
+    return all(max(p, d * (k - 1)) <= _MAX_REACH for branch in branches for k, p, d in zip(*branch, strict=True))
 
 
 def torch_forward_is_faster(dtype: torch.dtype, size: Pair, geometry: Geometry) -> bool:
@@ -130,9 +151,12 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> 
     if is_written_down():
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
-        return _operator(x, weight, bias, geometry)
-    lib = library() if x.device.type == "cpu" else None
-    if lib is not None and torch.is_autocast_enabled("cpu"):
+        operator = _operator if x.device.type == "cpu" else _reference.depthwise_conv2d
+        return operator(x, weight, bias, geometry)
+    if x.device != weight.device or (bias is not None and x.device != bias.device):  # PyTorch reads what is not there
+        raise ValueError(f"input, weight and bias must be on one device, the input is on {x.device}, the weight on {weight.device}")
+    lib = library() if is_plain(x) and is_plain(weight) and (bias is None or is_plain(bias)) else None
+    if lib is not None and torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:  # which autocast leaves alone
         x = x.to(torch.get_autocast_dtype("cpu"))
     if lib is None or not serves(x.dtype, x.device, geometry):
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
@@ -214,7 +238,7 @@ def _pairs(flat: Sequence[int]) -> tuple[Pair, ...]:
 def _geometry(
     stride: Sequence[int], kernels: Sequence[int], paddings: Sequence[int], dilations: Sequence[int], interleaved: bool
 ) -> Geometry:
-    return Geometry(_pair(stride), _pairs(kernels), _pairs(paddings), _pairs(dilations), interleaved)
+    return Geometry((stride[0], stride[1]), _pairs(kernels), _pairs(paddings), _pairs(dilations), interleaved)
 
 
 def _operator(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
@@ -276,10 +300,7 @@ def _backward_op(
         assert grad_x is not None
         assert grad_weight is not None
         return grad_x, grad_weight
-    with torch.enable_grad():
-        leaves = x.detach().requires_grad_(), weight.detach().to(x.dtype).requires_grad_()
-        y = _reference.depthwise_conv2d(*leaves, None, geometry)
-        grad_x, grad_weight = torch.autograd.grad(y, leaves, grad)
+    grad_x, grad_weight = _reference.depthwise_conv2d_backward(grad, x, weight.to(x.dtype), geometry)
     return _dense(grad_x), grad_weight.to(weight.dtype)
 
 

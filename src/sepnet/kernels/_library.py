@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,10 +80,26 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
 }
 
 
+def _is_whole(path: Path) -> bool:
+    """False for an ELF file that ends before its last part, the table of sections, does: an interrupted copy. The dynamic linker
+    does not look, and the process that touches what is missing is killed.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or header[:5] != b"\x7fELF\x02":
+        return True  # of another kind, or too short for the linker to miss it
+    order = "<" if header[5] == 1 else ">"
+    (table,) = struct.unpack_from(order + "Q", header, 40)
+    size, count = struct.unpack_from(order + "HH", header, 58)
+    return path.stat().st_size >= int(table + size * count)
+
+
 class Library:
     """The loaded library with its functions' types declared; ``threads`` says whose threads it works in."""
 
     def __init__(self, path: Path) -> None:
+        if not _is_whole(path):
+            raise OSError(f"{path.name} is cut short")
         lib = ctypes.CDLL(str(path))
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(lib, name)

@@ -110,10 +110,9 @@ def _pooled(x: Tensor, pool: bool) -> tuple[int, int, int]:
     return (x.shape[1], x.shape[2] // 2, x.shape[3] // 2) if pool else (x.shape[1], x.shape[2], x.shape[3])
 
 
-class NormResult(NamedTuple):
-    """The output, with what the backward pass needs: mean, inverse standard deviation and kept positions (with pooling)."""
+class NormStatistics(NamedTuple):
+    """What the backward pass needs: mean, inverse standard deviation and kept positions (with pooling)."""
 
-    y: Tensor
     mean: Tensor
     invstd: Tensor
     argmax: Tensor | None
@@ -129,7 +128,7 @@ def norm_forward(
     eps: float,
     pool: bool,
     relu: bool,
-) -> NormResult:
+) -> tuple[Tensor, NormStatistics]:
     """With x's own statistics; the running averages are updated in place."""
     call = _describe_norm(lib, x, pool, relu)
     y = _empty_like_map(x, *_pooled(x, pool))
@@ -150,7 +149,7 @@ def norm_forward(
         _pointer(argmax),
         workspace.data_ptr(),
     )
-    return NormResult(y, statistics[0], statistics[1], argmax)
+    return y, NormStatistics(statistics[0], statistics[1], argmax)
 
 
 def norm_apply(lib: Library, x: Tensor, scale: Tensor, shift: Tensor, pool: bool, relu: bool) -> Tensor:
@@ -164,9 +163,17 @@ def norm_apply(lib: Library, x: Tensor, scale: Tensor, shift: Tensor, pool: bool
 
 
 def norm_backward(
-    lib: Library, x: Tensor, result: NormResult, weight: Tensor, bias: Tensor, grad: Tensor, pool: bool, relu: bool
+    lib: Library,
+    x: Tensor,
+    y: Tensor | None,
+    statistics: NormStatistics,
+    weight: Tensor,
+    bias: Tensor,
+    grad: Tensor,
+    pool: bool,
+    relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias."""
+    """Gradients of x, weight and bias. ``y``, the forward pass's result, is needed with both pooling and ReLU."""
     call = _describe_norm(lib, x, pool, relu)
     grad_x = _empty_like_map(x, *x.shape[1:])
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
@@ -174,11 +181,11 @@ def norm_backward(
     lib.handle.sepnet_norm_backward(
         ctypes.addressof(call.description),
         x.data_ptr(),
-        result.y.data_ptr(),
-        _pointer(result.argmax),
+        _pointer(y),
+        _pointer(statistics.argmax),
         grad.data_ptr(),
-        result.mean.data_ptr(),
-        result.invstd.data_ptr(),
+        statistics.mean.data_ptr(),
+        statistics.invstd.data_ptr(),
         weight.data_ptr(),
         bias.data_ptr(),
         grad_x.data_ptr(),

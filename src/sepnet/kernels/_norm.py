@@ -37,7 +37,7 @@ def batch_norm_relu(
 
     Shape: (B, C, H, W) -> (B, C, H, W), or (B, C, H // 2, W // 2) with pool; channels-last.
     """
-    lib = _library_for(x, weight, bias, running_mean, pool)
+    lib = _library_for(x, (weight, bias), (running_mean, running_var), pool)
     if lib is not None and weight is not None and bias is not None:
         if training or running_mean is None or running_var is None:
             running = None if running_mean is None or running_var is None else (running_mean, running_var)
@@ -54,16 +54,24 @@ def batch_norm_relu(
     )
 
 
-def _library_for(x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, pool: bool) -> Library | None:
-    """The library, if it takes these tensors and nothing is being traced."""
+def _is_vector(t: Tensor | None, channels: int) -> bool:
+    """Whether the library can read ``t``: a float32 for each channel, one after the other."""
+    return t is not None and t.dtype == torch.float32 and t.shape == (channels,) and t.is_contiguous() and is_plain(t)
+
+
+def _library_for(
+    x: Tensor, affine: tuple[Tensor | None, Tensor | None], averages: tuple[Tensor | None, Tensor | None], pool: bool
+) -> Library | None:
+    """The library, if it takes these tensors and nothing is being traced. PyTorch takes the others, or has the words for them."""
     if is_traced() or not is_plain(x) or x.dtype not in _TYPES or x.dim() != 4 or x.numel() == 0:
         return None
-    if weight is None or bias is None or any(t is not None and t.dtype != torch.float32 for t in (weight, bias, running_mean)):
+    channels = x.shape[1]
+    if not all(_is_vector(t, channels) for t in affine) or not all(t is None or _is_vector(t, channels) for t in averages):
         return None
     if pool and min(x.shape[2:]) < 2:
         return None
-    if x.numel() == x.shape[1]:
-        return None  # one value a channel: PyTorch has the words for that
+    if x.numel() == channels:
+        return None  # one value a channel
     return library()
 
 
@@ -83,16 +91,16 @@ class _BatchNormReLU(torch.autograd.Function):
         lib = library()
         assert lib is not None
         x = x.contiguous(memory_format=torch.channels_last)
-        result = _native.norm_forward(lib, x, weight, bias, running, momentum, eps, pool, relu)
+        y, statistics = _native.norm_forward(lib, x, weight, bias, running, momentum, eps, pool, relu)
         ctx.lib, ctx.pool, ctx.relu = lib, pool, relu
-        ctx.save_for_backward(x, result.y, result.mean, result.invstd, result.argmax, weight, bias)
-        return result.y
+        ctx.save_for_backward(x, y if pool and relu else None, *statistics, weight, bias)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, mean, invstd, argmax, weight, bias = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
-        result = _native.NormResult(y, mean, invstd, argmax)
-        grads = _native.norm_backward(ctx.lib, x, result, weight, bias, grad, ctx.pool, ctx.relu)
+        statistics = _native.NormStatistics(mean, invstd, argmax)
+        grads = _native.norm_backward(ctx.lib, x, y, statistics, weight, bias, grad, ctx.pool, ctx.relu)
         return *grads, None, None, None, None, None

@@ -8,23 +8,41 @@ from torch.nn import functional as F
 
 from sepnet.kernels._geometry import Geometry
 
-__all__ = ["batch_norm_relu", "depthwise_conv2d"]
+__all__ = ["batch_norm_relu", "depthwise_conv2d", "depthwise_conv2d_backward"]
+
+
+def _filter_banks(weight: Tensor, channels: int, geometry: Geometry) -> list[Tensor]:
+    """The weights of each convolution of PyTorch's that it takes: one, or one a branch."""
+    if geometry.interleaved or len(geometry.kernels) == 1:
+        return [weight.reshape(-1, 1, *geometry.kernels[0])]
+    parts = torch.split(weight.reshape(-1), [channels * height * width for height, width in geometry.kernels])
+    return [part.view(channels, 1, *kernel) for part, kernel in zip(parts, geometry.kernels, strict=True)]
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Shapes as those of ``sepnet.kernels.depthwise_conv2d``."""
     channels = x.shape[1]
-    if geometry.interleaved or len(geometry.kernels) == 1:
-        kernel = weight.view(-1, 1, *geometry.kernels[0])
-        return F.conv2d(x, kernel, bias, geometry.stride, geometry.paddings[0], geometry.dilations[0], channels)
-    outputs, at = [], 0
-    for j, (size, padding, dilation) in enumerate(zip(geometry.kernels, geometry.paddings, geometry.dilations, strict=True)):
-        count = channels * size[0] * size[1]
-        kernel = weight.view(-1)[at : at + count].view(channels, 1, *size)
-        at += count
-        part = None if bias is None else bias[j * channels : (j + 1) * channels]
-        outputs.append(F.conv2d(x, kernel, part, geometry.stride, padding, dilation, channels))
-    return torch.cat(outputs, dim=1)
+    banks = _filter_banks(weight, channels, geometry)
+    biases = [bias] * len(banks) if bias is None or len(banks) == 1 else list(torch.split(bias, channels))
+    outputs = [
+        F.conv2d(x, bank, part, geometry.stride, padding, dilation, channels)
+        for bank, part, padding, dilation in zip(banks, biases, geometry.paddings, geometry.dilations, strict=False)
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def depthwise_conv2d_backward(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Gradients of x and weight, for where autograd does not reach: inside an operator."""
+    channels = x.shape[1]
+    banks = _filter_banks(weight, channels, geometry)
+    grads_x, grads_weight = [], []
+    for bank, part, padding, dilation in zip(banks, grad.chunk(len(banks), 1), geometry.paddings, geometry.dilations, strict=False):
+        grad_x, grad_bank, _ = torch.ops.aten.convolution_backward(
+            part, x, bank, None, geometry.stride, padding, dilation, False, (0, 0), channels, (True, True, False)
+        )
+        grads_x.append(grad_x)
+        grads_weight.append(grad_bank.reshape(-1))
+    return sum(grads_x[1:], grads_x[0]), torch.cat(grads_weight).view_as(weight)
 
 
 def batch_norm_relu(

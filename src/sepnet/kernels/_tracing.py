@@ -9,9 +9,14 @@ __all__ = ["is_plain", "is_traced", "is_written_down"]
 
 
 def is_written_down() -> bool:
-    """Whether a graph is being made that must run without sepnet (torch.export, torch.jit.trace), or a transform is at work."""
-    tracing = torch._C._get_tracing_state() is not None
-    return tracing or torch.compiler.is_exporting() or bool(torch._C._are_functorch_transforms_active())
+    """Whether a graph is being made that must run without sepnet (torch.export, torch.jit.trace), or a transform is at work, or
+    somebody wants to see every operation (make_fx, FlopCounterMode: dispatch modes), to whom a call into C is invisible.
+    """
+    if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
+        return True
+    if torch.compiler.is_compiling():  # which cannot read the rest, and has no need to
+        return False
+    return torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
 
 
 def is_traced() -> bool:

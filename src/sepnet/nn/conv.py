@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sepnet.kernels import depthwise_conv2d, pointwise_conv2d
+from sepnet.kernels import depthwise_conv2d, is_written_down, pointwise_conv2d
 from sepnet.nn.norm import BatchNormReLU
 
 __all__ = ["ConvBNReLU", "DepthwiseConv2d", "PointwiseConv2d", "check_positive", "depthwise", "pointwise"]
@@ -27,7 +27,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H', W')."""
-        if x.dim() != 4 or self.padding_mode != "zeros" or isinstance(self.padding, str):
+        if x.dim() != 4 or self.padding_mode != "zeros" or isinstance(self.padding, str) or is_written_down():
             return super().forward(x)
         return depthwise_conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation)
 

@@ -1,0 +1,386 @@
+/* Calls every function of sepnet_kernels.h on random descriptions and compares with loops written from the definitions, in double.
+ *
+ * Every buffer and workspace is a block of the heap of exactly the size that it must have, filled with NaN, so that under the address
+ * sanitizer whoever reads or writes beyond it is found out, and whoever reads what it has not written computes NaN.
+ *
+ * usage: kernels_driver ISA THREADS CALLERS CASES
+ *     THREADS: of one call. CALLERS: threads that call at once, CASES cases each. Ends with 0 if all agree, 77 if the processor
+ *     has not got the instruction set. */
+#include "sepnet_kernels.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const double FLOAT_UNIT = 1.0 / (1 << 24), BFLOAT_UNIT = 1.0 / (1 << 8);
+static int the_threads;
+
+/* --- random numbers, buffers ----------------------------------------------------------------------------------------------- */
+
+static _Thread_local uint64_t state;
+
+static int64_t pick(int64_t low, int64_t high) { /* low to high, both included */
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return low + (int64_t)((state >> 11) % (uint64_t)(high - low + 1));
+}
+
+static float random_float(void) { return (float)pick(-1000, 1000) / 500.0f; }
+
+static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static void *block(int64_t bytes) {
+    void *memory = malloc((size_t)bytes);
+    if (!memory && bytes) abort();
+    if (bytes) memset(memory, 0xff, (size_t)bytes);
+    return memory;
+}
+
+static float *floats(int64_t count) {
+    float *memory = block(count * 4);
+    for (int64_t i = 0; i < count; i++) memory[i] = random_float();
+    return memory;
+}
+
+static double get(const void *map, int dtype, int64_t index) {
+    if (dtype == SEPNET_FLOAT32) return ((const float *)map)[index];
+    uint32_t bits = (uint32_t)((const uint16_t *)map)[index] << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static int64_t width_of(int dtype) { return dtype == SEPNET_FLOAT32 ? 4 : 2; }
+
+static void *random_map(int64_t count, int dtype) {
+    void *map = block(count * width_of(dtype));
+    for (int64_t i = 0; i < count; i++) {
+        float value = random_float();
+        uint32_t bits;
+        memcpy(&bits, &value, 4);
+        if (dtype == SEPNET_FLOAT32)
+            ((float *)map)[i] = value;
+        else
+            ((uint16_t *)map)[i] = (uint16_t)(bits >> 16);
+    }
+    return map;
+}
+
+/* A result must be near `exact`; `slack` is what its sums may have lost. */
+static void check(const char *what, double got, double exact, double slack, int dtype) {
+    double unit = dtype == SEPNET_FLOAT32 ? FLOAT_UNIT : BFLOAT_UNIT;
+    if (fabs(got - exact) <= slack + unit * (fabs(exact) + slack) + 1e-37) return;
+    fprintf(stderr, "%s with %d threads: %s is %.9g, not %.9g (+- %.3g)\n", sepnet_isa(), the_threads, what, got, exact, slack);
+    abort();
+}
+
+static void expect(int condition, const char *what) {
+    if (condition) return;
+    fprintf(stderr, "%s: %s\n", sepnet_isa(), what);
+    abort();
+}
+
+/* --- depthwise convolution ------------------------------------------------------------------------------------------------- */
+
+static int64_t output_size(int64_t size, int64_t kernel, int64_t pad, int64_t dilation, int64_t stride) {
+    int64_t span = size + 2 * pad - dilation * (kernel - 1) - 1;
+    return span < 0 ? 0 : span / stride + 1;
+}
+
+static int fits(const sepnet_depthwise *d, const sepnet_branch *b) {
+    return d->out_h == output_size(d->in_h, b->kernel_h, b->pad_h, b->dilation_h, d->stride_h) &&
+           d->out_w == output_size(d->in_w, b->kernel_w, b->pad_w, b->dilation_w, d->stride_w);
+}
+
+static sepnet_branch random_branch(void) {
+    int64_t pad = pick(0, 3) ? 4 : 12, dilation = pick(0, 2) ? 2 : 6;
+    return (sepnet_branch){pick(1, 7), pick(1, 7), pick(0, pad), pick(0, pad), pick(1, dilation), pick(1, dilation)};
+}
+
+static sepnet_depthwise random_depthwise(void) {
+    sepnet_depthwise d = {.batch = pick(0, 3), .channels = pick(1, 35), .stride_h = pick(1, 3), .stride_w = pick(1, 3)};
+    d.branches = (int32_t)pick(1, 4), d.interleaved = (int32_t)pick(0, 1), d.dtype = (int32_t)pick(0, 1), d.threads = the_threads;
+    do {
+        d.branch[0] = random_branch();
+        d.in_h = pick(1, 14), d.in_w = pick(0, 9) ? pick(1, 22) : pick(60, 90);
+        d.out_h = output_size(d.in_h, d.branch[0].kernel_h, d.branch[0].pad_h, d.branch[0].dilation_h, d.stride_h);
+        d.out_w = output_size(d.in_w, d.branch[0].kernel_w, d.branch[0].pad_w, d.branch[0].dilation_w, d.stride_w);
+    } while (d.out_h < 1 || d.out_w < 1);
+    for (int j = 1; j < d.branches; j++) {
+        d.branch[j] = d.branch[0];
+        for (int i = 0; i < 300 && !d.interleaved; i++) {
+            sepnet_branch b = random_branch();
+            if (fits(&d, &b)) d.branch[j] = b;
+        }
+    }
+    return d;
+}
+
+/* Places in the arrays. */
+static int64_t in_index(const sepnet_depthwise *d, int64_t n, int64_t h, int64_t w, int64_t c) {
+    return ((n * d->in_h + h) * d->in_w + w) * d->channels + c;
+}
+static int64_t out_channel(const sepnet_depthwise *d, int64_t c, int64_t j) {
+    return d->interleaved ? c * d->branches + j : j * d->channels + c;
+}
+static int64_t out_index(const sepnet_depthwise *d, int64_t n, int64_t h, int64_t w, int64_t c, int64_t j) {
+    return ((n * d->out_h + h) * d->out_w + w) * d->channels * d->branches + out_channel(d, c, j);
+}
+static int64_t weight_index(const sepnet_depthwise *d, int64_t c, int64_t j) {
+    int64_t before = 0;
+    if (d->interleaved) return out_channel(d, c, j) * d->branch[0].kernel_h * d->branch[0].kernel_w;
+    for (int64_t i = 0; i < j; i++) before += d->branch[i].kernel_h * d->branch[i].kernel_w * d->channels;
+    return before + c * d->branch[j].kernel_h * d->branch[j].kernel_w;
+}
+
+/* A value and the sum of its terms' magnitudes. */
+typedef struct {
+    double value, size;
+} total;
+
+static void add(total *to, double a, double b) { to->value += a * b, to->size += fabs(a * b); }
+
+typedef struct {
+    total *y, *grad_x, *grad_weight, *grad_bias;
+} answers;
+
+/* All products of the convolution, dealt out to what they are summed into. */
+static void deal(const sepnet_depthwise *d, const void *x, const float *weight, const void *grad, answers to, int64_t n, int64_t j,
+                 int64_t oh, int64_t ow, int64_t c) {
+    const sepnet_branch *b = &d->branch[j];
+    int64_t out = out_index(d, n, oh, ow, c, j), first = weight_index(d, c, j);
+    double g = get(grad, d->dtype, out);
+    add(&to.grad_bias[out_channel(d, c, j)], g, 1);
+    for (int64_t r = 0; r < b->kernel_h; r++)
+        for (int64_t s = 0; s < b->kernel_w; s++) {
+            int64_t h = oh * d->stride_h - b->pad_h + r * b->dilation_h, w = ow * d->stride_w - b->pad_w + s * b->dilation_w;
+            if (h < 0 || h >= d->in_h || w < 0 || w >= d->in_w) continue;
+            int64_t in = in_index(d, n, h, w, c), tap = first + r * b->kernel_w + s;
+            double value = get(x, d->dtype, in);
+            add(&to.y[out], value, weight[tap]);
+            add(&to.grad_x[in], g, weight[tap]);
+            add(&to.grad_weight[tap], g, value);
+        }
+}
+
+static void compare(const char *what, const void *got, int dtype, const total *exact, int64_t count, int64_t terms) {
+    double unit = (double)(terms + 2) * FLOAT_UNIT;
+    for (int64_t i = 0; got && i < count; i++) check(what, get(got, dtype, i), exact[i].value, unit * exact[i].size, dtype);
+}
+
+static void try_depthwise(void) {
+    sepnet_depthwise d = random_depthwise();
+    int64_t inputs = d.batch * d.in_h * d.in_w * d.channels, filters = d.channels * d.branches, taps = 0, weights = 0;
+    int64_t outputs = d.batch * d.out_h * d.out_w * filters;
+    for (int j = 0; j < d.branches; j++) taps += d.branch[j].kernel_h * d.branch[j].kernel_w;
+    weights = taps * d.channels;
+    void *x = random_map(inputs, d.dtype), *grad = random_map(outputs, d.dtype), *y = block(outputs * width_of(d.dtype));
+    float *weight = floats(weights), *bias = pick(0, 1) ? floats(filters) : NULL;
+    void *grad_x = pick(0, 3) ? block(inputs * width_of(d.dtype)) : NULL;
+    float *grad_weight = pick(0, 3) ? block(weights * 4) : NULL, *grad_bias = pick(0, 3) ? block(filters * 4) : NULL;
+
+    int64_t bytes[2] = {sepnet_depthwise_workspace(&d, 0), sepnet_depthwise_workspace(&d, 1)};
+    expect(bytes[0] >= 0 && bytes[1] >= 0, "a valid convolution is refused");
+    void *workspace = block(bytes[0]);
+    expect(sepnet_depthwise_forward(&d, x, weight, bias, y, workspace) == 0, "forward refuses");
+    free(workspace);
+    workspace = block(bytes[1]);
+    expect(sepnet_depthwise_backward(&d, x, weight, grad, grad_x, grad_weight, grad_bias, workspace) == 0, "backward refuses");
+    free(workspace);
+
+    total *sums = calloc((size_t)(outputs + inputs + weights + filters), sizeof *sums);
+    answers to = {sums, sums + outputs, sums + outputs + inputs, sums + outputs + inputs + weights};
+    for (int64_t n = 0; n < d.batch; n++)
+        for (int64_t j = 0; j < d.branches; j++)
+            for (int64_t oh = 0; oh < d.out_h; oh++)
+                for (int64_t ow = 0; ow < d.out_w; ow++)
+                    for (int64_t c = 0; c < d.channels; c++) {
+                        deal(&d, x, weight, grad, to, n, j, oh, ow, c);
+                        if (bias) add(&to.y[out_index(&d, n, oh, ow, c, j)], bias[out_channel(&d, c, j)], 1);
+                    }
+    int64_t pixels = d.batch * d.out_h * d.out_w;
+    compare("y", y, d.dtype, to.y, outputs, taps);
+    compare("grad_x", grad_x, d.dtype, to.grad_x, inputs, taps);
+    compare("grad_weight", grad_weight, SEPNET_FLOAT32, to.grad_weight, weights, pixels);
+    compare("grad_bias", grad_bias, SEPNET_FLOAT32, to.grad_bias, filters, pixels);
+    void *all[] = {x, grad, y, weight, bias, grad_x, grad_weight, grad_bias, sums};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+/* --- batch normalisation --------------------------------------------------------------------------------------------------- */
+
+/* One channel of a normalisation. */
+typedef struct {
+    const sepnet_norm *norm;
+    const void *x, *y, *grad;
+    const uint8_t *argmax;
+    int64_t channel;
+    double mean, invstd, scale, shift, count;
+} channel_of;
+
+static int64_t rows_of(const sepnet_norm *m) { return m->pool ? m->height / 2 : m->height; }
+static int64_t cols_of(const sepnet_norm *m) { return m->pool ? m->width / 2 : m->width; }
+
+static double input(const channel_of *k, int64_t pixel) {
+    return get(k->x, k->norm->dtype, pixel * k->norm->channels + k->channel);
+}
+
+/* Pixel of the input that window position `at` of an output pixel is. */
+static int64_t source(const sepnet_norm *m, int64_t out, int at) {
+    if (!m->pool) return out;
+    int64_t col = out % cols_of(m), row = out / cols_of(m) % rows_of(m), image = out / cols_of(m) / rows_of(m);
+    return (image * m->height + 2 * row + at / 2) * m->width + 2 * col + at % 2;
+}
+
+static void measure(channel_of *k, const float *gamma, const float *beta, double eps) {
+    double sum = 0, square = 0;
+    int64_t pixels = k->norm->batch * k->norm->height * k->norm->width;
+    for (int64_t i = 0; i < pixels; i++) sum += input(k, i);
+    k->count = (double)pixels, k->mean = sum / k->count;
+    for (int64_t i = 0; i < pixels; i++) square += (input(k, i) - k->mean) * (input(k, i) - k->mean);
+    k->invstd = 1 / sqrt(square / k->count + eps);
+    k->scale = gamma[k->channel] * k->invstd, k->shift = beta[k->channel] - k->mean * k->scale;
+}
+
+static const double NEAR = 2e-5; /* float32 sums of some hundred numbers of size 1 */
+
+/* The output is that of the constants; which pixel was kept may be any that is near enough to the largest. */
+static void check_output(const channel_of *k, const void *y, const uint8_t *argmax) {
+    const sepnet_norm *m = k->norm;
+    int64_t outputs = m->batch * rows_of(m) * cols_of(m);
+    double slack = NEAR * (1 + fabs(k->scale) * 8 + fabs(k->shift));
+    for (int64_t i = 0; i < outputs; i++) {
+        double best = -HUGE_VAL;
+        for (int at = 0; at < (m->pool ? 4 : 1); at++) best = fmax(best, input(k, source(m, i, at)) * k->scale + k->shift);
+        int64_t index = i * m->channels + k->channel;
+        check("normalised y", get(y, m->dtype, index), m->relu ? fmax(best, 0) : best, slack, m->dtype);
+        if (!argmax) continue;
+        expect(argmax[index] < 4, "argmax beyond the window");
+        check("kept", input(k, source(m, i, argmax[index])) * k->scale + k->shift, best, 2 * slack, SEPNET_FLOAT32);
+    }
+}
+
+static void check_gradients(const channel_of *k, const void *grad_x, float grad_gamma, float grad_beta) {
+    const sepnet_norm *m = k->norm;
+    int64_t outputs = m->batch * rows_of(m) * cols_of(m), pixels = m->batch * m->height * m->width;
+    double *reaching = calloc((size_t)pixels, sizeof *reaching), sum = 0, product = 0, size = 0;
+    for (int64_t i = 0; i < outputs; i++) {
+        int64_t index = i * m->channels + k->channel;
+        if (m->relu && !(get(k->y, m->dtype, index) > 0)) continue;
+        int64_t pixel = source(m, i, m->pool ? k->argmax[index] : 0);
+        double grad = get(k->grad, m->dtype, index), standard = (input(k, pixel) - k->mean) * k->invstd;
+        reaching[pixel] = grad, sum += grad, product += grad * standard, size += fabs(grad) * (1 + fabs(standard));
+    }
+    check("grad_gamma", grad_gamma, product, NEAR * (1 + size), SEPNET_FLOAT32);
+    check("grad_beta", grad_beta, sum, NEAR * (1 + size), SEPNET_FLOAT32);
+    for (int64_t i = 0; i < pixels; i++) {
+        double standard = (input(k, i) - k->mean) * k->invstd;
+        double exact = k->scale * (reaching[i] - sum / k->count - standard * product / k->count);
+        check("normalised grad_x", get(grad_x, m->dtype, i * m->channels + k->channel), exact, NEAR * (1 + 8 * fabs(k->scale)), m->dtype);
+    }
+    free(reaching);
+}
+
+static sepnet_norm random_norm(void) {
+    int32_t pool = (int32_t)pick(0, 1);
+    sepnet_norm m = {pick(2, 4), pick(1, 35), pick(1, 9) + pool, pick(1, 9) + pool, pool, (int32_t)pick(0, 1), (int32_t)pick(0, 1), the_threads};
+    return m;
+}
+
+static void try_norm(void) {
+    sepnet_norm m = random_norm();
+    int64_t inputs = m.batch * m.height * m.width * m.channels, outputs = m.batch * rows_of(&m) * cols_of(&m) * m.channels;
+    void *x = random_map(inputs, m.dtype), *grad = random_map(outputs, m.dtype), *y = block(outputs * width_of(m.dtype));
+    void *grad_x = block(inputs * width_of(m.dtype));
+    float *gamma = floats(m.channels), *beta = floats(m.channels), *mean = block(m.channels * 4), *invstd = block(m.channels * 4);
+    float *grad_gamma = block(m.channels * 4), *grad_beta = block(m.channels * 4), *averages = floats(2 * m.channels);
+    float *before = block(2 * m.channels * 4);
+    uint8_t *argmax = m.pool ? block(outputs) : NULL;
+    memcpy(before, averages, (size_t)(2 * m.channels) * 4);
+    sepnet_running running = {averages, averages + m.channels, 0.25};
+    double eps = 0.1;
+
+    int64_t bytes = sepnet_norm_workspace(&m);
+    expect(bytes >= 0, "a valid normalisation is refused");
+    void *workspace = block(bytes);
+    expect(sepnet_norm_forward(&m, x, gamma, beta, eps, &running, mean, invstd, y, argmax, workspace) == 0, "forward refuses");
+    free(workspace);
+    workspace = block(bytes);
+    expect(sepnet_norm_backward(&m, x, y, argmax, grad, mean, invstd, gamma, beta, grad_x, grad_gamma, grad_beta, workspace) == 0,
+           "backward refuses");
+    free(workspace);
+    for (int64_t c = 0; c < m.channels; c++) {
+        channel_of k = {.norm = &m, .x = x, .y = y, .grad = grad, .argmax = argmax, .channel = c};
+        measure(&k, gamma, beta, eps);
+        double variance = (1 / (k.invstd * k.invstd) - eps) * k.count / (k.count - 1);
+        check("mean", mean[c], k.mean, NEAR, SEPNET_FLOAT32);
+        check("invstd", invstd[c], k.invstd, NEAR * k.invstd, SEPNET_FLOAT32);
+        check("average of means", averages[c], 0.75 * before[c] + 0.25 * k.mean, NEAR, SEPNET_FLOAT32);
+        check("average of variances", averages[m.channels + c], 0.75 * before[m.channels + c] + 0.25 * variance, NEAR, SEPNET_FLOAT32);
+        check_output(&k, y, argmax);
+        check_gradients(&k, grad_x, grad_gamma[c], grad_beta[c]);
+    }
+    uint8_t *kept = argmax && pick(0, 1) ? argmax : NULL; /* need not be asked for */
+    expect(sepnet_norm_apply(&m, x, gamma, beta, y, kept) == 0, "apply refuses");
+    for (int64_t c = 0; c < m.channels; c++)
+        check_output(&(channel_of){.norm = &m, .x = x, .channel = c, .scale = gamma[c], .shift = beta[c]}, y, kept);
+    void *all[] = {x, grad, y, grad_x, gamma, beta, mean, invstd, grad_gamma, grad_beta, averages, before, argmax};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+/* --- what must be refused -------------------------------------------------------------------------------------------------- */
+
+static void try_nonsense(void) {
+    sepnet_depthwise good = random_depthwise(), d;
+    good.branches = 1;
+#define REFUSED(change) d = good, d.change, expect(sepnet_depthwise_workspace(&d, 1) == -1, "accepted: " #change)
+    REFUSED(batch = -1), REFUSED(channels = 0), REFUSED(in_h = 0), REFUSED(in_w = -5), REFUSED(out_h++), REFUSED(out_w--);
+    REFUSED(stride_h = 0), REFUSED(stride_w = -1), REFUSED(threads = 0), REFUSED(branches = 0), REFUSED(branches = 5);
+    REFUSED(dtype = 2), REFUSED(branch[0].kernel_h = 8), REFUSED(branch[0].kernel_w = 0), REFUSED(branch[0].pad_h = -1);
+    REFUSED(branch[0].dilation_w = 0);
+    expect(sepnet_depthwise_forward(&d, NULL, NULL, NULL, NULL, NULL) == -1, "forward accepts");
+    expect(sepnet_depthwise_backward(&d, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "backward accepts");
+#undef REFUSED
+    sepnet_norm fine = random_norm(), m;
+#define REFUSED(change) m = fine, m.change, expect(sepnet_norm_workspace(&m) == -1, "accepted: " #change)
+    REFUSED(batch = 0), REFUSED(channels = 0), REFUSED(height = 0), REFUSED(width = -1), REFUSED(threads = 0), REFUSED(dtype = -1);
+    fine.pool = 1;
+    REFUSED(height = 1), REFUSED(width = 1);
+#undef REFUSED
+    expect(sepnet_norm_apply(&m, NULL, NULL, NULL, NULL, NULL) == -1, "apply accepts");
+    expect(sepnet_norm_forward(&m, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "forward accepts");
+    expect(sepnet_norm_backward(&m, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "backward accepts");
+    expect(sepnet_select_isa("no such thing") != 0, "an unknown instruction set is taken");
+    expect(sepnet_abi() == SEPNET_ABI, "library and header differ");
+}
+
+typedef struct {
+    uint64_t seed;
+    long cases;
+} share;
+
+static void *call(void *argument) {
+    const share *mine = argument;
+    state = mine->seed;
+    for (long i = 0; i < mine->cases; i++) try_depthwise(), try_norm();
+    return NULL;
+}
+
+int main(int count, char **words) {
+    if (count != 5) return fprintf(stderr, "usage: %s ISA THREADS CALLERS CASES\n", words[0]), 2;
+    if (sepnet_select_isa(words[1]) != 0) return 77;
+    the_threads = atoi(words[2]), state = 1;
+    int callers = atoi(words[3]);
+    try_nonsense();
+    pthread_t *threads = calloc((size_t)largest(1, callers), sizeof *threads);
+    share *shares = calloc((size_t)largest(1, callers), sizeof *shares);
+    for (int i = 0; i < callers; i++) {
+        shares[i] = (share){0x9e3779b97f4a7c15u * (uint64_t)(i + 1), atol(words[4])};
+        if (pthread_create(&threads[i], NULL, call, &shares[i]) != 0) abort();
+    }
+    for (int i = 0; i < callers; i++) pthread_join(threads[i], NULL);
+    free(threads), free(shares);
+    printf("%s: %d callers, %d threads, %s cases each\n", sepnet_isa(), callers, the_threads, words[4]);
+    return 0;
+}

@@ -1,0 +1,216 @@
+"""The depthwise kernels against float64: every instruction set, geometry, type and memory layout, forward and backward."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kernel_tools import (
+    LAYOUTS,
+    LIBRARY,
+    TYPES,
+    Problem,
+    always_native,
+    every_isa,
+    instruction_set,
+    limits,
+    needs_library,
+    poisoned_memory,
+    problems,
+    threads,
+)
+from sepnet.kernels import _native, depthwise_branches, depthwise_conv2d, use
+from sepnet.kernels._geometry import Geometry
+
+pytestmark = needs_library
+
+THOROUGH = settings(max_examples=60, deadline=None, derandomize=True)
+ALL = (True, True, True)
+
+
+def single(kernel: int, *, padding: int = 0, dilation: int = 1, stride: int = 1) -> Geometry:
+    return Geometry((stride, stride), ((kernel, kernel),), ((padding, padding),), ((dilation, dilation),), False)
+
+
+# --- the kernels themselves ------------------------------------------------------------------------------------------------
+
+
+def check_native(problem: Problem, dtype: torch.dtype) -> None:
+    x, weight, bias, grad = problem.tensors(dtype)
+    limit = limits(x, weight, bias, grad, problem.geometry)
+    with poisoned_memory():
+        y = _native.depthwise_forward(LIBRARY, x, weight, bias, problem.geometry)
+        grad_x, grad_weight, grad_bias = _native.depthwise_backward(LIBRARY, x, weight, grad, problem.geometry, ALL)
+    assert y.dtype == grad_x.dtype == dtype
+    assert grad_weight.dtype == grad_bias.dtype == torch.float32
+    limit.check("y", y)
+    limit.check("grad_x", grad_x)
+    limit.check("grad_weight", grad_weight)
+    limit.check("grad_bias", grad_bias)
+
+
+@every_isa
+@THOROUGH
+@given(problem=problems(), dtype=st.sampled_from(TYPES), count=st.integers(1, 3))
+def test_kernels_are_within_rounding_of_float64(isa: str, problem: Problem, dtype: torch.dtype, count: int) -> None:
+    with instruction_set(isa), threads(count):
+        check_native(problem, dtype)
+
+
+LARGE = {
+    "planes beyond the cache are cut into bands": Problem(single(3, padding=1), 1, 3, (190, 200), 0, True),
+    "bands with dilation and stride": Problem(single(5, padding=7, dilation=4, stride=2), 1, 2, (260, 150), 1, True),
+    "bands of two scales": Problem(
+        Geometry((1, 1), ((3, 3), (5, 5)), ((1, 1), (2, 2)), ((1, 1), (1, 1)), False), 1, 2, (140, 140), 2, True
+    ),
+    "many rows in one plane": Problem(single(7, padding=3), 2, 17, (70, 12), 3, True),
+    "one row": Problem(single(3, padding=1), 1, 16, (1, 500), 4, True),
+    "one column": Problem(single(3, padding=1), 1, 16, (500, 1), 5, True),
+    "taps far outside the map": Problem(single(3, padding=90, dilation=90), 1, 5, (6, 7), 6, True),
+    "nothing but padding": Problem(single(2, padding=8, dilation=15), 1, 5, (1, 2), 7, True),
+    "stride larger than the map": Problem(single(3, padding=2, stride=9), 2, 5, (4, 5), 8, True),
+    "many channels": Problem(single(3, padding=1), 1, 515, (3, 3), 9, True),
+    "a large batch": Problem(single(3, padding=1), 300, 3, (4, 4), 10, True),
+}
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("problem", LARGE.values(), ids=LARGE)
+def test_maps_of_unusual_size_exactly(isa: str, problem: Problem, dtype: torch.dtype) -> None:
+    for count in (1, 2, 4):
+        with instruction_set(isa), threads(count):
+            check_native(problem, dtype)
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_same_threads_give_the_same_bits(isa: str, count: int, dtype: torch.dtype) -> None:
+    problem = Problem(single(5, padding=2), 3, 33, (17, 19), 0, False)
+    x, weight, bias, grad = problem.tensors(dtype)
+    with instruction_set(isa), threads(count):
+        runs = [
+            (
+                _native.depthwise_forward(LIBRARY, x, weight, bias, problem.geometry),
+                *_native.depthwise_backward(LIBRARY, x, weight, grad, problem.geometry, ALL),
+            )
+            for _ in range(8)
+        ]
+    assert all(torch.equal(one, other) for run in runs[1:] for one, other in zip(runs[0], run, strict=True))
+
+
+@pytest.mark.parametrize("wanted", [(a, b, c) for a in (True, False) for b in (True, False) for c in (True, False)], ids=str)
+def test_a_gradient_is_the_same_with_and_without_the_others(wanted: tuple[bool, bool, bool]) -> None:
+    problem = Problem(single(3, padding=1, stride=2), 2, 9, (9, 8), 0, False)
+    x, weight, _, grad = problem.tensors(torch.float32)
+    every = _native.depthwise_backward(LIBRARY, x, weight, grad, problem.geometry, ALL)
+    some = _native.depthwise_backward(LIBRARY, x, weight, grad, problem.geometry, wanted)
+    for want, expected, got in zip(wanted, every, some, strict=True):
+        assert torch.equal(got, expected) if want else got is None
+
+
+def test_bfloat16_is_rounded_to_nearest_even_and_keeps_nan_and_infinity() -> None:
+    values = [
+        1.0,
+        1 + 2.0**-8,
+        1 + 3 * 2.0**-8,
+        1 + 2.0**-8 + 2.0**-20,
+        -1 - 2.0**-8,
+        3e38,
+        3.4e38,
+        float("inf"),
+        float("nan"),
+        0.0,
+    ]
+    weight = torch.tensor(values + values[::-1]).view(-1, 1, 1, 1)
+    x = torch.ones(1, len(weight), 1, 1, dtype=torch.bfloat16)
+    expected = weight.view(-1).to(torch.bfloat16)
+    for isa in ("baseline", LIBRARY.isa):
+        with instruction_set(isa):
+            y = _native.depthwise_forward(LIBRARY, x, weight, None, single(1)).view(-1)
+        torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+
+
+# --- through autograd ------------------------------------------------------------------------------------------------------
+
+
+def run(problem: Problem, dtype: torch.dtype, layout: str, grad_layout: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Output and gradients of x, weights (as one) and bias, by the public functions."""
+    g = problem.geometry
+    x, weight, bias, grad = problem.tensors(dtype)
+    x = LAYOUTS[layout](x).detach().requires_grad_()
+    if len(g.kernels) > 1 and not g.interleaved:
+        sizes = [problem.channels * h * w for h, w in g.kernels]
+        leaves = [part.view(-1, 1, *kernel).requires_grad_() for part, kernel in zip(weight.split(sizes), g.kernels, strict=True)]
+        bias = None
+        y = depthwise_branches(x, leaves, stride=g.stride, paddings=g.paddings, dilations=g.dilations)
+    else:
+        leaves = [weight.requires_grad_()]
+        bias.requires_grad_()
+        y = depthwise_conv2d(x, weight, bias, stride=g.stride, padding=g.paddings[0], dilation=g.dilations[0])
+    y.backward(LAYOUTS[grad_layout](grad))
+    grad_weight = torch.cat([leaf.grad.reshape(-1) for leaf in leaves])
+    assert all(leaf.grad.shape == leaf.shape and leaf.grad.dtype == leaf.dtype for leaf in leaves)
+    return y, x.grad, grad_weight.view_as(weight), None if bias is None else bias.grad
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["kernels", "chosen path"])
+@THOROUGH
+@given(
+    problem=problems(),
+    dtype=st.sampled_from(TYPES),
+    layout=st.sampled_from(list(LAYOUTS)),
+    grad_layout=st.sampled_from(list(LAYOUTS)),
+)
+def test_autograd_in_every_layout(native: bool, problem: Problem, dtype: torch.dtype, layout: str, grad_layout: str) -> None:
+    with always_native() if native else nullcontext():
+        y, grad_x, grad_weight, grad_bias = run(problem, dtype, layout, grad_layout)
+    x, weight, bias, grad = problem.tensors(dtype)
+    branches = grad_bias is None
+    limit = limits(x, weight, torch.zeros_like(bias) if branches else bias, grad, problem.geometry)
+    assert y.dtype == grad_x.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    limit.check("y", y)
+    limit.check("grad_x", grad_x)
+    limit.check("grad_weight", grad_weight, stored_as=None if native else dtype)  # PyTorch's backward pass knows one type only
+    if not branches:
+        limit.check("grad_bias", grad_bias, stored_as=None if native else dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_expanded_inputs_and_gradients(dtype: torch.dtype) -> None:
+    problem = Problem(single(3, padding=1, dilation=1, stride=2), 3, 6, (7, 5), 0, True)
+    x, weight, bias, grad = problem.tensors(dtype)
+    x, grad = x[:1, :1].expand_as(x).detach(), grad[:1, :, :1, :1].expand_as(grad)
+    limit = limits(x, weight, bias, grad, problem.geometry)
+    leaf = x.detach().requires_grad_()
+    weight.requires_grad_()
+    y = depthwise_conv2d(leaf, weight, bias, stride=2, padding=1)
+    y.backward(grad)
+    limit.check("y", y)
+    limit.check("grad_x", leaf.grad)
+    limit.check("grad_weight", weight.grad, stored_as=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_other_types_take_the_reference(dtype: torch.dtype) -> None:
+    x, weight, *_ = Problem(single(3, padding=1), 2, 4, (5, 5), 0, True).tensors(torch.float32)
+    y = depthwise_conv2d(x.to(dtype), weight.to(dtype), padding=1)
+    with use("reference"):
+        assert torch.equal(y, depthwise_conv2d(x.to(dtype), weight.to(dtype), padding=1))
+    assert y.dtype == dtype
+
+
+def test_more_branches_and_larger_kernels_than_the_library_takes() -> None:
+    x = torch.randn(2, 3, 12, 12)
+    five = [torch.randn(3, 1, 3, 3) for _ in range(5)]
+    alone = torch.cat([depthwise_conv2d(x, weight, padding=1) for weight in five], 1)
+    torch.testing.assert_close(depthwise_branches(x, five, paddings=[1] * 5, dilations=[1] * 5), alone)
+    large = torch.randn(3, 1, 9, 9)
+    torch.testing.assert_close(depthwise_conv2d(x, large, padding=4), torch.nn.functional.conv2d(x, large, padding=4, groups=3))
