@@ -1,7 +1,17 @@
 """From run records (JSON) to tables, plots and the report of a run."""
 
 from sepnet.report import _matplotlib as _matplotlib  # first: it imports matplotlib without its noise
+from sepnet.report._pareto import pareto_front
 from sepnet.report._provenance import Measured, provenance
+from sepnet.report.comparison import (
+    COSTS,
+    ComparedNetwork,
+    Speed,
+    comparison_cells,
+    comparison_json,
+    comparison_markdown,
+    fronts,
+)
 from sepnet.report.plots import (
     MAX_CLASSES,
     Curve,
@@ -25,9 +35,12 @@ from sepnet.report.tables import (
     paper_table_json,
     paper_table_markdown,
 )
+from sepnet.report.tradeoff import tradeoff_figure
 
 __all__ = [
+    "COSTS",
     "MAX_CLASSES",
+    "ComparedNetwork",
     "CountRow",
     "Curve",
     "Environment",
@@ -35,11 +48,16 @@ __all__ = [
     "Measured",
     "PaperRow",
     "RunRecord",
+    "Speed",
+    "comparison_cells",
+    "comparison_json",
+    "comparison_markdown",
     "confusion_matrix",
     "counts_table_json",
     "counts_table_markdown",
     "curve_of",
     "environment",
+    "fronts",
     "kept_weights",
     "load_record",
     "markdown_table",
@@ -47,11 +65,13 @@ __all__ = [
     "paper_figure",
     "paper_table_json",
     "paper_table_markdown",
+    "pareto_front",
     "provenance",
     "run_confusion",
     "run_curves",
     "run_summary",
     "save_record",
+    "tradeoff_figure",
     "training_curves",
     "wilson_interval",
 ]
