@@ -79,7 +79,7 @@ def measure(args: argparse.Namespace, copy: Copy) -> Iterator[Row]:
     for number, (shape, users) in enumerate(shapes):
         if number % 10 == 0:
             copy.sample()
-            print(f"{number} of {len(shapes)} shapes", end="\r", file=sys.stderr, flush=True)
+            print(f"{number} of {len(shapes)} shapes", file=sys.stderr, flush=True)
         for dtype in args.dtype:
             case = Case(shape, dtype)
             case.check()

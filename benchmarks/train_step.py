@@ -7,7 +7,8 @@ A step is forward, cross-entropy, backward and SGD with Nesterov momentum and we
 there already. Every contender runs in a process of its own, with the allocator settings that are its own: sepnet as a real run of
 its engine, PyTorch as the loop of its tutorials over the same layers as torch.nn modules, Keras by train_on_batch. They take turns
 of half a second within one run. Keras has no depthwise convolution that is strided and dilated: it computes all and drops three
-of four.
+of four. In the peers' multi-scale units the stacked convolutions pad by 1 each, which is how one would write them, and the faster
+form there; --peer-border once gives them exactly sepnet's padding.
 
 TensorFlow comes with pip install -e '.[bench]'; without it the others run.
 """
