@@ -1,7 +1,7 @@
 """What batched augmentation costs: milliseconds per batch of each operation, and its share of a training step.
 
     python benchmarks/augment.py
-    python benchmarks/augment.py --batch-size 512 --threads 4 --json augment.json
+    python benchmarks/augment.py --batch-size 512 --threads 4 --output docs/results/performance
 
 A batch is fetched by index from 10,000 random uint8 images, augmented and normalised to float32 with channels innermost, as
 TrainLoader does it. The training step beside it (forward, backward, SGD, no loading, in the engine's own precision and layout) is
@@ -11,21 +11,17 @@ measured in the same run, in turns with the batches, so that a busy machine slow
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
 
+from _bench import Report, common_options, figures_of, in_turns, method, set_up, settings, write
 from sepnet.data import AugmentConfig, Preprocessing, Split, TrainLoader
 from sepnet.engine import FitConfig, build_optimizer, make_fabric
 from sepnet.engine.devices import keep_large_buffers
 from sepnet.models import create_model
-from sepnet.report import environment, markdown_table
+from sepnet.report import markdown_table
 
 CASES = {
     "none (fetch and normalise)": AugmentConfig(),
@@ -45,18 +41,20 @@ CASES = {
         hflip="random", rotate=10, scale=0.1, brightness=0.2, contrast=0.2, saturation=0.2
     ),
 }
+FLIP_AND_SHIFT, ALL = "recipe: flip + shift 2", "recipe: flip + rotate 10 + scale 0.1 + colour 0.2"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common_options(__doc__, threads=1)
     parser.add_argument("-b", "--batch-size", type=int, default=128)
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
     parser.add_argument("--model", default="multiscale_concat", help="network of the training step")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=100, help="batches measured of each case")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.repeats = min(args.repeats, 2)
+    return args
 
 
 def training_step(args: argparse.Namespace) -> Callable[[int], object]:
@@ -77,62 +75,47 @@ def training_step(args: argparse.Namespace) -> Callable[[int], object]:
     return step
 
 
-def timed(work: dict[str, Callable[[int], object]], args: argparse.Namespace) -> dict[str, list[float]]:
-    """Milliseconds of each call, the cases taking turns; the first three rounds are warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for iteration in range(-3, args.repeats):
-        for name, call in work.items():
-            start = time.perf_counter()
-            call(max(iteration, 0))
-            if args.device != "cpu":
-                torch.cuda.synchronize()
-            if iteration >= 0:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return times
-
-
-def main() -> None:
-    args = parse()
-    torch.manual_seed(0)
-    torch.set_num_threads(args.threads)
+def batches(args: argparse.Namespace) -> dict[str, Callable[[int], object]]:
     rows = torch.randint(0, 256, (10_000, args.size, args.size, 3), dtype=torch.uint8)
     split = Split(rows.permute(0, 3, 1, 2), torch.randint(10, (10_000,)))
     preprocessing = Preprocessing((args.size, args.size), 3, "crop", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-    step_name = f"training step of {args.model}"
-    work: dict[str, Callable[[int], object]] = {
+    return {
         name: TrainLoader(split, preprocessing, batch_size=args.batch_size, seed=0, augment=config, device=args.device).batch
         for name, config in CASES.items()
     }
-    times = timed(work | {step_name: training_step(args)}, args)
-    step_ms = statistics.median(times[step_name])
-    figures = {
-        name: {
-            "median_ms": statistics.median(values),
-            "mean_ms": statistics.fmean(values),
-            "sd_ms": statistics.stdev(values) if len(values) > 1 else 0.0,
-            "n": len(values),
-            "share_of_step": statistics.median(values) / (statistics.median(values) + step_ms) if name != step_name else None,
-        }
-        for name, values in times.items()
-    }
-    where = environment(torch.device(args.device), "32-true")
-    command = "python " + " ".join(sys.argv)
-    shape = f"{args.batch_size} x 3 x {args.size} x {args.size}"
-    print(f"Batch {shape}, {args.device}, {args.threads} thread(s), {where.processor}, torch {where.torch}")
-    print(f"Command: {command}\n")
-    shares = {name: "" if f["share_of_step"] is None else f"{f['share_of_step']:.1%}" for name, f in figures.items()}
-    table = [[name, f"{f['median_ms']:.2f}", f"{f['mean_ms']:.2f} ± {f['sd_ms']:.2f}", shares[name]] for name, f in figures.items()]
-    print(markdown_table(["operation", "median ms", f"mean ± sd ms (n = {args.repeats})", "share of step and loading"], table))
-    if args.json is not None:
-        content = {
-            "command": command,
-            "environment": where.model_dump(),
-            "options": vars(args) | {"json": None},
-            "figures": figures,
-        }
-        part = args.json.with_name(f"{args.json.name}.part")
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        part.replace(args.json)
+
+
+def measure(args: argparse.Namespace, machine: dict[str, object]) -> Report:
+    step_name = f"training step of {args.model}"
+    work = batches(args) | {step_name: training_step(args)}
+    times = in_turns(work, rounds=args.repeats, settle=None if args.device == "cpu" else torch.cuda.synchronize)
+    figures = {name: dict(figures_of(values)) for name, values in times.items()}
+    step_ms = figures[step_name]["median_ms"]
+    shares = {name: f["median_ms"] / (f["median_ms"] + step_ms) for name, f in figures.items() if name != step_name}
+    rows = [
+        [name, f"{f['median_ms']:.2f}", f"{f['mean_ms']:.2f} ± {f['sd_ms']:.2f}", f"{shares[name]:.1%}" if name in shares else ""]
+        for name, f in figures.items()
+    ]
+    return Report(
+        name="augment",
+        title="Augmentation of whole batches",
+        intro=f"Batches of {args.batch_size} x 3 x {args.size} x {args.size}. {method(__doc__)}",
+        body=markdown_table(["operation", "median ms", f"mean ± sd ms (n = {args.repeats})", "share of step and loading"], rows),
+        headline=[
+            f"flips and shifts cost {shares[FLIP_AND_SHIFT]:.1%} of a training step, "
+            f"flips, rotation, scale and colour {shares[ALL]:.1%}"
+        ],
+        figures=[{"operation": name, **f, "share_of_step": shares.get(name)} for name, f in figures.items()],
+        options=settings(args),
+        precision="bf16" if machine["bf16_instructions"] else "fp32",
+        machine=machine,
+        device=args.device,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    write(measure(args, set_up(args)), args.output)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,11 @@ def drawn() -> tuple[Tensor, Tensor]:
 def test_figures_do_not_depend_on_the_batches(drawn: tuple[Tensor, Tensor], size: int) -> None:
     logits, labels = drawn
     result = evaluate(Table(), batches(logits, labels, size), 7, FABRIC)
-    top5 = logits.argsort(1, descending=True)[:, :5]
+    order = logits.argsort(1, descending=True)
     assert result.images == 103
     assert result.accuracy == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
-    assert result.top5 == pytest.approx(100 * (top5 == labels[:, None]).any(1).float().mean().item())
+    for k in (3, 5):
+        assert result.topk[k] == pytest.approx(100 * (order[:, :k] == labels[:, None]).any(1).float().mean().item())
     assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert [list(row) for row in result.confusion] == confusion_matrix(labels, logits.argmax(1)).tolist()
     assert result.accuracy_tta is None
@@ -51,7 +52,7 @@ def test_per_class_equals_scikit_learn(drawn: tuple[Tensor, Tensor]) -> None:
 
 
 def test_a_class_without_images_has_no_figures() -> None:
-    rows = EvalResult(loss=1.0, accuracy=100.0, top5=100.0, images=2, confusion=((2, 0), (0, 0))).per_class()
+    rows = EvalResult(loss=1.0, accuracy=100.0, topk={}, images=2, confusion=((2, 0), (0, 0))).per_class()
     assert rows[1] == {"precision": None, "recall": None, "f1": None, "support": 0}
 
 
@@ -65,7 +66,7 @@ def test_flipping_averages_the_logits_of_both_images() -> None:
 
 def test_fewer_than_five_classes() -> None:
     result = evaluate(Table(), batches(torch.randn(9, 3), torch.randint(3, (9,)), 4), 3, FABRIC)
-    assert result.top5 == 100
+    assert result.topk == {3: 100, 5: 100}
 
 
 def test_changes_nothing_in_the_network() -> None:

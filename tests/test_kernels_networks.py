@@ -17,7 +17,7 @@ from sepnet.measure import count
 from sepnet.models import model_card
 from sepnet.nn import BatchNormReLU, DepthwiseConv2d, MultiScaleUnit
 from sepnet.nn.conv import PointwiseConv2d
-from test_models import DEEPER, LARGE, NAMES, fresh, size_of
+from test_models import LARGE, LARGER, NAMES, fresh, size_of
 
 pytestmark = needs_library
 
@@ -31,7 +31,7 @@ def uses_kernels(name: str) -> bool:
     return any(isinstance(module, KINDS) for module in network.modules())
 
 
-NETWORKS = [name for name in NAMES if name not in DEEPER and uses_kernels(name)]
+NETWORKS = [name for name in NAMES if name not in LARGER and uses_kernels(name)]
 DEEP = {name for name in NETWORKS if model_card(name).native_size[1] > LARGE}
 """Made for images of 224 pixels: on those here their last maps are one pixel, and four values are a poor statistic."""
 

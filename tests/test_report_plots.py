@@ -39,7 +39,7 @@ def size(content: bytes) -> tuple[int, int]:
 def test_curve_is_mean_and_range_over_the_iterations_all_runs_share():
     runs = [record(70.0), record(80.0, seed=1), record(60.0, seed=2, iterations=100)]
     assert curve_of("net", runs[:2]) == Curve("net", [100, 200], [37.5, 75.0], [35.0, 70.0], [40.0, 80.0])
-    assert curve_of("net", runs).iterations == [100]
+    assert curve_of("net", runs).x == [100]
     with pytest.raises(ValueError, match="no iteration"):
         curve_of("net", [record(history=[{"iteration": 100, "train_loss": 1.0}])])
     with pytest.raises(ValueError, match="as many means"):

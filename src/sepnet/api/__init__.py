@@ -1,4 +1,4 @@
-"""The commands as Python functions: train, evaluate, predict, reproduce.
+"""The commands as Python functions: train, evaluate, predict, reproduce, compare.
 
 import sepnet
 
@@ -7,28 +7,41 @@ print(run.record.result["test"]["accuracy"])
 print(sepnet.predict(run.folder, ["cat.jpg"])[0].top)
 """
 
+from sepnet.api._compare import CompareListener, Comparison, compare
+from sepnet.api._compare_plan import ComparePlan, Contender, NamedNetwork, Trial, plan_comparison
 from sepnet.api._evaluate import Evaluation, evaluate
+from sepnet.api._experiment import Experiment
 from sepnet.api._paper_report import write_report
-from sepnet.api._plan import Experiment, Plan, plan
+from sepnet.api._plan import Plan, plan
 from sepnet.api._predict import Prediction, predict
 from sepnet.api._release import Release, load_release, save_release
 from sepnet.api._reproduce import Listener, reproduce
 from sepnet.api._run import Run, build_model, run_training
+from sepnet.api._speed import SpeedTest
 from sepnet.api._train import Request, resolve, run_folder, train
 
 __all__ = [
+    "CompareListener",
+    "ComparePlan",
+    "Comparison",
+    "Contender",
     "Evaluation",
     "Experiment",
     "Listener",
+    "NamedNetwork",
     "Plan",
     "Prediction",
     "Release",
     "Request",
     "Run",
+    "SpeedTest",
+    "Trial",
     "build_model",
+    "compare",
     "evaluate",
     "load_release",
     "plan",
+    "plan_comparison",
     "predict",
     "reproduce",
     "resolve",

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch.nn import functional as F
 
 from sepnet.api._run import build_model, eval_loader, train_loader
 from sepnet.data import Dataset
 from sepnet.engine import build_optimizer, make_fabric
 from sepnet.engine.devices import keep_large_buffers
+from sepnet.engine.loss import classification_loss
 from sepnet.recipes import TrainConfig
 
 __all__ = ["seconds_per_run"]
@@ -34,7 +34,7 @@ def seconds_per_run(config: TrainConfig, dataset: Dataset, device: str = "auto")
 
     def step(iteration: int) -> None:
         x, y = loader.batch(iteration)
-        loss = F.cross_entropy(wrapped(x).float(), y)
+        loss, _ = classification_loss(wrapped(x), y, config.smoothing)
         optimizer.zero_grad()
         fabric.backward(loss)
         optimizer.step()

@@ -25,7 +25,7 @@ SplitName = Literal["train", "val", "test"]
 class Evaluation:
     """Scores of a release on one split ("whole": all of a folder).
 
-    ``scores`` holds accuracy and top5 (percent), loss, images, per_class, confusion.
+    ``scores`` holds accuracy, top3 and top5 (percent), loss, images, per_class, confusion.
     """
 
     release: Release

@@ -1,4 +1,4 @@
-"""A paper's tables and figures from the records that a plan has so far."""
+"""A paper's tables, figures and claims from the records that a plan has so far."""
 
 from __future__ import annotations
 
@@ -7,21 +7,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sepnet.api._plan import Plan, dataset_of, records
+from sepnet.api._claims import answers, in_words
+from sepnet.api._experiment import facts_of
+from sepnet.api._plan import Plan, records
+from sepnet.api._speed import speed_records
 from sepnet.engine import atomic_write
+from sepnet.errors import DataNotFoundError
 from sepnet.measure import Counts, count
 from sepnet.models import create_model, model_card
-from sepnet.recipes import PaperTable, TrainConfig
+from sepnet.recipes import Figure, PaperTable, Published, Speed, TrainConfig, parameters
 from sepnet.report import (
+    ACCURACY,
+    Architecture,
+    Bar,
     CountRow,
+    Layer,
     PaperRow,
     RunRecord,
     counts_table_json,
     counts_table_markdown,
     curve_of,
+    layers_table_json,
+    layers_table_markdown,
     paper_figure,
     paper_table_json,
     paper_table_markdown,
+    parameters_figure,
 )
 
 __all__ = ["write_report"]
@@ -30,9 +41,10 @@ COUNTED_WIDTH = 32  # Table 2 of Wang et al. gives its example for N = 32
 
 
 def write_report(plan: Plan) -> list[Path]:
-    """Write table-N.md, table-N.json and figure-N.png for what ``plan`` covers; returns their paths.
+    """Write table-N.md and .json, figure-N.png for what ``plan`` covers, and return their paths.
 
-    Runs that are missing yet show as such. Raises OutputError.
+    What the paper claims of a table stands in it, answered; what it claims of a figure, in figure-N.md and .json beside it.
+    Files of another budget than 1 carry it in their names. Runs that are missing yet show as such. Raises OutputError.
     """
     found = records(plan)
     written: list[Path] = []
@@ -43,12 +55,19 @@ def write_report(plan: Plan) -> list[Path]:
     return written
 
 
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
 def _write_table(plan: Plan, number: int, found: Mapping[str, RunRecord]) -> list[Path]:
     table = plan.paper.tables[number]
     title = f"{plan.paper.reference}. Table {number}: {table.caption}"
-    markdown, values = _counts(title, table) if table.data is None else _accuracies(plan, number, title, found)
+    if table.data is not None:
+        markdown, values = _scores(plan, table, f"{title}{_mark(plan)}", found)
+    else:
+        markdown, values = _layers(plan, title, table) if table.layers else _counts(title, table)
     values["paper"] = plan.paper.reference
-    paths = [plan.output / f"table-{number}.md", plan.output / f"table-{number}.json"]
+    suffix = plan.suffix if table.data is not None else ""
+    paths = [plan.output / f"table-{number}{suffix}.md", plan.output / f"table-{number}{suffix}.json"]
     contents = [markdown, json.dumps(values, indent=1, ensure_ascii=False) + "\n"]
     for path, text in zip(paths, contents, strict=True):
         _write(path, text.encode())
@@ -65,24 +84,37 @@ def _counts(title: str, table: PaperTable) -> tuple[str, dict[str, Any]]:
     return counts_table_markdown(title, rows, notes=notes), counts_table_json(title, rows, notes=notes)
 
 
-def _accuracies(plan: Plan, number: int, title: str, found: Mapping[str, RunRecord]) -> tuple[str, dict[str, Any]]:
-    table = plan.paper.tables[number]
+def _layers(plan: Plan, title: str, table: PaperTable) -> tuple[str, dict[str, Any]]:
+    networks = []
+    for model, published in table.rows.items():
+        card = model_card(model)
+        costs = count(create_model(model, num_classes=card.num_classes), card.native_size)
+        layers = [Layer(c.name, c.kind, c.output_shape, c.params, c.macs) for c in costs.layers]
+        totals = costs.params_trainable, costs.params_total, costs.macs
+        networks.append(Architecture(published.label, model, published.params, *totals, layers, card.readings))
+    notes = [*table.notes, *in_words(answers(plan, "table", table.number, {}))]
+    return layers_table_markdown(title, networks, notes=notes), layers_table_json(title, networks, notes=notes)
+
+
+def _scores(plan: Plan, table: PaperTable, title: str, found: Mapping[str, RunRecord]) -> tuple[str, dict[str, Any]]:
     assert table.data is not None
     rows = []
-    for model, published in table.rows.items():
-        config = plan.paper.configure(table.data, model, plan.recipes[0], 0)
-        costs = _costs(plan, config)
-        runs = {r: _runs(plan, number, model, r, found) for r in plan.recipes}
+    for name, published in table.rows.items():
+        config = plan.paper.configure(table.data, name, plan.recipes[0], 0)
+        costs = _costs(config, _shape(plan, table, config))
+        tests = [test for test in plan.speed if (test.table, test.row) == (table.number, name)]
         rows.append(
             PaperRow(
-                published.label,
-                model,
-                published.accuracy,
-                published.params,
-                costs.params_trainable,
-                costs.params_total,
-                costs.macs,
-                runs,
+                label=published.label,
+                model=config.model,
+                published=_printed(published),
+                published_params=published.params,
+                params_trainable=costs.params_trainable,
+                params_total=costs.params_total,
+                macs=costs.macs,
+                runs={r: _runs(plan, table.data, name, r, found) for r in plan.recipes},
+                published_ms=published.ms_per_image,
+                speed=[record for test in tests for record in speed_records(test, plan.output)],
             )
         )
     recipes = {r: plan.paper.recipes[r] for r in plan.recipes}
@@ -91,55 +123,132 @@ def _accuracies(plan: Plan, number: int, title: str, found: Mapping[str, RunReco
         "iterations": config.iterations,
         "batch_size": config.batch_size,
         "wanted": plan.seeds,
-        "notes": [f"{row.label}: {row.note}" for row in table.rows.values() if row.note],
+        "metrics": table.metrics,
+        "budget": plan.budget,
+        "speed_batch": table.speed.batch_size if table.speed else None,
+        "notes": [
+            *table.notes,
+            *(f"{row.label}: {row.note}" for row in table.rows.values() if row.note),
+            *in_words(answers(plan, "table", table.number, found)),
+        ],
     }
     return paper_table_markdown(title, rows, recipes, **settings), paper_table_json(title, rows, recipes, **settings)
 
 
-def _costs(plan: Plan, config: TrainConfig) -> Counts:
-    dataset = dataset_of(config.data, config.size, plan.data_dir)
-    channels, (height, width) = dataset.preprocessing.channels, dataset.preprocessing.size
-    model = create_model(
-        config.model, num_classes=len(dataset.classes), in_channels=channels, input_size=height, **config.model_options
-    )
-    return count(model, (channels, height, width))
+def _printed(published: Published) -> dict[str, float]:
+    """The printed figures in percent by the key of their metric."""
+    accuracy = {} if published.accuracy is None else {ACCURACY.key: published.accuracy}
+    return accuracy | dict(published.figures)
 
 
-def _runs(plan: Plan, table: int, model: str, recipe: str, found: Mapping[str, RunRecord]) -> list[RunRecord]:
-    wanted = [e.key for e in plan.experiments if (e.table, e.model, e.recipe) == (table, model, recipe)]
+def _shape(plan: Plan, table: PaperTable, config: TrainConfig) -> Speed:
+    """Images and classes that a table's networks are built for: those of the data, or as the table says where it needs none."""
+    try:
+        facts = facts_of(config.data, config.size, plan.data_dir)
+    except DataNotFoundError:
+        if table.speed is None:
+            raise
+        return table.speed
+    return Speed((facts.channels, facts.side, facts.side), facts.classes, config.batch_size)
+
+
+def _costs(config: TrainConfig, shape: Speed) -> Counts:
+    channels, side, _ = shape.input_shape
+    model = create_model(config.model, num_classes=shape.classes, in_channels=channels, input_size=side, **config.model_options)
+    return count(model, shape.input_shape)
+
+
+def _runs(plan: Plan, data: str, row: str, recipe: str, found: Mapping[str, RunRecord]) -> list[RunRecord]:
+    wanted = [e.key for e in plan.experiments if (e.config.data, e.row, e.recipe) == (data, row, recipe)]
     return [found[key] for key in wanted if key in found]
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 def _write_figure(plan: Plan, number: int, found: Mapping[str, RunRecord]) -> list[Path]:
     figure = plan.paper.figures[number]
-    table = plan.paper.tables[figure.table]
+    counted = figure.show == "parameters"
+    content = _parameters(plan, figure) if counted else _curves(plan, figure, found)
+    if content is None:
+        return []
+    path = plan.output / f"figure-{number}{'' if counted else plan.suffix}.png"
+    _write(path, content)
+    return [path, *_write_claims(plan, figure, path, found)]
+
+
+def _parameters(plan: Plan, figure: Figure) -> bytes:
+    assert figure.counted is not None
+    classes, side = figure.counted.classes, figure.counted.input_shape[1]
+    bars = [Bar(row.label, parameters(model, classes, side), row.params) for model, row in figure.rows.items()]
+    return parameters_figure(
+        f"Figure {figure.number}. {figure.caption}", bars, subtitle="; ".join([plan.paper.name, *figure.notes])
+    )
+
+
+def _curves(plan: Plan, figure: Figure, found: Mapping[str, RunRecord]) -> bytes | None:
+    """The figure's PNG; None without any run."""
+    data, rows = plan.paper.runs_of(figure)
+    assert data is not None
+    training = figure.show == "training"
     panels = {}
-    titles: set[str] = set()
+    drawn: list[RunRecord] = []
     counts: set[int] = set()
     for recipe in plan.recipes:
         curves = []
-        for model, published in table.rows.items():
-            runs = _runs(plan, figure.table, model, recipe, found)
-            titles.update(run.data_title for run in runs)
+        for name, published in rows.items():
+            runs = _runs(plan, data, name, recipe, found)
+            drawn += runs
             if runs:
                 counts.add(len(runs))
-                curves.append(curve_of(published.label, runs))
-        panels[recipe] = curves
-    if not any(panels.values()):
-        return []
-    ends = {p.label: p.accuracy for p in table.rows.values() if p.accuracy is not None}
-    caption = figure.caption.replace(table.caption, ", ".join(sorted(titles)))
-    subtitle = f"{plan.paper.name}; lines: mean of {_seeds(counts, plan.seeds)}, bands: their range; markers: the paper's end"
-    path = plan.output / f"figure-{number}.png"
-    _write(path, paper_figure(f"Figure {number}. {caption}", panels, ends, subtitle=subtitle))
-    return [path]
+                column = "train_accuracy" if training else "eval_accuracy"
+                curves.append(curve_of(published.label, runs, column=column, epochs=figure.epochs))
+        panels[f"{recipe}{_mark(plan)}"] = curves
+    if not drawn:
+        return None
+    ends = {p.label: p.accuracy for p in rows.values() if p.accuracy is not None}
+    titles = ", ".join(sorted({run.data_title for run in drawn}))
+    caption = figure.caption
+    caption = f"{titles}: {caption}" if figure.table is None else caption.replace(plan.paper.tables[figure.table].caption, titles)
+    lines = f"{plan.paper.name}; lines: mean of {_seeds(counts, plan.seeds)}, bands: their range"
+    split = "training" if training else {"val": "validation"}.get(drawn[0].evaluated_on or "", "test")
+    return paper_figure(
+        f"Figure {figure.number}{_mark(plan)}. {caption}",
+        panels,
+        ends,
+        subtitle=f"{lines}; markers: the paper's end" if ends else lines + _about_training(training),
+        x_label="epochs" if figure.epochs else "iterations",
+        y_label=f"{split} accuracy (%)",
+    )
+
+
+def _about_training(training: bool) -> str:
+    return "; training accuracy is the mean over the steps since the point before, augmentation included" if training else ""
 
 
 def _seeds(counts: set[int], wanted: int) -> str:
     """ "3 seeds", or how many there are so far."""
     if counts == {wanted}:
-        return f"{wanted} seeds"
+        return f"{wanted} seed{'s' if wanted != 1 else ''}"
     return f"{'-'.join(map(str, sorted({min(counts), max(counts)})))} of {wanted} seeds"
+
+
+def _write_claims(plan: Plan, figure: Figure, drawing: Path, found: Mapping[str, RunRecord]) -> list[Path]:
+    """What the paper claims of a figure, beside its PNG; nothing where it claims nothing."""
+    rows = answers(plan, "figure", figure.number, found)
+    if not rows:
+        return []
+    title = f"{plan.paper.reference}. Figure {figure.number}: {figure.caption}"
+    lines = [f"# {title}", "", f"![{figure.caption}]({drawing.name})", "", *(f"- {text}" for text in in_words(rows)), ""]
+    values = {"title": title, "paper": plan.paper.reference, "budget": plan.budget, "seeds_wanted": plan.seeds, "claims": rows}
+    paths = [drawing.with_suffix(".md"), drawing.with_suffix(".json")]
+    _write(paths[0], "\n".join(lines).encode())
+    _write(paths[1], (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+    return paths
+
+
+def _mark(plan: Plan) -> str:
+    return "" if plan.budget == 1 else f" (budget {plan.budget:g})"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from sepnet.api._estimate import seconds_per_run
-from sepnet.data import Dataset, load_dataset
-from sepnet.errors import CheckpointError, ConfigError, DataNotFoundError, one_line
+from sepnet.api._experiment import Experiment, budget_suffix, dataset_of, facts_of, recorded, scaled
+from sepnet.api._speed import SpeedTest, expected_seconds, speed_records, speed_tests, this_hardware
+from sepnet.errors import ConfigError, DataNotFoundError, one_line
 from sepnet.models import model_card
-from sepnet.recipes import Paper, PaperTable, TrainConfig, papers
-from sepnet.report import RunRecord, load_record
+from sepnet.recipes import Paper, papers
+from sepnet.report import RunRecord, hardware
 
-__all__ = ["Experiment", "Plan", "dataset_of", "plan", "record_path", "records", "same_settings"]
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One run of a table."""
-
-    table: int
-    model: str
-    recipe: str
-    seed: int
-    config: TrainConfig
-
-    @property
-    def key(self) -> str:
-        """Name of its record and of its run folder."""
-        return f"{self.config.data}-{self.model}-{self.recipe}-seed{self.seed}"
+__all__ = ["Plan", "plan", "records"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +23,15 @@ class Plan:
 
     Attributes:
         tables, figures: numbers that will be written.
+        models: rows of the tables: networks, or variants of them.
+        budget: share of the iterations.
         experiments: every run behind them, in the order of execution.
         done: keys of the experiments whose record exists already.
+        speed: every measurement of speed behind them.
+        speed_todo: those that have no record for the device at hand.
         seconds: expected seconds of each experiment still to run, by key, measured on this machine.
-        blocked: one line for each table or figure that cannot be made, and why.
+        speed_seconds: expected seconds of the measurements of speed, together.
+        blocked: one line for each table or figure that cannot be made, or not in full, and why.
         output: where records, tables and figures go.
         work: where the runs' own folders go.
     """
@@ -55,9 +42,13 @@ class Plan:
     recipes: tuple[str, ...]
     models: tuple[str, ...]
     seeds: int
+    budget: float
     experiments: tuple[Experiment, ...]
     done: frozenset[str]
+    speed: tuple[SpeedTest, ...]
+    speed_todo: tuple[SpeedTest, ...]
     seconds: dict[str, float]
+    speed_seconds: float
     blocked: tuple[str, ...]
     output: Path
     work: Path
@@ -71,7 +62,12 @@ class Plan:
     @property
     def expected_seconds(self) -> float:
         """Expected time of all that is still to run."""
-        return sum(self.seconds.values())
+        return sum(self.seconds.values()) + self.speed_seconds
+
+    @property
+    def suffix(self) -> str:
+        """What the names of tables and figures carry behind their number: nothing, or the budget."""
+        return budget_suffix(self.budget)
 
 
 def plan(
@@ -82,6 +78,7 @@ def plan(
     seeds: int = 3,
     recipes: Sequence[str] = (),
     models: Sequence[str] = (),
+    budget: float = 1.0,
     data_dir: Path | str = "data",
     output: Path | str | None = None,
     device: str = "auto",
@@ -92,7 +89,8 @@ def plan(
     Args:
         tables, figures: numbers; none of either is all of both.
         seeds: runs of each network and recipe, seeds 0 .. seeds - 1.
-        recipes, models: only these; none is all.
+        recipes, models: only these; none is all. A network's name stands for all rows of it.
+        budget: share of each run's iterations, above 0 and at most 1; the schedule is scaled, and the records are kept apart.
         measure: time a few steps of each network that is still to run; without it ``seconds`` is empty.
 
     Raises:
@@ -102,20 +100,23 @@ def plan(
     chosen = papers.get(paper)
     wanted_tables, wanted_figures = _numbers(chosen, tables, figures)
     kept_recipes = _subset("recipe", recipes, tuple(chosen.recipes))
-    all_models = tuple(dict.fromkeys(m for t in chosen.tables.values() for m in t.rows))
-    kept_models = _subset("network", models, all_models)
+    kept_models = _rows(chosen, models)
     if seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {seeds}")
-    folder = Path(output) if output is not None else Path("runs") / chosen.name
-    blocked = _blocked(chosen, {*wanted_tables, *(chosen.figures[f].table for f in wanted_figures)}, Path(data_dir))
-    open_tables = tuple(t for t in wanted_tables if t not in blocked)
-    open_figures = tuple(f for f in wanted_figures if chosen.figures[f].table not in blocked)
+    if not 0 < budget <= 1:
+        raise ConfigError(f"--budget must be above 0 and at most 1, got {budget:g}")
+    folder, data = Path(output) if output is not None else Path("runs") / chosen.name, Path(data_dir)
+    lacking = {(kind, n): why for kind, n in _items(wanted_tables, wanted_figures) if (why := _lacks(chosen, kind, n, data))}
+    open_tables = tuple(t for t in wanted_tables if ("table", t) not in lacking or _partly(chosen, t))
+    open_figures = tuple(f for f in wanted_figures if ("figure", f) not in lacking)
+    blocked = tuple(dict.fromkeys(lacking.values()))
     if not open_tables and not open_figures:
-        raise ConfigError("; ".join(dict.fromkeys(blocked.values())))
-    needed = sorted({*open_tables, *(chosen.figures[f].table for f in open_figures)})
-    experiments = _experiments(chosen, needed, kept_recipes, kept_models, seeds)
-    done = frozenset(e.key for e in experiments if _record(e, folder, Path(data_dir)) is not None)
-    seconds = _expected(experiments, done, Path(data_dir), device) if measure else {}
+        raise ConfigError("; ".join(blocked))
+    needed = [item for item in _items(wanted_tables, wanted_figures) if item not in lacking]
+    experiments = _experiments(chosen, needed, kept_recipes, kept_models, seeds, budget)
+    done = frozenset(e.key for e in experiments if recorded(e, folder, data) is not None)
+    speed = speed_tests(chosen, open_tables, kept_models)
+    speed_todo = _unmeasured(speed, folder, device)
     return Plan(
         paper=chosen,
         tables=open_tables,
@@ -123,21 +124,35 @@ def plan(
         recipes=kept_recipes,
         models=kept_models,
         seeds=seeds,
+        budget=budget,
         experiments=experiments,
         done=done,
-        seconds=seconds,
-        blocked=tuple(dict.fromkeys(blocked.values())),
+        speed=speed,
+        speed_todo=speed_todo,
+        seconds=_expected(experiments, done, data, device) if measure else {},
+        speed_seconds=sum(expected_seconds(test, device) for test in speed_todo) if measure else 0.0,
+        blocked=blocked,
         output=folder,
         work=Path("runs") / chosen.name,
-        data_dir=Path(data_dir),
+        data_dir=data,
     )
+
+
+def records(agreed: Plan) -> dict[str, RunRecord]:
+    """The records that exist, by key of the experiment."""
+    found = ((e.key, recorded(e, agreed.output, agreed.data_dir)) for e in agreed.experiments)
+    return {key: record for key, record in found if record is not None}
+
+
+# --- what is asked for ------------------------------------------------------------------------------------------------
 
 
 def _numbers(paper: Paper, tables: Sequence[int], figures: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     for kind, asked, known in (("table", tables, paper.tables), ("figure", figures, paper.figures)):
         for number in asked:
             if number not in known:
-                raise ConfigError(f"{paper.name} has no {kind} {number} to reproduce; there are {', '.join(map(str, known))}")
+                there = f"there are {', '.join(map(str, known))}" if known else "there are none"
+                raise ConfigError(f"{paper.name} has no {kind} {number} to reproduce; {there}")
     if not tables and not figures:
         return tuple(paper.tables), tuple(paper.figures)
     return tuple(dict.fromkeys(tables)), tuple(dict.fromkeys(figures))
@@ -150,47 +165,79 @@ def _subset(kind: str, asked: Sequence[str], known: tuple[str, ...]) -> tuple[st
     return tuple(k for k in known if k in asked) if asked else known
 
 
-def _blocked(paper: Paper, numbers: set[int], data_dir: Path) -> dict[int, str]:
-    """Table number -> why it cannot be run."""
-    reasons: dict[int, str] = {}
-    for number in sorted(numbers):
-        table = paper.tables[number]
-        if table.blocked:
-            reasons[number] = f"table {number} ({table.caption}): {table.blocked}"
-        elif table.data is not None:
-            try:
-                dataset_of(table.data, _size(paper, table), data_dir)
-            except DataNotFoundError as error:
-                reasons[number] = f"table {number} ({table.caption}): {error}"
-    return reasons
+def _rows(paper: Paper, asked: Sequence[str]) -> tuple[str, ...]:
+    """The rows asked for; "net" stands for "net-variant" as well."""
+    tables = (row for table in paper.tables.values() for row in table.rows)
+    figures = (row for figure in paper.figures.values() for row in figure.rows)
+    known = tuple(dict.fromkeys([*tables, *figures]))
+    meant = {name: [row for row in known if row == name or row.startswith(f"{name}-")] or [name] for name in asked}
+    return _subset("network", [row for rows in meant.values() for row in rows], known)
 
 
-def _size(paper: Paper, table: PaperTable) -> int | None:
-    assert table.data is not None
-    return paper.configure(table.data, next(iter(table.rows)), next(iter(paper.recipes)), 0).size
+def _items(tables: Iterable[int], figures: Iterable[int]) -> list[tuple[str, int]]:
+    return [*(("table", n) for n in tables), *(("figure", n) for n in figures)]
 
 
-@lru_cache(maxsize=2)
-def dataset_of(data: str, size: int | None, data_dir: Path) -> Dataset:
-    """The whole training set and the test set, read once."""
-    return load_dataset(data, data_dir=data_dir, size=size, val_fraction=0.0)
+# --- what stands in the way -------------------------------------------------------------------------------------------
+
+
+def _lacks(paper: Paper, kind: str, number: int, data_dir: Path) -> str | None:
+    """Why the runs behind a table or figure cannot be made; None when they can, or there are none."""
+    figure = paper.figures[number] if kind == "figure" else None
+    if figure is not None and figure.table is not None:
+        return _lacks(paper, "table", figure.table, data_dir)
+    shown = figure or paper.tables[number]
+    where = f"{kind} {number} ({shown.caption})"
+    if figure is None and (blocked := paper.tables[number].blocked):
+        return f"{where}: {blocked}"
+    if shown.data is None:
+        return None
+    try:
+        size = paper.configure(shown.data, next(iter(shown.rows)), next(iter(paper.recipes)), 0).size
+        facts_of(shown.data, size, data_dir)
+    except DataNotFoundError as error:
+        part = "only its times can be made: " if kind == "table" and _partly(paper, number) else ""
+        return f"{where}: {part}{error}"
+    return None
+
+
+def _partly(paper: Paper, table: int) -> bool:
+    """Whether a table has something that needs no data."""
+    return paper.tables[table].speed is not None
+
+
+# --- what is run ------------------------------------------------------------------------------------------------------
 
 
 def _experiments(
-    paper: Paper, numbers: Sequence[int], recipes: tuple[str, ...], models: tuple[str, ...], seeds: int
+    paper: Paper,
+    needed: Sequence[tuple[str, int]],
+    recipes: tuple[str, ...],
+    models: tuple[str, ...],
+    seeds: int,
+    budget: float,
 ) -> tuple[Experiment, ...]:
     """Seed by seed and the cheapest network first, so that every table soon has a first line of figures."""
     found: dict[str, Experiment] = {}
-    for number in numbers:
-        data = paper.tables[number].data
-        if data is None:
-            continue
+    for table, data, rows in _sources(paper, needed):
         for seed in range(seeds):
-            for model in sorted((m for m in paper.tables[number].rows if m in models), key=lambda m: model_card(m).macs):
+            kept = [row for row in rows if row in models]
+            for row in sorted(kept, key=lambda row: model_card(paper.configure(data, row, recipes[0], 0).model).macs):
                 for recipe in recipes:
-                    experiment = Experiment(number, model, recipe, seed, paper.configure(data, model, recipe, seed))
+                    config = scaled(paper.configure(data, row, recipe, seed), budget)
+                    experiment = Experiment(table, row, recipe, seed, budget, config)
                     found.setdefault(experiment.key, experiment)
     return tuple(found.values())
+
+
+def _sources(paper: Paper, needed: Sequence[tuple[str, int]]) -> list[tuple[int | None, str, list[str]]]:
+    """Table (None: of a figure's own), data and rows of what is trained: tables in the order of their numbers, then figures."""
+    tables = {n for kind, n in needed if kind == "table"}
+    figures = [paper.figures[n] for kind, n in needed if kind == "figure"]
+    tables |= {figure.table for figure in figures if figure.table is not None}
+    found = [(n, paper.tables[n].data, list(paper.tables[n].rows)) for n in sorted(tables)]
+    own = [(None, figure.data, list(figure.rows)) for figure in figures if figure.table is None]
+    return [(table, data, rows) for table, data, rows in [*found, *own] if data is not None]
 
 
 def _expected(experiments: Sequence[Experiment], done: frozenset[str], data_dir: Path, device: str) -> dict[str, float]:
@@ -199,41 +246,16 @@ def _expected(experiments: Sequence[Experiment], done: frozenset[str], data_dir:
     for e in experiments:
         if e.key in done:
             continue
-        kind = (e.config.data, e.model, e.recipe)
+        kind = (e.config.data, e.row, e.recipe)
         if kind not in once:
-            once[kind] = seconds_per_run(e.config, dataset_of(e.config.data, e.config.size, data_dir), device)
+            once[kind] = seconds_per_run(e.config, dataset_of(e.config, data_dir), device)
         seconds[e.key] = once[kind]
     return seconds
 
 
-def record_path(experiment: Experiment, output: Path) -> Path:
-    """Where the record of an experiment lies."""
-    return output / "records" / f"{experiment.key}.json"
-
-
-def _record(experiment: Experiment, output: Path, data_dir: Path) -> RunRecord | None:
-    """The record of a finished run, if it is of this configuration and these data."""
-    path = record_path(experiment, output)
-    if not path.exists():
-        return None
-    try:
-        record = load_record(path)
-    except CheckpointError:
-        return None
-    dataset = dataset_of(experiment.config.data, experiment.config.size, data_dir)
-    return record if same_settings(record.config, experiment.config) and record.data_fingerprint == dataset.fingerprint else None
-
-
-def same_settings(saved: dict[str, object], wanted: TrainConfig) -> bool:
-    """Whether a saved configuration gives the same result; settings that it does not know have their defaults."""
-    try:
-        found = TrainConfig.model_validate(saved)
-    except ValidationError:
-        return False
-    return found.model_copy(update={"checkpoint_seconds": wanted.checkpoint_seconds}) == wanted
-
-
-def records(agreed: Plan) -> dict[str, RunRecord]:
-    """The records that exist, by key of the experiment."""
-    found = ((e.key, _record(e, agreed.output, agreed.data_dir)) for e in agreed.experiments)
-    return {key: record for key, record in found if record is not None}
+def _unmeasured(tests: Sequence[SpeedTest], output: Path, device: str) -> tuple[SpeedTest, ...]:
+    """Those without a record for the device at hand."""
+    if not tests:
+        return ()
+    here = hardware(this_hardware(device)[1])
+    return tuple(t for t in tests if here not in [hardware(r.environment) for r in speed_records(t, output)])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+from sepnet.api._experiment import Experiment, dataset_of, record_path, same_settings
 from sepnet.api._paper_report import write_report
-from sepnet.api._plan import Experiment, Plan, dataset_of, plan, record_path, same_settings
+from sepnet.api._plan import Plan, plan
 from sepnet.api._run import run_training
+from sepnet.api._speed import SpeedTest, run_speed_test
 from sepnet.engine import Reporter, atomic_write
 from sepnet.errors import CheckpointError, SepnetError
 from sepnet.recipes import load_yaml
-from sepnet.report import RunRecord, save_record
+from sepnet.report import RunRecord, SpeedRecord, save_record
 
 __all__ = ["Listener", "reproduce"]
 
@@ -28,12 +30,16 @@ class Listener(Protocol):
         """A run is recorded."""
         ...
 
+    def timed(self, test: SpeedTest, record: SpeedRecord) -> None:
+        """A measurement of speed is recorded."""
+        ...
+
 
 def reproduce(agreed: Plan | str, *, device: str = "auto", listener: Listener | None = None) -> list[Path]:
-    """Run what a plan has left to run, and write its tables (Markdown, JSON) and figures (PNG).
+    """Run what a plan has left to run, and write its tables (Markdown, JSON), figures (PNG).
 
-    Each run is recorded as it ends, and the tables are drawn anew, so a call that was interrupted is continued by the
-    same call: finished runs are not repeated, the interrupted one resumes from its checkpoint.
+    Speed is measured first: it is short. Each run is recorded as it ends, and the tables are drawn anew, so a call that was
+    interrupted is continued by the same call: finished runs are not repeated, the interrupted one resumes from its checkpoint.
 
     Args:
         agreed: a plan, or a paper's name for a plan of everything.
@@ -45,6 +51,10 @@ def reproduce(agreed: Plan | str, *, device: str = "auto", listener: Listener | 
         SepnetError, Interrupted: as in training.
     """
     todo_plan = plan(agreed, device=device) if isinstance(agreed, str) else agreed
+    for test in todo_plan.speed_todo:
+        speed = run_speed_test(test, todo_plan.output, device)
+        if listener:
+            listener.timed(test, speed)
     todo = todo_plan.todo
     for number, experiment in enumerate(todo, start=1):
         reporter = listener.begin(experiment, number, len(todo)) if listener else None
@@ -57,10 +67,11 @@ def reproduce(agreed: Plan | str, *, device: str = "auto", listener: Listener | 
 
 def _run(experiment: Experiment, agreed: Plan, device: str, reporter: Reporter | None) -> RunRecord:
     folder = agreed.work / experiment.key
-    dataset = dataset_of(experiment.config.data, experiment.config.size, agreed.data_dir)
+    dataset = dataset_of(experiment.config, agreed.data_dir)
+    watched: Literal["val", "test"] = "val" if experiment.config.val_fraction else "test"
 
     def train(resume: bool) -> RunRecord:
-        run = run_training(experiment.config, dataset, folder, device=device, resume=resume, evaluate_on="test", reporter=reporter)
+        run = run_training(experiment.config, dataset, folder, device=device, resume=resume, evaluate_on=watched, reporter=reporter)
         return run.record
 
     record = _resume_or_start(train, experiment, folder)

@@ -223,11 +223,11 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def score_dict(result: EvalResult, classes: tuple[str, ...]) -> dict[str, Any]:
-    """An evaluation as JSON values: top-1 and top-5 in percent, loss, images, a row a class, the confusion matrix."""
+    """An evaluation as JSON values: top-1, top-3 and top-5 in percent, loss, images, a row a class, the confusion matrix."""
     rows = [{"class": one_line(c), **figures} for c, figures in zip(classes, result.per_class(), strict=True)]
     scores: dict[str, Any] = {
         "accuracy": result.accuracy,
-        "top5": result.top5,
+        **{f"top{k}": share for k, share in result.topk.items()},
         "loss": result.loss,
         "images": result.images,
         "per_class": rows,

@@ -40,11 +40,14 @@ class Request:
     data_dir: Path = Path("data")
 
 
-def resolve(request: Request, progress: Callable[[int, int], None] | None = None) -> tuple[TrainConfig, Dataset]:
+def resolve(
+    request: Request, progress: Callable[[int, int], None] | None = None, loaded: Dataset | None = None
+) -> tuple[TrainConfig, Dataset]:
     """Load the data and settle every setting: defaults < recipe < YAML < flags.
 
     Args:
         progress: called with (images done, images in all) while an image folder is decoded.
+        loaded: the data, where an earlier request with the same data settings has loaded them.
 
     Raises:
         ConfigError, UnknownNameError, DataError, CheckpointError: with one line for the user.
@@ -57,7 +60,7 @@ def resolve(request: Request, progress: Callable[[int, int], None] | None = None
     if not data:
         raise ConfigError("nothing to train on: name a data set or an image folder, e.g. sepnet train digits")
     draft = _merged(TrainConfig(data=str(data)), _data_settings(written), _data_settings(flags), request)
-    dataset = load_dataset(
+    dataset = loaded or load_dataset(
         draft.data,
         data_dir=request.data_dir,
         seed=draft.seed,

@@ -18,9 +18,9 @@ from sepnet.cli._registry import command
 from sepnet.errors import one_line
 
 if TYPE_CHECKING:
-    from sepnet.api import Experiment, Plan
+    from sepnet.api import Experiment, Plan, SpeedTest
     from sepnet.engine import Reporter
-    from sepnet.report import RunRecord
+    from sepnet.report import RunRecord, SpeedRecord
 
 __all__ = ["reproduce"]
 
@@ -47,6 +47,12 @@ def reproduce(
     models: Annotated[
         list[str] | None, typer.Option("--models", metavar="NAMES", rich_help_panel=PAPER, help="Only these networks, with commas.")
     ] = None,
+    budget: Annotated[
+        float,
+        typer.Option(
+            "--budget", metavar="F", rich_help_panel=PAPER, help="Share of the iterations, 0.1 is a tenth; marked in every result."
+        ),
+    ] = 1.0,
     data_dir: flag.DataDir = Path("data"),
     output: Annotated[
         Path | None,
@@ -75,6 +81,7 @@ def reproduce(
         seeds=seeds,
         recipes=listed(recipes or ()),
         models=listed(models or ()),
+        budget=budget,
         data_dir=data_dir,
         output=output,
         device=device,
@@ -117,9 +124,13 @@ def _show_plan(out: Output, agreed: Plan) -> None:
         ("paper", agreed.paper.title),
         ("", agreed.paper.reference),
         ("makes", ", ".join(part for part in made if part)),
-        ("runs", runs if agreed.experiments else "none needed, counts only"),
+        ("runs", runs if agreed.experiments else "none, times only" if agreed.speed else "none needed, counts only"),
     ]
-    if todo and agreed.seconds:
+    if agreed.budget != 1:
+        facts.append(("budget", f"{agreed.budget:g} of the iterations, the schedule scaled; every result is marked"))
+    if agreed.speed:
+        facts.append(("speed", f"{counted(len(agreed.speed), 'network')} to time, {len(agreed.speed_todo)} not yet on this device"))
+    if agreed.expected_seconds:
         facts.append(("time", f"about {duration(agreed.expected_seconds)} on this machine"))
     facts += [("left out", one_line(reason, 1000)) for reason in agreed.blocked]
     out.facts([*facts, ("into", one_line(agreed.output))])
@@ -137,7 +148,7 @@ def _numbered(name: str, which: Sequence[int]) -> str:
 def _time_rows(agreed: Plan, todo: Iterable[Experiment]) -> list[list[str]]:
     kinds: dict[tuple[str, str, str], list[float]] = {}
     for experiment in todo:
-        kind = (experiment.config.data, experiment.model, experiment.recipe)
+        kind = (experiment.config.data, experiment.row, experiment.recipe)
         kinds.setdefault(kind, []).append(agreed.seconds.get(experiment.key, 0.0))
     return [[*kind, str(len(seconds)), duration(seconds[0])] for kind, seconds in kinds.items()]
 
@@ -153,7 +164,7 @@ class _Follower:
         """Announce a run."""
         left = sum(self.seconds.values())
         self.screen.print(
-            f"[{number}/{total}] {experiment.config.data}, {experiment.model}, {experiment.recipe}, seed {experiment.seed} "
+            f"[{number}/{total}] {experiment.config.data}, {experiment.row}, {experiment.recipe}, seed {experiment.seed} "
             f"({duration(left)} left in all)",
             style="bold",
             soft_wrap=True,
@@ -166,6 +177,11 @@ class _Follower:
         accuracy = record.result.get("test", {}).get("accuracy")
         self.screen.print(f"    test accuracy {percent(accuracy)} in {duration(record.seconds)}", soft_wrap=True)
 
+    def timed(self, test: SpeedTest, record: SpeedRecord) -> None:
+        """Tell a measured speed."""
+        figures = f"{record.ms_per_image:.3f} ± {record.sd_per_image:.3f} ms an image ({record.n} passes of {record.batch_size})"
+        self.screen.print(f"    {test.data}, {test.row}: {figures}", soft_wrap=True)
+
 
 def _as_json(agreed: Plan, files: list[Path]) -> dict[str, object]:
     return {
@@ -175,12 +191,14 @@ def _as_json(agreed: Plan, files: list[Path]) -> dict[str, object]:
         "recipes": agreed.recipes,
         "models": agreed.models,
         "seeds": agreed.seeds,
+        "budget": agreed.budget,
         "output": os.fspath(agreed.output),
         "blocked": agreed.blocked,
         "runs": [
             {"key": e.key, "table": e.table, "done": e.key in agreed.done, "expected_seconds": agreed.seconds.get(e.key)}
             for e in agreed.experiments
         ],
+        "speed": [{"data": t.data, "model": t.row, "done": t not in agreed.speed_todo} for t in agreed.speed],
         "expected_seconds": agreed.expected_seconds,
         "files": [os.fspath(file) for file in files],
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,10 @@ from torch.nn import functional as F
 
 from sepnet.engine.devices import Fabric
 
-__all__ = ["Batches", "EvalResult", "evaluate"]
+__all__ = ["TOPK", "Batches", "EvalResult", "evaluate"]
+
+TOPK = (3, 5)
+"""How many of the highest outputs are looked at besides the first: what the papers' tables print."""
 
 
 class Batches(Protocol):
@@ -25,15 +28,16 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Figures of one pass: mean cross-entropy, top-1 and top-5 in percent, images counted, and the confusion matrix.
+    """Figures of one pass: mean cross-entropy, top-1 and top-k in percent, images counted, and the confusion matrix.
 
-    ``confusion[i][j]`` counts images of class i that were given class j. ``accuracy_tta`` is top-1 over the mean of the
-    logits of the image and its mirror image, None unless asked for.
+    ``topk[k]`` is the share of images whose class is among the k highest outputs. ``confusion[i][j]`` counts images of class i
+    that were given class j. ``accuracy_tta`` is top-1 over the mean of the logits of the image and its mirror image, None
+    unless asked for.
     """
 
     loss: float
     accuracy: float
-    top5: float
+    topk: Mapping[int, float]
     images: int
     confusion: tuple[tuple[int, ...], ...]
     accuracy_tta: float | None = None
@@ -69,7 +73,7 @@ def evaluate(model: nn.Module, batches: Batches, num_classes: int, fabric: Fabri
     """
     was_training = model.training
     model.eval()
-    sums = [torch.zeros(4, device=fabric.device)]  # of each batch: loss, top-5 hits, TTA hits, images
+    sums = [torch.zeros(3 + len(TOPK), device=fabric.device)]  # of each batch: loss, TTA hits, images, hits of each k
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=fabric.device)
     for x, y in batches:
         with fabric.autocast():
@@ -77,21 +81,21 @@ def evaluate(model: nn.Module, batches: Batches, num_classes: int, fabric: Fabri
             mirrored = model(x.flip(3)) if tta else None
         logits = logits.float()
         confusion.view(-1).index_add_(0, y * num_classes + logits.argmax(1), torch.ones_like(y))
-        top = logits.topk(min(5, num_classes), dim=1).indices
+        among = logits.topk(min(max(TOPK), num_classes), dim=1).indices == y[:, None]
         loss_sum = F.cross_entropy(logits, y, reduction="sum")
-        top_hits = (top == y[:, None]).any(1).sum()
-        tta_hits = torch.zeros_like(top_hits) if mirrored is None else ((logits + mirrored.float()).argmax(1) == y).sum()
-        sums.append(torch.stack([loss_sum, top_hits, tta_hits, torch.full_like(top_hits, y.numel())]))
+        hits = [among[:, :k].any(1).sum() for k in TOPK]
+        tta_hits = torch.zeros_like(hits[0]) if mirrored is None else ((logits + mirrored.float()).argmax(1) == y).sum()
+        sums.append(torch.stack([loss_sum, tta_hits, torch.full_like(tta_hits, y.numel()), *hits]))
     model.train(was_training)
     totals = torch.stack(sums).cpu().double().sum(0)  # not every device has double precision
     totals, confusion = _sum(fabric, totals), _sum(fabric, confusion)
-    loss, top5, tta_hits_all, images = totals.tolist()
+    loss, tta_hits_all, images, *hits_all = totals.tolist()
     if not images:
         raise ValueError("cannot evaluate on an empty split")
     return EvalResult(
         loss=loss / images,
         accuracy=100 * confusion.diagonal().sum().item() / images,
-        top5=100 * top5 / images,
+        topk={k: 100 * found / images for k, found in zip(TOPK, hits_all, strict=True)},
         images=int(images),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         accuracy_tta=100 * tta_hits_all / images if tta else None,

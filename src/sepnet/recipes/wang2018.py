@@ -9,6 +9,7 @@ was tried stands in LOG.md. For the runs in the tables the whole training set is
 from __future__ import annotations
 
 from sepnet.recipes._config import TrainConfig
+from sepnet.recipes._modern import MUON
 from sepnet.recipes._paper import Figure, Paper, PaperTable, Published, papers
 from sepnet.recipes._registry import DataFacts, register_recipe
 
@@ -92,16 +93,7 @@ def _modern(data: str, model: str) -> TrainConfig:
     return TrainConfig(
         data=data,
         model=model,
-        opt="muon",
-        lr=0.05,
-        momentum=0.9,
-        weight_decay=5e-4,
-        muon_lr=0.02,
-        muon_momentum=0.95,
-        muon_weight_decay=0.1,
-        sched="triangular",
-        warmup=0.2,
-        smoothing=0.1,
+        **MUON,
         hflip="off" if digits or data == "svhn" else "random",  # a mirrored digit is another one, or none
         shift=2,
         rotate=10.0 if digits else 0.0,

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from sepnet.report._markdown import bullet, code_span, counted, escape
 from sepnet.report.record import Environment, RunRecord
 
-__all__ = ["TEST_AS_CURVE", "distinct", "provenance", "test_use"]
+__all__ = ["TEST_AS_CURVE", "Measured", "distinct", "provenance", "test_use"]
+
+
+class Measured(Protocol):
+    """Figures with their origin: a run's record, or the result of a benchmark."""
+
+    @property
+    def environment(self) -> Environment:
+        """Versions and hardware."""
+        ...
+
+    @property
+    def command(self) -> str:
+        """What was typed."""
+        ...
+
+    @property
+    def finished(self) -> str:
+        """When: UTC, ISO 8601."""
+        ...
+
 
 TEST_AS_CURVE = (
     "The test split was scored along the way for the curve only; the accuracy is that of the last iteration. "
@@ -21,7 +42,7 @@ def distinct(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def provenance(runs: Sequence[RunRecord], command: str | None = None) -> list[str]:
+def provenance(runs: Sequence[Measured], command: str | None = None) -> list[str]:
     """Lines of a Markdown list: hardware, execution, versions, command, dates. No lines without runs.
 
     Args:

@@ -29,31 +29,36 @@ AUGMENTATIONS = ("hflip", "shift", "cutout", "rotate", "scale", "brightness", "c
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy against iterations of one network over its seeds: mean, and the limits of the band about it.
+    """Accuracy against iterations (or epochs) of one network over its seeds: mean, and the limits of the band about it.
 
     Raises:
         ValueError: no points, or sequences of different lengths.
     """
 
     label: str
-    iterations: Sequence[int]
+    x: Sequence[float]
     mean: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
 
     def __post_init__(self) -> None:
-        lengths = {len(self.iterations), len(self.mean), len(self.low), len(self.high)}
+        lengths = {len(self.x), len(self.mean), len(self.low), len(self.high)}
         if len(lengths) != 1 or 0 in lengths:
-            raise ValueError(f"a curve needs as many means and limits as iterations, and at least one; got {sorted(lengths)}")
+            raise ValueError(f"a curve needs as many means and limits as points, and at least one; got {sorted(lengths)}")
 
 
-def curve_of(label: str, runs: Sequence[RunRecord]) -> Curve:
+def curve_of(label: str, runs: Sequence[RunRecord], *, column: str = "eval_accuracy", epochs: bool = False) -> Curve:
     """Mean, least and greatest accuracy of the runs at the iterations that all of them evaluated.
+
+    Args:
+        column: of the history; "train_accuracy" is the mean over the training steps since the point before.
+        epochs: against epochs instead of iterations.
 
     Raises:
         ValueError: no runs, or no such iteration.
     """
-    histories = [{int(r["iteration"] or 0): r["eval_accuracy"] for r in run.history if _number(r, "eval_accuracy")} for run in runs]
+    against = "epoch" if epochs else "iteration"
+    histories = [{float(r[against] or 0): r[column] for r in run.history if _number(r, column)} for run in runs]
     if not histories or not (common := sorted(set.intersection(*(set(h) for h in histories)))):
         raise ValueError(f"{label}: there is no iteration that all {len(runs)} runs evaluated")
     points = [[float(h[i] or 0) for h in histories] for i in common]
@@ -69,9 +74,10 @@ def paper_figure(
     published: Mapping[str, float],
     *,
     subtitle: str = "",
+    x_label: str = "iterations",
     y_label: str = "test accuracy (%)",
 ) -> bytes:
-    """Accuracy against iterations, one panel a recipe, on one scale.
+    """Accuracy against iterations or epochs, one panel a recipe, on one scale.
 
     A network has one colour, line style and marker in all panels. The hollow markers in the strip at the right of each panel are
     the accuracies that the paper printed.
@@ -89,7 +95,7 @@ def paper_figure(
         raise ValueError("there are no curves to draw")
     labels = list(dict.fromkeys([*published, *(c.label for c in curves)]))
     limits = _accuracy_limits(curves, published)
-    end = max(c.iterations[-1] for c in curves)
+    end = max(c.x[-1] for c in curves)
     strip = 0.03 * end * (len(labels) + 0.5) if published else 0.0
     ticks = [t for t in MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(0, end) if t <= end]
     columns = min(len(labels), 5)
@@ -102,8 +108,8 @@ def paper_figure(
                 _draw_curve(axes, curve, labels.index(curve.label))
             if published:
                 _draw_published(axes, published, labels, end, strip)
-            axes.set(xlabel="iterations", ylim=limits, xlim=(0, end + strip), xticks=ticks)
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            axes.set(xlabel=x_label, ylim=limits, xlim=(0, end + strip), xticks=ticks)
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}" if end > 10 else "{x:,g}"))
         grid[0].set_ylabel(y_label)
         figure.legend(
             handles=[_legend_handle(i, bool(published)) for i in range(len(labels))],
@@ -119,11 +125,11 @@ def paper_figure(
 def _draw_curve(axes: Axes, curve: Curve, index: int) -> None:
     colour = COLOURS[index % len(COLOURS)]
     if any(high > low for low, high in zip(curve.low, curve.high, strict=True)):
-        axes.fill_between(curve.iterations, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(curve.iterations, curve.mean, color=colour, linestyle=LINES[index % len(LINES)], solid_capstyle="round")
+        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(curve.x, curve.mean, color=colour, linestyle=LINES[index % len(LINES)], solid_capstyle="round")
 
 
-def _draw_published(axes: Axes, published: Mapping[str, float], labels: Sequence[str], end: int, strip: float) -> None:
+def _draw_published(axes: Axes, published: Mapping[str, float], labels: Sequence[str], end: float, strip: float) -> None:
     """Hollow markers in a strip of that width beyond the last iteration, a column for each network: near values never overlap."""
     axes.axvspan(end, end + strip, color="#f3f3f3", linewidth=0, zorder=0)
     for label, value in published.items():

@@ -52,7 +52,8 @@ class RunRecord(BaseModel):
         data_fingerprint: SHA-256 over contents, labels and class names.
         evaluated_on: split of the ``eval_`` columns of the history: "val" or "test".
         history: one row an evaluation: iteration, epoch, lr, train_loss, train_accuracy, eval_loss, eval_accuracy, seconds.
-        result: figures of the final weights by split: {"test": {"accuracy": .., "top5": .., "loss": .., "images": ..}, ...}.
+        result: figures of the final weights by split: {"test": {"accuracy": .., "top5": .., "loss": .., "images": ..}, ...};
+            "top3" stands beside "top5" since version 0.2.
         seconds: wall time of training and its evaluations, start-up and final test left out.
         config: the resolved configuration.
         best_iteration: iteration with the best validation accuracy; None without validation, and in records of older versions.

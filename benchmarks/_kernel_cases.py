@@ -1,0 +1,156 @@
+"""One depthwise convolution, forward or backward, computed by each contender; and a check that all of them compute the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from _shapes import Shape
+from sepnet.kernels import _native, depthwise_branches, depthwise_conv2d, library
+
+__all__ = ["CHANNELS_LAST", "DTYPES", "KERNEL", "NCHW", "OURS", "Case", "Copy"]
+
+OURS, KERNEL, NCHW, CHANNELS_LAST = "sepnet", "kernel", "torch_nchw", "torch_channels_last"
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+TOLERANCE = {"bf16": 2e-2, "fp32": 1e-3}  # of the largest value: a wrong tap or border is far above it, rounding far below
+
+Call = Callable[[int], object]
+
+
+class _Operands(NamedTuple):
+    """Input, one (C, 1, kh, kw) filter bank a branch, bias."""
+
+    x: Tensor
+    weights: list[Tensor]
+    bias: Tensor | None
+
+    def leaves(self, shape: Shape) -> _Operands:
+        """The same values, requiring gradients as training does."""
+        x = self.x.detach().requires_grad_(shape.wants_x)
+        return _Operands(
+            x,
+            [w.detach().requires_grad_() for w in self.weights],
+            None if self.bias is None else self.bias.detach().requires_grad_(),
+        )
+
+    def wanted(self) -> list[Tensor]:
+        return [t for t in (self.x, *self.weights, self.bias) if t is not None and t.requires_grad]
+
+
+Function = Callable[[_Operands, Shape], Tensor]
+
+
+def _ours(operands: _Operands, shape: Shape) -> Tensor:
+    """By the function that the networks call."""
+    x, weights, bias = operands
+    g = shape.geometry
+    if len(g.kernels) > 1:
+        return depthwise_branches(
+            x, weights, stride=g.stride, paddings=[p for p, _ in g.paddings], dilations=[d for d, _ in g.dilations]
+        )
+    return depthwise_conv2d(x, weights[0], bias, stride=g.stride, padding=g.paddings[0], dilation=g.dilations[0])
+
+
+def _torch(operands: _Operands, shape: Shape) -> Tensor:
+    """``F.conv2d``; of several branches one each, and ``torch.cat``."""
+    x, weights, bias = operands
+    g = shape.geometry
+    branches = zip(weights, g.paddings, g.dilations, strict=True)
+    outputs = [F.conv2d(x, w, bias, g.stride, padding, dilation, shape.channels) for w, padding, dilation in branches]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+class Case:
+    """A convolution in one type, with operands for every contender.
+
+    They are those of training: weights are float32, and PyTorch's convolution gets them in the type of the maps, as autocast would
+    give them; the gradient comes in the layout of the maps.
+    """
+
+    def __init__(self, shape: Shape, dtype: str) -> None:
+        self.shape, self.dtype = shape, dtype
+        kind = DTYPES[dtype]
+        x = torch.randn(shape.batch, shape.channels, shape.height, shape.width).to(kind)
+        weights = [torch.randn(shape.channels, 1, *k).div_(k[0]).to(kind) for k in shape.geometry.kernels]
+        bias = torch.randn(shape.output[1]).to(kind) if shape.bias else None
+        wide = [w.float() for w in weights], None if bias is None else bias.float()
+        grad = torch.randn(shape.output).to(kind)
+        self.operands = {
+            OURS: _Operands(_dense(x), *wide),
+            NCHW: _Operands(x, weights, bias),
+            CHANNELS_LAST: _Operands(_dense(x), weights, bias),
+        }
+        self.grads = {OURS: _dense(grad), NCHW: grad, CHANNELS_LAST: _dense(grad)}
+
+    def calls(self, direction: str) -> dict[str, Call]:
+        """The contenders, "forward" or "backward"; the kernel alone where there is one."""
+        made: dict[str, Call] = {}
+        for name, operands in self.operands.items():
+            compute, leaves = (_ours if name == OURS else _torch), operands.leaves(self.shape)
+            made[name] = self._forward(compute, leaves) if direction == "forward" else self._backward(compute, leaves, name)
+        kernel = self._kernel(direction)
+        return made | ({KERNEL: kernel} if kernel else {})
+
+    def _forward(self, compute: Function, leaves: _Operands) -> Call:
+        return lambda _: compute(leaves, self.shape)
+
+    def _backward(self, compute: Function, leaves: _Operands, name: str) -> Call:
+        y, wanted, grad = compute(leaves, self.shape), leaves.wanted(), self.grads[name]
+        return lambda _: torch.autograd.grad(y, wanted, grad, retain_graph=True)
+
+    def _kernel(self, direction: str) -> Call | None:
+        lib = library()
+        if lib is None:
+            return None
+        x, weights, bias = self.operands[OURS]
+        weight, geometry = torch.cat([w.reshape(-1) for w in weights]), self.shape.geometry
+        if direction == "forward":
+            return lambda _: _native.depthwise_forward(lib, x, weight, bias, geometry)
+        grad, want = self.grads[OURS], (self.shape.wants_x, True, self.shape.bias)
+        return lambda _: _native.depthwise_backward(lib, x, weight, grad, geometry, want)
+
+    def check(self) -> None:
+        """Compare ours with PyTorch in float32.
+
+        Raises:
+            ArithmeticError: they differ by more than rounding.
+        """
+        ours = self.operands[OURS]
+        pairs = zip(self._values(_ours, ours), self._values(_torch, ours._replace(x=ours.x.float())), strict=True)
+        for number, (value, truth) in enumerate(pairs):
+            error = float((value.float() - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
+            if not error <= TOLERANCE[self.dtype]:
+                what = f"gradient {number}" if number else "the output"
+                raise ArithmeticError(f"{self.shape.label()}, {self.dtype}: {what} is off by {error:.1e} of the largest value")
+
+    def _values(self, compute: Function, operands: _Operands) -> list[Tensor]:
+        leaves = operands.leaves(self.shape)
+        y = compute(leaves, self.shape)
+        return [y.detach(), *torch.autograd.grad(y, leaves.wanted(), self.grads[OURS].to(y.dtype))]
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+class Copy:
+    """The speed at which this machine copies memory, sampled in the course of the run."""
+
+    MEBIBYTES = 256  # several times any cache
+
+    def __init__(self) -> None:
+        self._from = torch.ones(self.MEBIBYTES << 18)
+        self._to = torch.zeros_like(self._from)
+        self.samples: list[float] = []
+
+    def sample(self, times: int = 3) -> None:
+        """Copy, and note GB/s: bytes read and bytes written."""
+        for _ in range(times):
+            start = time.perf_counter()
+            self._to.copy_(self._from)
+            self.samples.append(2e-9 * self._from.nbytes / (time.perf_counter() - start))

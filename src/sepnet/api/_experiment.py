@@ -1,0 +1,108 @@
+"""One run of a paper: its name, its data, and its record, which holds only for its settings and these data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sepnet.data import Dataset, load_dataset
+from sepnet.errors import CheckpointError
+from sepnet.recipes import TrainConfig
+from sepnet.report import RunRecord, load_record
+
+__all__ = ["Experiment", "Facts", "budget_suffix", "dataset_of", "facts_of", "record_path", "recorded", "same_settings", "scaled"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run of a table (None: of a figure that has runs of its own).
+
+    Attributes:
+        row: of the table: the network, or a variant of it.
+        budget: share of the paper's iterations; ``config`` has them scaled already.
+    """
+
+    table: int | None
+    row: str
+    recipe: str
+    seed: int
+    budget: float
+    config: TrainConfig
+
+    @property
+    def key(self) -> str:
+        """Name of its record and of its run folder."""
+        return f"{self.config.data}-{self.row}-{self.recipe}-seed{self.seed}{budget_suffix(self.budget)}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a report needs to know of a data set."""
+
+    fingerprint: str
+    classes: int
+    channels: int
+    side: int
+
+
+def budget_suffix(budget: float) -> str:
+    """ "-budget0.1"; empty for the whole budget."""
+    return "" if budget == 1 else f"-budget{budget:g}"
+
+
+def scaled(config: TrainConfig, budget: float) -> TrainConfig:
+    """``config`` at a share of its iterations. Warm-up and drops of the rate are fractions of the run and scale with it."""
+    if budget == 1:
+        return config
+    if config.iterations is None:
+        raise ValueError("a paper's configuration gives its length in iterations")
+    return config.model_copy(update={"iterations": max(1, round(budget * config.iterations))})
+
+
+@lru_cache(maxsize=2)
+def _load(data: str, size: int | None, data_dir: Path, val_fraction: float, seed: int) -> Dataset:
+    return load_dataset(data, data_dir=data_dir, size=size, val_fraction=val_fraction, seed=seed)
+
+
+def dataset_of(config: TrainConfig, data_dir: Path) -> Dataset:
+    """The data of a run; the whole training set where it holds nothing out. The last two are kept in memory."""
+    seed = config.seed if config.val_fraction else 0  # without a held-out part all seeds share the data
+    return _load(config.data, config.size, data_dir, config.val_fraction, seed)
+
+
+@cache
+def facts_of(data: str, size: int | None, data_dir: Path) -> Facts:
+    """What is known of a data set, read once. Raises DataError."""
+    dataset = _load(data, size, data_dir, 0.0, 0)
+    return Facts(dataset.fingerprint, len(dataset.classes), dataset.preprocessing.channels, dataset.preprocessing.size[0])
+
+
+def record_path(experiment: Experiment, output: Path) -> Path:
+    """Where the record of an experiment lies."""
+    return output / "records" / f"{experiment.key}.json"
+
+
+def recorded(experiment: Experiment, output: Path, data_dir: Path) -> RunRecord | None:
+    """The record of a finished run, if it is of this configuration and these data."""
+    path = record_path(experiment, output)
+    if not path.exists():
+        return None
+    try:
+        record = load_record(path)
+    except CheckpointError:
+        return None
+    config = experiment.config
+    fits = record.data_fingerprint == facts_of(config.data, config.size, data_dir).fingerprint
+    return record if fits and same_settings(record.config, config) else None
+
+
+def same_settings(saved: dict[str, object], wanted: TrainConfig) -> bool:
+    """Whether a saved configuration gives the same result; settings that it does not know have their defaults."""
+    try:
+        found = TrainConfig.model_validate(saved)
+    except ValidationError:
+        return False
+    return found.model_copy(update={"checkpoint_seconds": wanted.checkpoint_seconds}) == wanted

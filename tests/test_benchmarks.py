@@ -1,0 +1,180 @@
+"""The benchmarks with tiny settings: that they compare like with like, and write what they should. Nothing here is timed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmark_scripts import FOLDER, script, written
+
+SCRIPTS = ("augment", "inference", "kernels", "run", "time_to_accuracy", "train_step")
+DESCRIBED = (
+    "multiscale_concat",
+    "multiscale_add",
+    "mobilenet_units",
+    "alexnet_units",
+    "separable_cnn",
+    "separable_cnn_printed",
+    "dilated_separable",
+    "dsrnet50_printed",
+    "mobilenet_v1",
+    "resnet50",
+)
+KERAS_PYTHON = os.environ.get("SEPNET_KERAS_PYTHON") or (sys.executable if find_spec("tensorflow") else None)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_has_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        script(name).parse(["--help"])
+    assert end.value.code == 0
+    assert "--threads" in capsys.readouterr().out
+
+
+def test_all_scripts_are_known() -> None:
+    assert sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")) == sorted(SCRIPTS)
+
+
+# --- the shared part -------------------------------------------------------------------------------------------------------
+
+
+def test_turns_and_statistics() -> None:
+    bench = script("_bench")
+    seen: list[tuple[str, int]] = []
+    work = {name: lambda i, name=name: seen.append((name, i)) for name in "ab"}
+    times = bench.in_turns(work, rounds=4, warm_up=2)
+    assert {name: len(values) for name, values in times.items()} == {"a": 4, "b": 4}
+    assert all({name for name, _ in seen[i : i + 2]} == {"a", "b"} for i in range(0, 12, 2))
+    assert [i for name, i in seen if name == "a"] == [0, 0, 0, 1, 2, 3]
+    assert len(bench.in_turns(work, rounds=50, seconds=0.0, least=3)["a"]) == 3
+    figures = bench.figures_of([1.0, 2.0, 3.0, 10.0], 0.5, 0.99)
+    assert figures == {"median_ms": 2.5, "mean_ms": 4.0, "sd_ms": 4.0825, "n": 4, "p50_ms": 2.0, "p99_ms": 10.0}
+    assert [bench.percentile(range(1, 101), share) for share in (0.5, 0.9, 0.99, 1.0)] == [50, 90, 99, 100]
+
+
+def test_the_command_names_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/x.py", "--output", "/home/me/out", "--data-dir", "data"])
+    assert script("_bench").command() == "python benchmarks/x.py --output .../out --data-dir data"
+
+
+# --- like with like --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_the_plain_network_computes_the_same(name: str) -> None:
+    describe, plain = script("_describe"), script("_plain")
+    ours = describe.build(name)
+    peer = plain.plain(describe.describe(ours))
+    assert {type(m).__module__.split(".")[0] for m in peer.modules()} <= {"torch", "_plain"}
+    plain.copy_weights(ours, peer)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(peer(x), ours(x), rtol=1e-3, atol=1e-3)
+
+
+def test_the_border_is_part_of_the_description() -> None:
+    describe = script("_describe")
+    layers = {border: describe.describe(describe.build("multiscale_add", border=border)) for border in ("once", "layer")}
+    paddings = {b: [layer["padding"] for branch in d[0]["branches"] for layer in branch] for b, d in layers.items()}
+    assert paddings == {"once": [[1, 1], [2, 2], [0, 0]], "layer": [[1, 1], [1, 1], [1, 1]]}
+
+
+def test_other_networks_are_refused() -> None:
+    describe, plain = script("_describe"), script("_plain")
+    with pytest.raises(TypeError, match=r"cannot build \w+ of"):
+        describe.describe(describe.build("squeezenet"))
+    with pytest.raises(ValueError, match="differ"):
+        plain.copy_weights(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
+
+
+@pytest.mark.skipif(KERAS_PYTHON is None, reason="no TensorFlow: pip install -e '.[bench]', or name one by SEPNET_KERAS_PYTHON")
+@pytest.mark.parametrize("name", ["multiscale_concat", "dilated_separable"])
+def test_the_keras_network_has_the_same_parameters(name: str) -> None:
+    describe, workers = script("_describe"), script("_workers")
+    model = describe.build(name)
+    job = {"kind": "keras", "task": "train", "layers": describe.describe(model), "size": 32, "batch": 2, "threads": 1, "lr": 0.01}
+    with workers.worker("_keras_worker.py", job, KERAS_PYTHON) as running:
+        assert running.facts["parameters"] == sum(p.numel() for p in model.parameters())
+        assert len(running.steps(1)) == 1
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------------
+
+
+def test_shapes_of_networks() -> None:
+    found = script("_shapes").network_shapes(["multiscale_concat", "separable_cnn", "dilated_separable", "alexnet_units"])
+    labels = {shape.label(): users for shape, users in found.items()}
+    assert labels["128 x 32 x 16x16, 3x3 + 5x5"] == ["multiscale_concat"]
+    assert labels["128 x 64 x 32x32, 3x3, stride 2, bias"] == ["separable_cnn"]
+    assert labels["128 x 3 x 32x32, 3x3, dilation 5, weights only"] == ["dilated_separable"]
+    assert len(labels) == 3 + 7 + 8
+    shape = next(s for s in found if s.label() == "128 x 64 x 32x32, 3x3, stride 2, bias")
+    x, y, weight = 2 * 128 * 64 * 32 * 32, 2 * 128 * 64 * 16 * 16, 4 * 64 * 9
+    assert shape.moved_bytes("forward", 2) == x + y + weight
+    assert shape.moved_bytes("backward", 2) == 2 * x + y + weight
+
+
+def test_the_sweep_is_what_was_asked_for() -> None:
+    shapes = list(script("_shapes").sweep())
+    assert {s.channels for s in shapes} == {64, 128, 256}
+    assert {s.height for s in shapes} == {4, 8, 16, 32, 56}
+    assert {(s.geometry.kernels[0][0], s.geometry.stride[0]) for s in shapes} == {(k, s) for k in (3, 5, 7) for s in (1, 2)}
+    assert {s.geometry.dilations[0][0] for s in shapes} == {1, 2, 3, 5}
+    assert all(s.geometry.output_size(s.height, s.width)[0] == -(-s.height // s.geometry.stride[0]) for s in shapes)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_wrong_results_are_not_timed(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases, shapes = script("_kernel_cases"), script("_shapes")
+    geometry = next(shapes.sweep()).geometry
+    case = cases.Case(shapes.Shape(2, 5, 6, 6, geometry, bias=True), dtype)
+    case.check()
+    right = cases._ours
+    monkeypatch.setattr(cases, "_ours", lambda operands, shape: 1.1 * right(operands, shape))
+    with pytest.raises(ArithmeticError, match=r"2 x 5 x 6x6, 3x3, bias, \w+: the output is off by"):
+        case.check()
+
+
+def test_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = script("_kernel_cases")
+    cases.Copy.MEBIBYTES = 1
+    options = ["--quick", "--threads", "1", "--networks", "multiscale_concat", "separable_cnn", "--output", str(tmp_path)]
+    script("kernels").main(options)
+    content = written(tmp_path, "kernels-1-thread")
+    assert "## Shapes of the registered networks" in capsys.readouterr().out
+    assert {(row["dtype"], row["direction"]) for row in content["figures"]} == {
+        (dtype, direction) for dtype in ("bf16", "fp32") for direction in ("forward", "backward")
+    }
+    for row in content["figures"]:
+        assert row["ratio"] > 0
+        assert {cases.OURS, cases.NCHW, cases.CHANNELS_LAST} <= set(row)
+        assert row[cases.OURS]["n"] == 5
+
+
+def test_targets_name_what_misses_them() -> None:
+    cases, shapes, targets = script("_kernel_cases"), script("_shapes"), script("_kernel_targets")
+    dilated = next(s for s in shapes.sweep() if s.height == 16 and s.geometry.dilations[0] == (2, 2))
+
+    def row(channels: int, times: float, direction: str = "backward") -> Any:
+        figures = {cases.OURS: {"median_ms": 1.0}, cases.CHANNELS_LAST: {"median_ms": times}, cases.NCHW: {"median_ms": 0.9}}
+        return targets.Row(dilated._replace(channels=channels), ("net",), "bf16", direction, figures)
+
+    rows = [row(64, 9.0), row(128, 7.0), row(32, 1.0), row(64, 1.0, "forward")]
+    found = {v.target.what: v for v in targets.verdicts(rows, 40.0, None)}
+    dilation = found["bf16 backward to channels_last, dilation > 1, up to 5x5 (maps from 8x8, from 64 channels)"]
+    assert dilation.line.endswith("at least 8.00x reached by 1 of 2; median 8.00x, least 7.00x (" + rows[1].label + ")")
+    assert [(r.shape.channels, value) for r, value in dilation.missed] == [(128, 7.0)]
+    assert len(found["networks' shapes, to the better of PyTorch's layouts"].missed) == 4  # 0.9 of the time in NCHW
+    assert f"- {rows[1].label}: 7.00x" in targets.misses(list(found.values()))
+
+
+def test_augment(tmp_path: Path) -> None:
+    script("augment").main(["--quick", "--batch-size", "4", "--output", str(tmp_path)])
+    content = written(tmp_path, "augment")
+    assert content["figures"][-1]["operation"] == "training step of multiscale_concat"
