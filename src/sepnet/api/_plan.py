@@ -99,19 +99,14 @@ def plan(
     """
     chosen = papers.get(paper)
     wanted_tables, wanted_figures = _numbers(chosen, tables, figures)
-    kept_recipes = _subset("recipe", recipes, tuple(chosen.recipes))
-    kept_models = _rows(chosen, models)
-    if seeds < 1:
-        raise ConfigError(f"--seeds must be at least 1, got {seeds}")
-    if not 0 < budget <= 1:
-        raise ConfigError(f"--budget must be above 0 and at most 1, got {budget:g}")
+    kept_recipes, kept_models = _subset("recipe", recipes, tuple(chosen.recipes)), _rows(chosen, models)
+    _check_size(seeds, budget)
     folder, data = Path(output) if output is not None else Path("runs") / chosen.name, Path(data_dir)
     lacking = {(kind, n): why for kind, n in _items(wanted_tables, wanted_figures) if (why := _lacks(chosen, kind, n, data))}
     open_tables = tuple(t for t in wanted_tables if ("table", t) not in lacking or _partly(chosen, t))
     open_figures = tuple(f for f in wanted_figures if ("figure", f) not in lacking)
-    blocked = tuple(dict.fromkeys(lacking.values()))
     if not open_tables and not open_figures:
-        raise ConfigError("; ".join(blocked))
+        raise ConfigError("; ".join(dict.fromkeys(lacking.values())))
     needed = [item for item in _items(wanted_tables, wanted_figures) if item not in lacking]
     experiments = _experiments(chosen, needed, kept_recipes, kept_models, seeds, budget)
     done = frozenset(e.key for e in experiments if recorded(e, folder, data) is not None)
@@ -131,11 +126,18 @@ def plan(
         speed_todo=speed_todo,
         seconds=_expected(experiments, done, data, device) if measure else {},
         speed_seconds=sum(expected_seconds(test, device) for test in speed_todo) if measure else 0.0,
-        blocked=blocked,
+        blocked=tuple(dict.fromkeys(lacking.values())),
         output=folder,
         work=Path("runs") / chosen.name,
         data_dir=data,
     )
+
+
+def _check_size(seeds: int, budget: float) -> None:
+    if seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1, got {seeds}")
+    if not 0 < budget <= 1:
+        raise ConfigError(f"--budget must be above 0 and at most 1, got {budget:g}")
 
 
 def records(agreed: Plan) -> dict[str, RunRecord]:

@@ -26,6 +26,14 @@ __all__ = ["reproduce"]
 
 PAPER = "Paper"
 
+Budget = Annotated[
+    float,
+    typer.Option(
+        "--budget", metavar="F", rich_help_panel=PAPER, help="Share of the iterations, 0.1 is a tenth; marked in every result."
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", rich_help_panel=flag.RUN, help="Only say what would run, and how long.")]
+
 
 @command("reproduce", order=4, example="sepnet reproduce wang2018 --table 4 --seeds 3 --data-dir data")
 def reproduce(
@@ -47,20 +55,13 @@ def reproduce(
     models: Annotated[
         list[str] | None, typer.Option("--models", metavar="NAMES", rich_help_panel=PAPER, help="Only these networks, with commas.")
     ] = None,
-    budget: Annotated[
-        float,
-        typer.Option(
-            "--budget", metavar="F", rich_help_panel=PAPER, help="Share of the iterations, 0.1 is a tenth; marked in every result."
-        ),
-    ] = 1.0,
+    budget: Budget = 1.0,
     data_dir: flag.DataDir = Path("data"),
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="DIR", rich_help_panel=flag.RUN, help="Folder of tables and records; else runs/PAPER."),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", rich_help_panel=flag.RUN, help="Only say what would run, and how long.")
-    ] = False,
+    dry_run: DryRun = False,
     report_only: Annotated[
         bool, typer.Option("--report-only", rich_help_panel=flag.RUN, help="Run nothing: draw tables and figures from the records.")
     ] = False,

@@ -195,7 +195,7 @@ def _backward(
     else:
         exact = weight.float().contiguous()
         grad_x, grad_weight, grad_bias = _native.depthwise_backward(lib, x, exact, grad, geometry, want)
-    return grad_x, None if grad_weight is None else grad_weight.view_as(weight).to(weight.dtype), grad_bias
+    return grad_x, None if grad_weight is None else grad_weight.to(weight.dtype), grad_bias
 
 
 class _DepthwiseConv2d(torch.autograd.Function):

@@ -31,5 +31,12 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, s
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     if matmul_is_faster(dtype, x.shape[2] * x.shape[3]):
         rows = x.permute(0, 2, 3, 1)  # a view, where x is channels-last
-        return F.linear(rows, weight.view(weight.shape[:2]), bias).permute(0, 3, 1, 2)
+        return F.linear(rows, _matrix(weight), bias).permute(0, 3, 1, 2)
     return F.conv2d(x, weight, bias)
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """(N, C, 1, 1) -> (N, C); the gradient comes back with the weight's own strides, as DistributedDataParallel wants it."""
+    if weight.stride(2) == 1:
+        return weight.flatten(1)
+    return weight.permute(0, 2, 3, 1).flatten(0, 2)  # channels-last

@@ -76,14 +76,15 @@ class MultiScaleUnit(nn.Module):
         """The kernels of the branches as the network sees them, identity included, (m, 1, k, k) each: [3x3, 5x5] for concat, one
         5x5 for add. Nothing nonlinear stands between the depthwise layers, so with border="once" they say all.
         """
-        padded = F.pad(self.dw_large1.weight, (2, 2, 2, 2))  # full convolution of the two stacked kernels
-        windows = padded.unfold(2, 3, 1).unfold(3, 3, 1)  # (m, 1, 5, 5, 3, 3)
-        large = (windows * self.dw_large2.weight.flip(2, 3)[:, :, None, None]).sum((-2, -1))
-        small = self.dw_small.weight
+        first, second, small = (_filters(layer.weight) for layer in (self.dw_large1, self.dw_large2, self.dw_small))
+        windows = F.pad(first, (2, 2, 2, 2)).unfold(1, 3, 1).unfold(2, 3, 1)  # (m, 5, 5, 3, 3)
+        large = (windows * second.flip(1, 2)[:, None, None]).sum((-2, -1))  # full convolution of the two stacked kernels
         if self.merge == "add":
             large = large + F.pad(small, (1, 1, 1, 1))
-            return [_with_identity(large)] if self.residual else [large]
-        return [_with_identity(small), _with_identity(large)] if self.residual else [small, large]
+            kernels = [large]
+        else:
+            kernels = [small, large]
+        return [(_with_identity(k) if self.residual else k).unsqueeze(1) for k in kernels]
 
     def merged(self, x: Tensor) -> Tensor:
         """Branches and identity, merged: (B, m, H, W) -> (B, 2m, H, W) for concat, (B, m, H, W) for add."""
@@ -103,8 +104,13 @@ class MultiScaleUnit(nn.Module):
         return y
 
 
+def _filters(weight: Tensor) -> Tensor:
+    """(m, 1, k, k) -> (m, k, k); the gradient comes back with the weight's own strides, as DistributedDataParallel wants it."""
+    return weight.permute(0, 2, 3, 1).flatten(2) if weight.stride(1) == 1 else weight.flatten(0, 1)
+
+
 def _with_identity(kernel: Tensor) -> Tensor:
-    """The kernel of x + conv(x)."""
-    delta = torch.zeros(kernel.shape[2:], dtype=kernel.dtype, device=kernel.device)
-    delta[kernel.shape[2] // 2, kernel.shape[3] // 2] = 1
+    """The kernel (m, k, k) of x + conv(x)."""
+    delta = torch.zeros(kernel.shape[1:], dtype=kernel.dtype, device=kernel.device)
+    delta[kernel.shape[1] // 2, kernel.shape[2] // 2] = 1
     return kernel + delta

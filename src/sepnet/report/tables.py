@@ -59,10 +59,10 @@ def paper_table_markdown(
         ConfigError: runs that must not be averaged or compared; one line.
     """
     cells = table_cells(rows, recipes, metrics, iterations, batch_size)
-    runs = all_runs(cells)
-    devices = _devices(rows)
-    lines = [f"# {escape(title)}", ""]
-    lines += [
+    runs, devices = all_runs(cells), _devices(rows)
+    lines = [
+        f"# {escape(title)}",
+        "",
         bullet("Data", _data(runs, data_title)),
         bullet("Budget", _budget(cells, iterations, batch_size, budget)),
         bullet("Runs", _progress(runs, len(rows) * len(recipes), wanted)),
