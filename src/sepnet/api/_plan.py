@@ -105,13 +105,12 @@ def plan(
     lacking = {(kind, n): why for kind, n in _items(wanted_tables, wanted_figures) if (why := _lacks(chosen, kind, n, data))}
     open_tables = tuple(t for t in wanted_tables if ("table", t) not in lacking or _partly(chosen, t))
     open_figures = tuple(f for f in wanted_figures if ("figure", f) not in lacking)
-    if not open_tables and not open_figures:
-        raise ConfigError("; ".join(dict.fromkeys(lacking.values())))
-    needed = [item for item in _items(wanted_tables, wanted_figures) if item not in lacking]
-    experiments = _experiments(chosen, needed, kept_recipes, kept_models, seeds, budget)
+    _check_any(open_tables + open_figures, lacking.values())
+    items = [item for item in _items(wanted_tables, wanted_figures) if item not in lacking]
+    experiments = _experiments(chosen, items, kept_recipes, kept_models, seeds, budget)
     done = frozenset(e.key for e in experiments if recorded(e, folder, data) is not None)
     speed = speed_tests(chosen, open_tables, kept_models)
-    speed_todo = _unmeasured(speed, folder, device)
+    todo = _unmeasured(speed, folder, device)
     return Plan(
         paper=chosen,
         tables=open_tables,
@@ -123,9 +122,9 @@ def plan(
         experiments=experiments,
         done=done,
         speed=speed,
-        speed_todo=speed_todo,
+        speed_todo=todo,
         seconds=_expected(experiments, done, data, device) if measure else {},
-        speed_seconds=sum(expected_seconds(test, device) for test in speed_todo) if measure else 0.0,
+        speed_seconds=sum(expected_seconds(test, device) for test in todo) if measure else 0.0,
         blocked=tuple(dict.fromkeys(lacking.values())),
         output=folder,
         work=Path("runs") / chosen.name,
@@ -138,6 +137,11 @@ def _check_size(seeds: int, budget: float) -> None:
         raise ConfigError(f"--seeds must be at least 1, got {seeds}")
     if not 0 < budget <= 1:
         raise ConfigError(f"--budget must be above 0 and at most 1, got {budget:g}")
+
+
+def _check_any(wanted: tuple[int, ...], reasons: Iterable[str]) -> None:
+    if not wanted:
+        raise ConfigError("; ".join(dict.fromkeys(reasons)))
 
 
 def records(agreed: Plan) -> dict[str, RunRecord]:

@@ -44,22 +44,20 @@ def paper_table_markdown(
     """The table, with all that a reader needs to judge it above it; ends in a newline.
 
     Args:
-        title: heading ("Table 4: CIFAR-10").
         recipes: names, in the order of the columns, each with one line of explanation.
-        data_title: the data, shown as long as no run names it; runs know it better ("CIFAR-10 (JPEG copy)").
+        title, data_title: heading ("Table 4: CIFAR-10"); the data, shown as long as no run names it ("CIFAR-10 (JPEG copy)").
         iterations, batch_size: the paper's budget; a run with another is labelled in its row and in the header.
         wanted: number of seeds a cell should have; a cell with fewer says so.
         metrics: the figures that the table has columns of.
         budget: share of the paper's iterations that was asked for; each column of another than 1 is marked with it.
         speed_batch: images a batch of the columns of time; None: there are none.
-        command: what makes the table; None: the commands of the runs.
-        notes: further lines for the header, plain text.
+        command, notes: what makes the table (None: the commands of the runs); further lines for the header, plain text.
 
     Raises:
         ConfigError: runs that must not be averaged or compared; one line.
     """
-    cells = table_cells(rows, recipes, metrics, iterations, batch_size)
-    runs, devices = all_runs(cells), _devices(rows)
+    cells, devices = table_cells(rows, recipes, metrics, iterations, batch_size), _devices(rows)
+    runs = all_runs(cells)
     lines = [
         f"# {escape(title)}",
         "",
