@@ -106,11 +106,10 @@ def plan(
     open_tables = tuple(t for t in wanted_tables if ("table", t) not in lacking or _partly(chosen, t))
     open_figures = tuple(f for f in wanted_figures if ("figure", f) not in lacking)
     _check_any(open_tables + open_figures, lacking.values())
-    items = [item for item in _items(wanted_tables, wanted_figures) if item not in lacking]
+    items = [(kind, n) for kind, n in _items(wanted_tables, wanted_figures) if (kind, n) not in lacking]
     experiments = _experiments(chosen, items, kept_recipes, kept_models, seeds, budget)
     done = frozenset(e.key for e in experiments if recorded(e, folder, data) is not None)
-    speed = speed_tests(chosen, open_tables, kept_models)
-    todo = _unmeasured(speed, folder, device)
+    todo = _unmeasured(speed := speed_tests(chosen, open_tables, kept_models), folder, device)
     return Plan(
         paper=chosen,
         tables=open_tables,
