@@ -119,9 +119,7 @@ def test_a_gradient_is_the_same_with_and_without_the_others(wanted: tuple[bool, 
 def test_bfloat16_is_rounded_to_nearest_even_and_keeps_nan_and_infinity() -> None:
     half = 2.0**-8  # of the last place of 1
     values = [1, 1 + half, 1 + 3 * half, 1 + half + half**2, -1 - half, 3e38, 3.4e38, torch.inf, torch.nan, 0]
-    odd_nan = torch.tensor([0x7FFFFFFF, -1, 0x7FC00001], dtype=torch.int32).view(
-        torch.float32
-    )  # carry into the sign
+    odd_nan = torch.tensor([0x7FFFFFFF, -1, 0x7FC00001], dtype=torch.int32).view(torch.float32)  # carry into the sign
     weight = torch.cat([torch.tensor(values), odd_nan, torch.tensor(values)]).view(-1, 1, 1, 1)
     x = torch.ones(1, len(weight), 1, 1, dtype=torch.bfloat16)
     expected = weight.view(-1).to(torch.bfloat16)
