@@ -19,16 +19,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from sepnet.kernels import _depthwise, _library, _native, isa_names
+from sepnet.kernels import _depthwise, _library, _native, isa_names, why_not_native
 from sepnet.kernels._geometry import Geometry, Pair
 
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}  # half a unit of the last place, relative
 SMALLEST = 2.0**-126  # below it processors may take a number for zero
 TYPES = (torch.float32, torch.bfloat16)
 
-_loaded = _library._load()
-LIBRARY: Any = None if isinstance(_loaded, str) else _loaded
-needs_library = pytest.mark.skipif(LIBRARY is None, reason=str(_loaded))
+WHY_NOT = why_not_native()
+LIBRARY: Any = None if WHY_NOT is not None else _library._load()
+needs_library = pytest.mark.skipif(LIBRARY is None, reason=str(WHY_NOT))
 
 
 def _runs_here(name: str) -> bool:

@@ -144,7 +144,7 @@ def test_operator_is_what_it_says(
     outputs = shape[1] * len(geometry[1]) // 2
     parameters = torch.randn(weight), torch.randn(outputs) if bias else None
     with use(mode):
-        for layout in (x, channels_last(x)):
+        for layout in (x, channels_last(x)) if mode == "native" else (x,):
             arguments = [t if t is None else t.detach().requires_grad_() for t in (layout, *parameters)]
             torch.library.opcheck(torch.ops.sepnet.depthwise_conv2d.default, (*arguments, *geometry))
 

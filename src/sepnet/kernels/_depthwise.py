@@ -51,9 +51,8 @@ def depthwise_conv2d(
     Shape: (B, C, H, W) -> (B, C * multiplier, H', W'), channels-last.
 
     Raises:
-        ValueError: weight, bias and input do not go together, are on several devices, or a stride, padding or dilation is
-            none; the message shows the
-            shapes, or the value.
+        ValueError: weight, bias and input do not go together or are on several devices, or a stride, padding or dilation is none;
+            the message shows shapes, devices, or the value.
     """
     channels = x.shape[1] if x.dim() == 4 else 0
     if channels == 0 or weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[0] % channels or min(weight.shape) < 1:

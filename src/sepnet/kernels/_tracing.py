@@ -26,4 +26,4 @@ def is_traced() -> bool:
 
 def is_plain(x: Tensor) -> bool:
     """A tensor of PyTorch's own on the CPU: no subclass, which may stand for something else (FakeTensor, DTensor, ...)."""
-    return type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu"
+    return x.is_cpu and type(x) in (Tensor, torch.nn.Parameter)
