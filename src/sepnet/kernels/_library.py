@@ -26,7 +26,7 @@ __all__ = ["Branch", "Depthwise", "Library", "Mode", "Norm", "Running", "isa_nam
 
 Mode = Literal["native", "reference"]
 
-ABI = 1
+ABI = 2
 MAX_BRANCHES = 4
 MAX_KERNEL = 7
 isa_names = ("avx512_bf16", "avx512", "avx2", "baseline")
