@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,6 +38,7 @@ def start(archive: Path, *words: str) -> subprocess.Popen[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it
     from sepnet.cli import main
 
     publish(pytest.MonkeyPatch(), Path(sys.argv.pop(1)))
