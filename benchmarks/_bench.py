@@ -251,12 +251,18 @@ class Report:
         return json.dumps(content | {"figures": self.figures}, indent=2, ensure_ascii=False) + "\n"
 
 
+def keep(report: Report, folder: Path | None) -> list[Path]:
+    """Leave the page and its JSON in ``folder``, each written whole or not at all: what is measured so far is not lost."""
+    paths = []
+    for suffix, text in ((".json", report.json()), (".md", report.markdown())) if folder is not None else ():
+        path = Path(folder or "", f"{report.name}{suffix}")
+        atomic_write(path, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+        paths.append(path)
+    return paths
+
+
 def write(report: Report, folder: Path | None) -> None:
-    """Print the page; with ``folder``, leave it there with its JSON, each written whole or not at all."""
-    page = report.markdown()
-    print(page)
-    if folder is not None:
-        for suffix, text in ((".json", report.json()), (".md", page)):
-            path = folder / f"{report.name}{suffix}"
-            atomic_write(path, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
-            print(f"wrote {path}", file=sys.stderr)
+    """Print the page and keep it."""
+    print(report.markdown())
+    for path in keep(report, folder):
+        print(f"wrote {path}", file=sys.stderr)

@@ -27,6 +27,7 @@ from _bench import (
     common_options,
     figures_of,
     in_turns,
+    keep,
     last_level_cache,
     method,
     plus_minus,
@@ -43,6 +44,7 @@ from sepnet.errors import SepnetError
 from sepnet.report import markdown_table
 
 DIRECTIONS = ("forward", "backward")
+KEEP_EACH = 40  # rows between two savings of what there is
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,7 +52,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--networks", nargs="*", metavar="NAME", help="only shapes of networks: of all, or of these")
     parser.add_argument("--sweep", action="store_true", help="only the sweep (with --networks: as well)")
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES))
-    parser.add_argument("--seconds", type=float, default=0.5, help="for the contenders of one shape, type and direction together")
+    parser.add_argument("--seconds", type=float, default=0.1, help="for the contenders of one shape, type and direction together")
     parser.add_argument("--rounds", type=int, default=30, help="calls measured of each contender at most; at least 5")
     args = parser.parse_args(argv)
     if args.networks is None and not args.sweep:
@@ -73,20 +75,22 @@ def chosen(args: argparse.Namespace) -> list[tuple[Shape, list[str]]]:
     return [*islice((s for s in small if s[1]), 0, None, 20), *islice((s for s in small if not s[1]), 0, None, 60)]
 
 
-def measure(args: argparse.Namespace, copy: Copy) -> Iterator[Row]:
-    """A row for each shape, type and direction."""
+def measure(args: argparse.Namespace, copy: Copy) -> Iterator[list[Row]]:
+    """A row for each type and direction of a shape."""
     shapes = chosen(args)
     for number, (shape, users) in enumerate(shapes):
         if number % 10 == 0:
             copy.sample()
             print(f"{number} of {len(shapes)} shapes", file=sys.stderr, flush=True)
+        rows = []
         for dtype in args.dtype:
             case = Case(shape, dtype)
             case.check()
             for direction in DIRECTIONS:
-                times = in_turns(case.calls(direction), rounds=args.rounds, warm_up=2, seconds=args.seconds)
+                times = in_turns(case.calls(direction), rounds=args.rounds, warm_up=1, seconds=args.seconds)
                 contenders = {name: figures_of(values) for name, values in times.items()}
-                yield Row(shape, tuple(users), dtype, direction, contenders)
+                rows.append(Row(shape, tuple(users), dtype, direction, contenders))
+        yield rows
     copy.sample()
 
 
@@ -161,9 +165,7 @@ def report(rows: list[Row], copy: Copy, args: argparse.Namespace, machine: Mappi
         text = "Medians ± standard deviation. Ratio: the better of PyTorch's two layouts to sepnet."
         sections += ["## Shapes of the registered networks", text, network_table(rows, rate)]
     if any(not row.networks for row in rows):
-        text = (
-            "Channels 64, 128, 256; maps of 4, 8, 16, 32, 56; batch 128, less for the largest. Every shape stands in the JSON file."
-        )
+        text = "Channels 64, 256; maps of 8, 16, 32, 56; batch 128, less for the largest. Every shape stands in the JSON file."
         sections += ["## Sweep", text, sweep_table(rows, rate)]
     sections += ["## Targets that were missed", misses(judged)]
     return Report(
@@ -185,7 +187,11 @@ def main(argv: list[str] | None = None) -> None:
     keep_large_buffers()
     copy = Copy()
     try:
-        rows = list(measure(args, copy))
+        rows: list[Row] = []
+        for of_shape in measure(args, copy):
+            rows += of_shape
+            if len(rows) % KEEP_EACH < len(of_shape):
+                keep(report(rows, copy, args, machine), args.output)
     except (SepnetError, ArithmeticError) as error:
         raise SystemExit(f"kernels: {error}") from None
     write(report(rows, copy, args, machine), args.output)

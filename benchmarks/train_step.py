@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from _bench import Report, common_options, method, set_up, settings, threads_suffix, write
+from _bench import Report, common_options, keep, method, set_up, settings, threads_suffix, write
 from _contest import CONTENDERS, FP32, KERAS, OURS, PLAIN, PLAIN_BF16, Outcome, contest, contest_options
 from sepnet.errors import SepnetError
 from sepnet.report import markdown_table
@@ -36,6 +36,7 @@ NETWORKS = (
     "dsrnet50",
     "mobilenet_v1",
 )
+BATCH, SMALL_BATCH, LARGE = 128, 32, ("dsrnet50_printed", "dsrnet50")
 TARGETS = {
     "multiscale_concat": 4.0,
     "multiscale_add": 4.0,
@@ -50,24 +51,22 @@ TARGETS = {
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = common_options(__doc__)
     contest_options(parser, NETWORKS, (OURS, FP32, PLAIN, PLAIN_BF16, KERAS), rounds=10)
-    parser.add_argument("-b", "--batch-size", type=int, default=128)
+    parser.add_argument("-b", "--batch-size", type=int, help="else 128, or 32 for networks whose step takes seconds")
     parser.add_argument("--keras-python", help="interpreter that has TensorFlow, if not this one")
     args = parser.parse_args(argv)
     if args.quick:
-        args.networks, args.batch_size = args.networks[:1], min(args.batch_size, 8)
+        args.networks, args.batch_size = args.networks[:1], min(args.batch_size or BATCH, 8)
         args.rounds, args.seconds = 2, 0.0
     return args
 
 
-def measure(args: argparse.Namespace) -> list[Outcome]:
-    found = []
+def measure(args: argparse.Namespace) -> Iterator[Outcome]:
     for network in args.networks:
         print(f"{network} ...", file=sys.stderr, flush=True)
-        outcome = contest(network, "train", args.batch_size, args)
+        outcome = contest(network, "train", args.batch_size or (SMALL_BATCH if network in LARGE else BATCH), args)
         for name, reason in outcome.failed.items():
             print(f"{network}, {name}: {reason}", file=sys.stderr)
-        found.append(outcome)
-    return found
+        yield outcome
 
 
 def speed_table(found: Sequence[Outcome], names: Sequence[str]) -> str:
@@ -80,9 +79,14 @@ def speed_table(found: Sequence[Outcome], names: Sequence[str]) -> str:
     for outcome in found:
         ratios = [outcome.ratio(peer) for peer in peers]
         rows.append(
-            [outcome.network, *(speed(outcome, name) for name in names), *("" if r is None else f"{r:.2f}" for r in ratios)]
+            [
+                outcome.network,
+                str(outcome.batch),
+                *(speed(outcome, name) for name in names),
+                *("" if r is None else f"{r:.2f}" for r in ratios),
+            ]
         )
-    return markdown_table(["network", *names, *(f"to {peer}" for peer in peers)], rows)
+    return markdown_table(["network", "batch", *names, *(f"to {peer}" for peer in peers)], rows)
 
 
 def memory_table(found: Sequence[Outcome], names: Sequence[str]) -> str:
@@ -122,7 +126,7 @@ def report(found: Sequence[Outcome], args: argparse.Namespace, machine: Mapping[
     ]
     return Report(
         name=f"train_step-{threads_suffix(args)}",
-        title=f"Training steps, batch {args.batch_size}, {args.size}x{args.size}, {threads_suffix(args).replace('-', ' ')}",
+        title=f"Training steps, {args.size}x{args.size}, {threads_suffix(args).replace('-', ' ')}",
         intro=method(__doc__),
         body="\n\n".join(sections),
         headline=[*verdicts(found), *failures],
@@ -138,7 +142,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     machine = set_up(args)
     try:
-        found = measure(args)
+        found: list[Outcome] = []
+        for outcome in measure(args):
+            found.append(outcome)
+            keep(report(found, args, machine), args.output)
     except (SepnetError, TypeError) as error:
         raise SystemExit(f"train_step: {error}") from None
     write(report(found, args, machine), args.output)

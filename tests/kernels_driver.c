@@ -183,10 +183,10 @@ static void try_depthwise(void) {
     int64_t bytes[2] = {sepnet_depthwise_workspace(&d, 0), sepnet_depthwise_workspace(&d, 1)};
     expect(bytes[0] >= 0 && bytes[1] >= 0, "a valid convolution is refused");
     void *workspace = block(bytes[0]);
-    expect(sepnet_depthwise_forward(&d, x, weight, bias, y, workspace) == 0, "forward refuses");
+    expect(sepnet_depthwise_forward(&d, NULL, x, weight, bias, y, workspace) == 0, "forward refuses");
     free(workspace);
     workspace = block(bytes[1]);
-    expect(sepnet_depthwise_backward(&d, x, weight, grad, grad_x, grad_weight, grad_bias, workspace) == 0, "backward refuses");
+    expect(sepnet_depthwise_backward(&d, NULL, x, weight, grad, grad_x, grad_weight, grad_bias, workspace) == 0, "backward refuses");
     free(workspace);
 
     total *sums = calloc((size_t)(outputs + inputs + weights + filters), sizeof *sums);
@@ -293,7 +293,7 @@ static void try_norm(void) {
     int64_t inputs = m.batch * m.height * m.width * m.channels, outputs = m.batch * rows_of(&m) * cols_of(&m) * m.channels;
     void *x = random_map(inputs, m.dtype), *grad = random_map(outputs, m.dtype), *y = block(outputs * width_of(m.dtype));
     void *grad_x = block(inputs * width_of(m.dtype));
-    float *gamma = floats(m.channels), *beta = floats(m.channels), *mean = block(m.channels * 4), *invstd = block(m.channels * 4);
+    float *gamma = floats(m.channels), *beta = floats(m.channels), *constants = block(SEPNET_CONSTANTS * m.channels * 4);
     float *grad_gamma = block(m.channels * 4), *grad_beta = block(m.channels * 4), *averages = floats(2 * m.channels);
     float *before = block(2 * m.channels * 4);
     uint8_t *argmax = m.pool ? block(outputs) : NULL;
@@ -304,18 +304,17 @@ static void try_norm(void) {
     int64_t bytes = sepnet_norm_workspace(&m);
     expect(bytes >= 0, "a valid normalisation is refused");
     void *workspace = block(bytes);
-    expect(sepnet_norm_forward(&m, x, gamma, beta, eps, &running, mean, invstd, y, argmax, workspace) == 0, "forward refuses");
+    expect(sepnet_norm_forward(&m, x, gamma, beta, eps, &running, constants, y, argmax, workspace) == 0, "forward refuses");
     free(workspace);
     workspace = block(bytes);
-    expect(sepnet_norm_backward(&m, x, y, argmax, grad, mean, invstd, gamma, beta, grad_x, grad_gamma, grad_beta, workspace) == 0,
-           "backward refuses");
+    expect(sepnet_norm_backward(&m, x, y, argmax, grad, constants, grad_x, grad_gamma, grad_beta, workspace) == 0, "backward refuses");
     free(workspace);
     for (int64_t c = 0; c < m.channels; c++) {
         channel_of k = {.norm = &m, .x = x, .y = y, .grad = grad, .argmax = argmax, .channel = c};
         measure(&k, gamma, beta, eps);
         double variance = (1 / (k.invstd * k.invstd) - eps) * k.count / (k.count - 1);
-        check("mean", mean[c], k.mean, NEAR, SEPNET_FLOAT32);
-        check("invstd", invstd[c], k.invstd, NEAR * k.invstd, SEPNET_FLOAT32);
+        check("mean", constants[c], k.mean, NEAR, SEPNET_FLOAT32);
+        check("invstd", constants[m.channels + c], k.invstd, NEAR * k.invstd, SEPNET_FLOAT32);
         check("average of means", averages[c], 0.75 * before[c] + 0.25 * k.mean, NEAR, SEPNET_FLOAT32);
         check("average of variances", averages[m.channels + c], 0.75 * before[m.channels + c] + 0.25 * variance, NEAR, SEPNET_FLOAT32);
         check_output(&k, y, argmax);
@@ -325,7 +324,80 @@ static void try_norm(void) {
     expect(sepnet_norm_apply(&m, x, gamma, beta, y, kept) == 0, "apply refuses");
     for (int64_t c = 0; c < m.channels; c++)
         check_output(&(channel_of){.norm = &m, .x = x, .channel = c, .scale = gamma[c], .shift = beta[c]}, y, kept);
-    void *all[] = {x, grad, y, grad_x, gamma, beta, mean, invstd, grad_gamma, grad_beta, averages, before, argmax};
+    void *all[] = {x, grad, y, grad_x, gamma, beta, constants, grad_gamma, grad_beta, averages, before, argmax};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+/* --- the convolution between two normalisations --------------------------------------------------------------------------- */
+
+static float *random_constants(int64_t channels) {
+    return floats(SEPNET_CONSTANTS * channels);
+}
+
+/* Two rows of sums must be those of `first` and of `second`, over a map's pixels. */
+static void check_rows(const char *what, const double *rows, int64_t pixels, int64_t channels, const double *first, const double *second) {
+    for (int64_t c = 0; c < channels; c++) {
+        total one = {0}, two = {0};
+        for (int64_t i = 0; i < pixels; i++) add(&one, first[i * channels + c], 1), add(&two, second[i * channels + c], 1);
+        check(what, rows[c], one.value, 1e-4 * (1 + one.size), SEPNET_FLOAT32);
+        check(what, rows[channels + c], two.value, 1e-4 * (1 + two.size), SEPNET_FLOAT32);
+    }
+}
+
+static void near_maps(const char *what, const void *got, const void *wanted, int dtype, int64_t count, double size) {
+    for (int64_t i = 0; i < count; i++) check(what, get(got, dtype, i), get(wanted, dtype, i), 1e-4 * size, dtype);
+}
+
+/* Against the same in separate calls, in float32, where nothing is rounded on the way. */
+static void try_joined(void) {
+    sepnet_depthwise d = random_depthwise();
+    d.dtype = SEPNET_FLOAT32;
+    if (d.batch == 0 || (d.interleaved && d.branches > 1)) return;
+    int64_t filters = d.channels * d.branches, pixels = d.batch * d.in_h * d.in_w, out_pixels = d.batch * d.out_h * d.out_w;
+    int64_t inputs = pixels * d.channels, outputs = out_pixels * filters, taps = 0;
+    for (int j = 0; j < d.branches; j++) taps += d.branch[j].kernel_h * d.branch[j].kernel_w;
+    int32_t relus[2] = {(int32_t)pick(0, 1), (int32_t)pick(0, 1)};
+    sepnet_norm in = {d.batch, d.channels, d.in_h, d.in_w, 0, relus[0], d.dtype, the_threads};
+    sepnet_norm out = {d.batch, filters, d.out_h, d.out_w, 0, relus[1], d.dtype, the_threads};
+    float *x = random_map(inputs, d.dtype), *grad = random_map(outputs, d.dtype), *weight = floats(taps * d.channels);
+    float *bias = pick(0, 1) ? floats(filters) : NULL, *before = random_constants(d.channels), *after = random_constants(filters);
+    float *z = block(inputs * 4), *y[2] = {block(outputs * 4), block(outputs * 4)}, *dy = block(outputs * 4);
+    float *dz[2] = {block(inputs * 4), block(inputs * 4)};
+    float *dw[2] = {block(taps * d.channels * 4), block(taps * d.channels * 4)}, *db[2] = {block(filters * 4), block(filters * 4)};
+    double *rows = block(3 * filters * 8), *sums = block(2 * d.channels * 8);
+    double *first = calloc((size_t)largest(inputs, outputs), 8), *second = calloc((size_t)largest(inputs, outputs), 8);
+
+    sepnet_norm_apply(&in, x, before + SEPNET_SCALE * d.channels, before + SEPNET_SHIFT * d.channels, z, NULL);
+    void *workspace = block(sepnet_depthwise_workspace(&d, 0));
+    sepnet_depthwise_forward(&d, NULL, z, weight, bias, y[0], workspace);
+    sepnet_joined joined = {.before = before, .sums = rows, .before_relu = relus[0]};
+    expect(sepnet_depthwise_forward(&d, &joined, x, weight, bias, y[1], workspace) == 0, "joined forward refuses");
+    free(workspace);
+    near_maps("joined y", y[1], y[0], d.dtype, outputs, (double)taps);
+    for (int64_t i = 0; i < outputs; i++) {
+        double apart = (double)y[1][i] - rows[i % filters];
+        first[i] = apart, second[i] = apart * apart;
+    }
+    check_rows("joined sums", rows + filters, out_pixels, filters, first, second);
+
+    sepnet_norm_input_gradient(&out, y[0], NULL, NULL, grad, after, dy);
+    workspace = block(sepnet_depthwise_workspace(&d, 1));
+    sepnet_depthwise_backward(&d, NULL, z, weight, dy, dz[0], dw[0], db[0], workspace);
+    joined = (sepnet_joined){.before = before, .after = after, .y = y[0], .sums = sums, .before_relu = relus[0], .after_relu = relus[1]};
+    expect(sepnet_depthwise_backward(&d, &joined, x, weight, grad, dz[1], dw[1], db[1], workspace) == 0, "joined backward refuses");
+    free(workspace);
+    near_maps("joined dz", dz[1], dz[0], d.dtype, inputs, 50.0 * (double)taps);
+    near_maps("joined dweight", dw[1], dw[0], SEPNET_FLOAT32, taps * d.channels, 50.0 * (double)out_pixels);
+    near_maps("joined dbias", db[1], db[0], SEPNET_FLOAT32, filters, 50.0 * (double)out_pixels);
+    for (int64_t i = 0; i < inputs; i++) {
+        const float *of = before + i % d.channels;
+        float value = x[i] * of[SEPNET_SCALE * d.channels] + of[SEPNET_SHIFT * d.channels];
+        first[i] = relus[0] && !(value > 0) ? 0 : (double)dz[1][i];
+        if (relus[0] && fabsf(value) < 1e-5f) first[i] = 0; /* none but the exact zero comes so near with these numbers */
+        second[i] = first[i] * ((double)x[i] - of[SEPNET_MEAN * d.channels]);
+    }
+    check_rows("joined sums of gradients", sums, pixels, d.channels, first, second);
+    void *all[] = {x, grad, weight, bias, before, after, z, y[0], y[1], dy, dz[0], dz[1], dw[0], dw[1], db[0], db[1], rows, sums, first, second};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
@@ -339,8 +411,12 @@ static void try_nonsense(void) {
     REFUSED(stride_h = 0), REFUSED(stride_w = -1), REFUSED(threads = 0), REFUSED(branches = 0), REFUSED(branches = 5);
     REFUSED(dtype = 2), REFUSED(branch[0].kernel_h = 8), REFUSED(branch[0].kernel_w = 0), REFUSED(branch[0].pad_h = -1);
     REFUSED(branch[0].dilation_w = 0);
-    expect(sepnet_depthwise_forward(&d, NULL, NULL, NULL, NULL, NULL) == -1, "forward accepts");
-    expect(sepnet_depthwise_backward(&d, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "backward accepts");
+    sepnet_joined joined = {0};
+    d = good, d.branches = 2, d.interleaved = 1, d.branch[1] = d.branch[0];
+    expect(sepnet_depthwise_forward(&d, &joined, NULL, NULL, NULL, NULL, NULL) == -1, "joined, with a channel multiplier: accepted");
+    d.channels = 0;
+    expect(sepnet_depthwise_forward(&d, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "forward accepts");
+    expect(sepnet_depthwise_backward(&d, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "backward accepts");
 #undef REFUSED
     sepnet_norm fine = random_norm(), m;
 #define REFUSED(change) m = fine, m.change, expect(sepnet_norm_workspace(&m) == -1, "accepted: " #change)
@@ -349,8 +425,12 @@ static void try_nonsense(void) {
     REFUSED(height = 1), REFUSED(width = 1);
 #undef REFUSED
     expect(sepnet_norm_apply(&m, NULL, NULL, NULL, NULL, NULL) == -1, "apply accepts");
-    expect(sepnet_norm_forward(&m, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "forward accepts");
-    expect(sepnet_norm_backward(&m, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "backward accepts");
+    expect(sepnet_norm_forward(&m, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL) == -1, "forward accepts");
+    expect(sepnet_norm_backward(&m, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "backward accepts");
+    expect(sepnet_norm_statistics(&m, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL) == -1, "statistics accept");
+    expect(sepnet_norm_sums(&m, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "sums accept");
+    expect(sepnet_norm_gradients(&m, NULL, NULL, NULL, NULL) == -1, "gradients accept");
+    expect(sepnet_norm_input_gradient(&m, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "the input's gradient accepts");
     expect(sepnet_select_isa("no such thing") != 0, "an unknown instruction set is taken");
     expect(sepnet_abi() == SEPNET_ABI, "library and header differ");
 }
@@ -363,7 +443,7 @@ typedef struct {
 static void *call(void *argument) {
     const share *mine = argument;
     state = mine->seed;
-    for (long i = 0; i < mine->cases; i++) try_depthwise(), try_norm();
+    for (long i = 0; i < mine->cases; i++) try_depthwise(), try_norm(), try_joined();
     return NULL;
 }
 

@@ -75,18 +75,18 @@ def check_native(problem: Problem, dtype: torch.dtype, eps: float = 1e-5) -> Non
     pool, relu = problem.pool, problem.relu
     x, gamma, beta, grad = problem.tensors(dtype)
     with poisoned_memory():
-        output, statistics = _native.norm_forward(LIBRARY, x, gamma, beta, None, 0.1, eps, pool, relu)
-        grads = _native.norm_backward(LIBRARY, x, output if pool and relu else None, statistics, gamma, beta, grad, pool, relu)
+        output, constants, argmax = _native.norm_forward(LIBRARY, x, gamma, beta, None, eps, pool, relu)
+        grads = _native.norm_backward(LIBRARY, x, output if pool and relu else None, constants, argmax, grad, pool, relu)
     e = Exact.of(x, gamma, beta, grad, eps)
     slack = Slack(e)
-    check("mean", statistics.mean, e.mean.flatten(), slack.mean.flatten())
-    check("invstd", statistics.invstd, 1 / e.std.flatten(), (slack.variance / e.std).flatten())
+    check("mean", constants[0], e.mean.flatten(), slack.mean.flatten())
+    check("invstd", constants[1], 1 / e.std.flatten(), (slack.variance / e.std).flatten())
 
     def taken(values: Tensor) -> Tensor:
         """What the kernel's pooling took of them."""
-        if statistics.argmax is None:
+        if argmax is None:
             return values
-        kept = statistics.argmax.view(output.shape[0], *output.shape[2:], -1).permute(0, 3, 1, 2)
+        kept = argmax.view(output.shape[0], *output.shape[2:], -1).permute(0, 3, 1, 2)
         return windows(values).gather(-1, kept.long()[..., None])[..., 0]
 
     leaf = e.x.clone().requires_grad_()
@@ -149,9 +149,9 @@ def test_same_threads_give_the_same_bits(isa: str, pool: bool) -> None:
     x, gamma, beta, grad = Problem(4, 33, 19, 18, pool, True, 0.0, 1.0, 0).tensors(torch.bfloat16)
 
     def once() -> tuple[Tensor, ...]:
-        y, statistics = _native.norm_forward(LIBRARY, x, gamma, beta, None, 0.1, 1e-5, pool, True)
-        gradients = _native.norm_backward(LIBRARY, x, y, statistics, gamma, beta, grad, pool, True)
-        return y, statistics.mean, statistics.invstd, *gradients
+        y, constants, argmax = _native.norm_forward(LIBRARY, x, gamma, beta, None, 1e-5, pool, True)
+        gradients = _native.norm_backward(LIBRARY, x, y, constants, argmax, grad, pool, True)
+        return y, constants, *gradients
 
     with instruction_set(isa), threads(3):
         runs = [once() for _ in range(8)]
@@ -162,16 +162,16 @@ def test_same_threads_give_the_same_bits(isa: str, pool: bool) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 16, 17])
-@pytest.mark.parametrize(("mean", "outlier"), [(1e4, 0.0), (-3e5, 0.0), (0.0, 30.0)], ids=["1e4", "-3e5", "a first value far off"])
+@pytest.mark.parametrize(("mean", "outlier"), [(1e4, 0.0), (-3e5, 0.0), (0.0, 300.0)], ids=["1e4", "-3e5", "a first value far off"])
 def test_variance_survives_cancellation(channels: int, mean: float, outlier: float) -> None:
     """mean(x**2) - mean(x)**2 in float32 would have no correct digit, and could be negative."""
     x = channels_last(torch.randn(8, channels, 16, 16) + mean)
     x[0, :, 0, 0] += outlier
     ones, zeros = torch.ones(channels), torch.zeros(channels)
-    _, statistics = _native.norm_forward(LIBRARY, x, ones, zeros, None, 0.1, 1e-5, False, False)
+    _, constants, _ = _native.norm_forward(LIBRARY, x, ones, zeros, None, 1e-5, False, False)
     variance, exact = torch.var_mean(x.double(), (0, 2, 3), correction=0)
-    torch.testing.assert_close(statistics.invstd.double(), (variance + 1e-5).rsqrt(), rtol=1e-3, atol=0)
-    torch.testing.assert_close(statistics.mean.double(), exact, rtol=2 * U, atol=1e-5)
+    torch.testing.assert_close(constants[1].double(), (variance + 1e-5).rsqrt(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(constants[0].double(), exact, rtol=2 * U, atol=1e-4)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.3, 1e6])
@@ -213,11 +213,11 @@ def test_of_equal_values_pooling_keeps_the_first_as_pytorch_does(isa: str, gamma
     x = channels_last(torch.randint(0, 2, (3, 17, 8, 10)).float())
     weight, bias = torch.full((17,), gamma), torch.ones(17)
     with instruction_set(isa):
-        _, statistics = _native.norm_forward(LIBRARY, x, weight, bias, None, 0.1, 1e-5, True, True)
+        _, _, argmax = _native.norm_forward(LIBRARY, x, weight, bias, None, 1e-5, True, True)
     _, index = F.max_pool2d(x * gamma, 2, return_indices=True)
     row, col = index // 10 % 2, index % 2
-    assert statistics.argmax is not None
-    assert torch.equal(statistics.argmax.view(3, 4, 5, 17).permute(0, 3, 1, 2).long(), row * 2 + col)
+    assert argmax is not None
+    assert torch.equal(argmax.view(3, 4, 5, 17).permute(0, 3, 1, 2).long(), row * 2 + col)
 
 
 # --- the public function ---------------------------------------------------------------------------------------------------

@@ -5,19 +5,27 @@ other types, without a compiler at installation. ``why_not_native()`` says which
 """
 
 from sepnet.kernels._depthwise import depthwise_branches, depthwise_conv2d, native_for
+from sepnet.kernels._geometry import Geometry
+from sepnet.kernels._joined import Normalisation, joined_depthwise, joins
 from sepnet.kernels._library import isa_names, library, use, why_not_native
+from sepnet.kernels._native import Averages
 from sepnet.kernels._norm import batch_norm_relu
 from sepnet.kernels._pointwise import pointwise_conv2d
 from sepnet.kernels._status import KernelPath, kernel_paths, kernels_in_use
 from sepnet.kernels._tracing import is_written_down
 
 __all__ = [
+    "Averages",
+    "Geometry",
     "KernelPath",
+    "Normalisation",
     "batch_norm_relu",
     "depthwise_branches",
     "depthwise_conv2d",
     "is_written_down",
     "isa_names",
+    "joined_depthwise",
+    "joins",
     "kernel_paths",
     "kernels_in_use",
     "library",

@@ -22,11 +22,11 @@ import torch
 
 from sepnet.errors import ConfigError, one_line
 
-__all__ = ["Branch", "Depthwise", "Library", "Mode", "Norm", "Running", "isa_names", "library", "use", "why_not_native"]
+__all__ = ["Branch", "Depthwise", "Joined", "Library", "Mode", "Norm", "Running", "isa_names", "library", "use", "why_not_native"]
 
 Mode = Literal["native", "reference"]
 
-ABI = 2
+ABI = 3
 MAX_BRANCHES = 4
 MAX_KERNEL = 7
 isa_names = ("avx512_bf16", "avx512", "avx2", "baseline")
@@ -58,6 +58,15 @@ class Norm(ctypes.Structure):
     ]
 
 
+class Joined(ctypes.Structure):
+    """``sepnet_joined`` of csrc/sepnet_kernels.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("before", "after", "y", "sums")),
+        *((name, ctypes.c_int32) for name in ("before_relu", "after_relu")),
+    ]
+
+
 class Running(ctypes.Structure):
     """``sepnet_running`` of csrc/sepnet_kernels.h."""
 
@@ -71,12 +80,16 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "sepnet_select_isa": (ctypes.c_int, [ctypes.c_char_p]),
     "sepnet_set_parallel": (None, [_P]),
     "sepnet_depthwise_workspace": (ctypes.c_int64, [_P, ctypes.c_int]),
-    "sepnet_depthwise_forward": (ctypes.c_int, [_P] * 6),
-    "sepnet_depthwise_backward": (ctypes.c_int, [_P] * 8),
+    "sepnet_depthwise_forward": (ctypes.c_int, [_P] * 7),
+    "sepnet_depthwise_backward": (ctypes.c_int, [_P] * 9),
     "sepnet_norm_workspace": (ctypes.c_int64, [_P]),
-    "sepnet_norm_forward": (ctypes.c_int, [_P, _P, _P, _P, ctypes.c_double, _P, _P, _P, _P, _P, _P]),
+    "sepnet_norm_statistics": (ctypes.c_int, [*[_P] * 5, ctypes.c_double, *[_P] * 3]),
     "sepnet_norm_apply": (ctypes.c_int, [_P] * 6),
-    "sepnet_norm_backward": (ctypes.c_int, [_P] * 13),
+    "sepnet_norm_forward": (ctypes.c_int, [*[_P] * 4, ctypes.c_double, *[_P] * 5]),
+    "sepnet_norm_sums": (ctypes.c_int, [_P] * 8),
+    "sepnet_norm_gradients": (ctypes.c_int, [_P] * 5),
+    "sepnet_norm_input_gradient": (ctypes.c_int, [_P] * 7),
+    "sepnet_norm_backward": (ctypes.c_int, [_P] * 10),
 }
 
 

@@ -10,9 +10,25 @@ import torch
 from torch import Tensor
 
 from sepnet.kernels._geometry import Geometry
-from sepnet.kernels._library import Branch, Depthwise, Library, Norm, Running
+from sepnet.kernels._library import Branch, Depthwise, Joined, Library, Norm, Running
 
-__all__ = ["depthwise_backward", "depthwise_forward", "norm_apply", "norm_backward", "norm_forward"]
+__all__ = [
+    "Averages",
+    "Gradients",
+    "Side",
+    "depthwise_backward",
+    "depthwise_backward_joined",
+    "depthwise_forward",
+    "depthwise_forward_joined",
+    "norm_apply",
+    "norm_apply_constants",
+    "norm_backward",
+    "norm_forward",
+    "norm_gradients",
+    "norm_input_gradient_",
+    "norm_statistics",
+    "norm_sums",
+]
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _FLOATS_A_THREAD = 1 << 14  # below this a second thread costs more than it saves
@@ -59,22 +75,93 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+class Side(NamedTuple):
+    """A normalisation at one side of a depthwise convolution: its constants (see ``norm_statistics``), and whether ReLU follows."""
+
+    constants: Tensor
+    relu: bool
+
+
 def depthwise_forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Weight and bias: float32, contiguous."""
+    return _depthwise_forward(lib, x, weight, bias, geometry, None)
+
+
+def depthwise_forward_joined(
+    lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, before: Side | None, sums: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The convolution of the normalised x, and with ``sums`` those of its outputs that ``norm_statistics`` takes."""
+    rows = torch.empty(3, x.shape[1] * len(geometry.kernels), dtype=torch.float64) if sums else None
+    joined = Joined(sums=_pointer(rows))
+    if before is not None:
+        joined.before, joined.before_relu = before.constants.data_ptr(), before.relu
+    return _depthwise_forward(lib, x, weight, bias, geometry, joined), rows
+
+
+def _depthwise_forward(
+    lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, joined: Joined | None
+) -> Tensor:
     out = geometry.output_size(x.shape[2], x.shape[3])
     y = _empty_like_map(x, x.shape[1] * len(geometry.kernels), *out)
     call = _describe(lib, x, out, geometry)
     workspace = torch.empty(call.workspace[0], dtype=torch.uint8)
     lib.handle.sepnet_depthwise_forward(
-        ctypes.addressof(call.description), x.data_ptr(), weight.data_ptr(), _pointer(bias), y.data_ptr(), workspace.data_ptr()
+        ctypes.addressof(call.description),
+        None if joined is None else ctypes.addressof(joined),
+        x.data_ptr(),
+        weight.data_ptr(),
+        _pointer(bias),
+        y.data_ptr(),
+        workspace.data_ptr(),
     )
     return y
 
 
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
 def depthwise_backward(
     lib: Library, x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, want: tuple[bool, bool, bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> Gradients:
     """Gradients of x (in its type), weight and bias (float32), as far as they are wanted."""
+    return _depthwise_backward(lib, x, weight, grad, geometry, want, None)
+
+
+def depthwise_backward_joined(
+    lib: Library,
+    x: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    geometry: Geometry,
+    want: tuple[bool, bool, bool],
+    before: Side | None,
+    after: tuple[Tensor, Side] | None,
+) -> tuple[Gradients, Tensor | None]:
+    """The same between two normalisations.
+
+    Args:
+        before: of x. The gradient is that of its result, not yet cut by its ReLU; the sums that ``norm_gradients`` takes come too.
+        after: the convolution's output, and its normalisation, of whose result ``grad`` is the gradient.
+    """
+    rows = None if before is None else torch.empty(2, x.shape[1], dtype=torch.float64)
+    joined = Joined(sums=_pointer(rows))
+    if before is not None:
+        joined.before, joined.before_relu = before.constants.data_ptr(), before.relu
+    if after is not None:
+        y, side = after
+        joined.after, joined.y, joined.after_relu = side.constants.data_ptr(), y.data_ptr(), side.relu
+    return _depthwise_backward(lib, x, weight, grad, geometry, want, joined), rows
+
+
+def _depthwise_backward(
+    lib: Library,
+    x: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    geometry: Geometry,
+    want: tuple[bool, bool, bool],
+    joined: Joined | None,
+) -> Gradients:
     call = _describe(lib, x, (grad.shape[2], grad.shape[3]), geometry)
     workspace = torch.empty(call.workspace[1], dtype=torch.uint8)
     grad_x = _empty_like_map(x, *x.shape[1:]) if want[0] else None
@@ -82,6 +169,7 @@ def depthwise_backward(
     grad_bias = torch.empty(grad.shape[1]) if want[2] else None
     lib.handle.sepnet_depthwise_backward(
         ctypes.addressof(call.description),
+        None if joined is None else ctypes.addressof(joined),
         x.data_ptr(),
         weight.data_ptr(),
         grad.data_ptr(),
@@ -110,12 +198,42 @@ def _pooled(x: Tensor, pool: bool) -> tuple[int, int, int]:
     return (x.shape[1], x.shape[2] // 2, x.shape[3] // 2) if pool else (x.shape[1], x.shape[2], x.shape[3])
 
 
-class NormStatistics(NamedTuple):
-    """What the backward pass needs: mean, inverse standard deviation and kept positions (with pooling)."""
+_CONSTANTS = 6  # rows: mean, inverse standard deviation, scale, shift, and in the backward pass slope, constant
+_SCALE, _SHIFT = 2, 3
+
+
+class Averages(NamedTuple):
+    """Running mean and variance, which training updates in place, and the share of the new value."""
 
     mean: Tensor
-    invstd: Tensor
-    argmax: Tensor | None
+    var: Tensor
+    momentum: float
+
+
+def _running(averages: Averages | None) -> Running | None:
+    return None if averages is None else Running(averages.mean.data_ptr(), averages.var.data_ptr(), averages.momentum)
+
+
+def norm_statistics(
+    lib: Library, x: Tensor, sums: Tensor | None, weight: Tensor, bias: Tensor, averages: Averages | None, eps: float
+) -> Tensor:
+    """Constants of x's normalisation, float32 (6, C), the last two rows not filled; from ``sums`` of x where they are known."""
+    call = _describe_norm(lib, x, False, False)
+    constants = torch.empty(_CONSTANTS, x.shape[1])
+    workspace = torch.empty(call.workspace[0], dtype=torch.uint8)
+    running = _running(averages)
+    lib.handle.sepnet_norm_statistics(
+        ctypes.addressof(call.description),
+        x.data_ptr(),
+        _pointer(sums),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        eps,
+        None if running is None else ctypes.addressof(running),
+        constants.data_ptr(),
+        workspace.data_ptr(),
+    )
+    return constants
 
 
 def norm_forward(
@@ -123,33 +241,31 @@ def norm_forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    running: tuple[Tensor, Tensor] | None,
-    momentum: float,
+    averages: Averages | None,
     eps: float,
     pool: bool,
     relu: bool,
-) -> tuple[Tensor, NormStatistics]:
-    """With x's own statistics; the running averages are updated in place."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """With x's own statistics; the result, the constants, and which positions pooling kept."""
     call = _describe_norm(lib, x, pool, relu)
     y = _empty_like_map(x, *_pooled(x, pool))
     argmax = torch.empty(y.numel(), dtype=torch.uint8) if pool else None
-    statistics = torch.empty(2, x.shape[1])
+    constants = torch.empty(_CONSTANTS, x.shape[1])
     workspace = torch.empty(call.workspace[0], dtype=torch.uint8)
-    averages = Running(running[0].data_ptr(), running[1].data_ptr(), momentum) if running else None
+    running = _running(averages)
     lib.handle.sepnet_norm_forward(
         ctypes.addressof(call.description),
         x.data_ptr(),
         weight.data_ptr(),
         bias.data_ptr(),
         eps,
-        ctypes.addressof(averages) if averages else None,
-        statistics.data_ptr(),
-        statistics.data_ptr() + 4 * x.shape[1],
+        None if running is None else ctypes.addressof(running),
+        constants.data_ptr(),
         y.data_ptr(),
         _pointer(argmax),
         workspace.data_ptr(),
     )
-    return y, NormStatistics(statistics[0], statistics[1], argmax)
+    return y, constants, argmax
 
 
 def norm_apply(lib: Library, x: Tensor, scale: Tensor, shift: Tensor, pool: bool, relu: bool) -> Tensor:
@@ -162,13 +278,54 @@ def norm_apply(lib: Library, x: Tensor, scale: Tensor, shift: Tensor, pool: bool
     return y
 
 
+def norm_apply_constants(lib: Library, x: Tensor, side: Side) -> Tensor:
+    """The normalisation, and ReLU, whose constants are known."""
+    return norm_apply(lib, x, side.constants[_SCALE], side.constants[_SHIFT], False, side.relu)
+
+
+def norm_sums(lib: Library, x: Tensor, grad: Tensor, side: Side) -> Tensor:
+    """Sums over a channel of the gradient that passes the ReLU, and of its product with x - mean: float64 (2, C)."""
+    call = _describe_norm(lib, x, False, side.relu)
+    rows = torch.empty(2, x.shape[1], dtype=torch.float64)
+    workspace = torch.empty(call.workspace[1], dtype=torch.uint8)
+    lib.handle.sepnet_norm_sums(
+        ctypes.addressof(call.description),
+        x.data_ptr(),
+        None,
+        None,
+        grad.data_ptr(),
+        side.constants.data_ptr(),
+        rows.data_ptr(),
+        workspace.data_ptr(),
+    )
+    return rows
+
+
+def norm_gradients(lib: Library, x: Tensor, sums: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+    """Gradients of the normalisation's weight and bias; fills the last two rows of its constants."""
+    call = _describe_norm(lib, x, False, side.relu)
+    grads = torch.empty(2, x.shape[1])
+    lib.handle.sepnet_norm_gradients(
+        ctypes.addressof(call.description), sums.data_ptr(), side.constants.data_ptr(), grads[0].data_ptr(), grads[1].data_ptr()
+    )
+    return grads[0], grads[1]
+
+
+def norm_input_gradient_(lib: Library, x: Tensor, grad: Tensor, side: Side) -> Tensor:
+    """x's gradient, in place of ``grad``, with all constants known."""
+    call = _describe_norm(lib, x, False, side.relu)
+    lib.handle.sepnet_norm_input_gradient(
+        ctypes.addressof(call.description), x.data_ptr(), None, None, grad.data_ptr(), side.constants.data_ptr(), grad.data_ptr()
+    )
+    return grad
+
+
 def norm_backward(
     lib: Library,
     x: Tensor,
     y: Tensor | None,
-    statistics: NormStatistics,
-    weight: Tensor,
-    bias: Tensor,
+    constants: Tensor,
+    argmax: Tensor | None,
     grad: Tensor,
     pool: bool,
     relu: bool,
@@ -176,21 +333,18 @@ def norm_backward(
     """Gradients of x, weight and bias. ``y``, the forward pass's result, is needed with both pooling and ReLU."""
     call = _describe_norm(lib, x, pool, relu)
     grad_x = _empty_like_map(x, *x.shape[1:])
-    grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
+    grads = torch.empty(2, x.shape[1])
     workspace = torch.empty(call.workspace[1], dtype=torch.uint8)
     lib.handle.sepnet_norm_backward(
         ctypes.addressof(call.description),
         x.data_ptr(),
         _pointer(y),
-        _pointer(statistics.argmax),
+        _pointer(argmax),
         grad.data_ptr(),
-        statistics.mean.data_ptr(),
-        statistics.invstd.data_ptr(),
-        weight.data_ptr(),
-        bias.data_ptr(),
+        constants.data_ptr(),
         grad_x.data_ptr(),
-        grad_weight.data_ptr(),
-        grad_bias.data_ptr(),
+        grads[0].data_ptr(),
+        grads[1].data_ptr(),
         workspace.data_ptr(),
     )
-    return grad_x, grad_weight, grad_bias
+    return grad_x, grads[0], grads[1]

@@ -12,7 +12,7 @@ from sepnet.kernels import _native, _reference
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._tracing import is_plain, is_traced
 
-__all__ = ["batch_norm_relu"]
+__all__ = ["batch_norm_relu", "is_vector"]
 
 _TYPES = (torch.float32, torch.bfloat16)
 
@@ -40,9 +40,11 @@ def batch_norm_relu(
     lib = _library_for(x, (weight, bias), (running_mean, running_var), pool)
     if lib is not None and weight is not None and bias is not None:
         if training or running_mean is None or running_var is None:
-            running = None if running_mean is None or running_var is None else (running_mean, running_var)
+            averages = None
+            if running_mean is not None and running_var is not None:
+                averages = _native.Averages(running_mean, running_var, momentum)
             y: Tensor = _BatchNormReLU.apply(  # type: ignore[no-untyped-call]
-                x, weight, bias, running, momentum, eps, pool, relu
+                x, weight, bias, averages, eps, pool, relu
             )
             return y
         if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)):
@@ -54,7 +56,7 @@ def batch_norm_relu(
     )
 
 
-def _is_vector(t: Tensor | None, channels: int) -> bool:
+def is_vector(t: Tensor | None, channels: int) -> bool:
     """Whether the library can read ``t``: a float32 for each channel, one after the other."""
     return t is not None and t.dtype == torch.float32 and t.shape == (channels,) and t.is_contiguous() and is_plain(t)
 
@@ -66,7 +68,7 @@ def _library_for(
     if is_traced() or not is_plain(x) or x.dtype not in _TYPES or x.dim() != 4 or x.numel() == 0:
         return None
     channels = x.shape[1]
-    if not all(_is_vector(t, channels) for t in affine) or not all(t is None or _is_vector(t, channels) for t in averages):
+    if not all(is_vector(t, channels) for t in affine) or not all(t is None or is_vector(t, channels) for t in averages):
         return None
     if pool and min(x.shape[2:]) < 2:
         return None
@@ -82,8 +84,7 @@ class _BatchNormReLU(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
-        running: tuple[Tensor, Tensor] | None,
-        momentum: float,
+        averages: _native.Averages | None,
         eps: float,
         pool: bool,
         relu: bool,
@@ -91,16 +92,15 @@ class _BatchNormReLU(torch.autograd.Function):
         lib = library()
         assert lib is not None
         x = x.contiguous(memory_format=torch.channels_last)
-        y, statistics = _native.norm_forward(lib, x, weight, bias, running, momentum, eps, pool, relu)
+        y, constants, argmax = _native.norm_forward(lib, x, weight, bias, averages, eps, pool, relu)
         ctx.lib, ctx.pool, ctx.relu = lib, pool, relu
-        ctx.save_for_backward(x, y if pool and relu else None, *statistics, weight, bias)
+        ctx.save_for_backward(x, y if pool and relu else None, constants, argmax)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, mean, invstd, argmax, weight, bias = ctx.saved_tensors
+        x, y, constants, argmax = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
-        statistics = _native.NormStatistics(mean, invstd, argmax)
-        grads = _native.norm_backward(ctx.lib, x, y, statistics, weight, bias, grad, ctx.pool, ctx.relu)
-        return *grads, None, None, None, None, None
+        grads = _native.norm_backward(ctx.lib, x, y, constants, argmax, grad, ctx.pool, ctx.relu)
+        return *grads, None, None, None, None

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from sepnet.nn.pending import EndsInNorm, Pending, has_hooks, settle
+
 __all__ = ["FeatureInfo", "FeatureNetwork", "SequentialNetwork", "StagedNetwork", "pyramid"]
 
 
@@ -34,6 +36,14 @@ def pyramid(channels: Sequence[int], strides: Sequence[int]) -> list[FeatureInfo
         if i + 1 == len(strides) or strides[i + 1] > 1:
             levels.append(FeatureInfo(width, reduction, f"stages.{i}"))
     return levels
+
+
+def _step(x: Tensor | Pending, layer: nn.Module) -> Tensor | Pending:
+    """One layer; its last normalisation is put off where the layer can do that and nobody watches it."""
+    if isinstance(layer, EndsInNorm) and not has_hooks(layer):
+        return layer.pending(x)
+    y: Tensor = layer(settle(x))
+    return y
 
 
 class StagedNetwork(nn.Module):
@@ -81,9 +91,10 @@ class StagedNetwork(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> the last layer's map (B, C, H', W')."""
+        map_: Tensor | Pending = x
         for name in self.layer_names:
-            x = self.get_submodule(name)(x)
-        return x
+            map_ = _step(map_, self.get_submodule(name))
+        return settle(map_)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last layer's map -> logits (B, num_classes), or the head's hidden features (B, n) with ``pre_logits``."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sepnet.kernels import depthwise_conv2d, is_written_down, pointwise_conv2d
+from sepnet.kernels import Geometry, depthwise_conv2d, is_written_down, pointwise_conv2d
 from sepnet.nn.norm import BatchNormReLU
+from sepnet.nn.pending import EndsInNorm, Pending, settle
 
 __all__ = ["ConvBNReLU", "DepthwiseConv2d", "PointwiseConv2d", "check_positive", "depthwise", "pointwise"]
 
@@ -24,6 +25,14 @@ class DepthwiseConv2d(nn.Conv2d):
 
     Shape: (B, C, H, W) -> (B, C, H', W').
     """
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """What the kernels need to know of a layer with channel multiplier 1; None if the padding is not zeros, by numbers."""
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return None
+        (kernel, stride, padding, dilation) = ((p[0], p[1]) for p in (self.kernel_size, self.stride, self.padding, self.dilation))
+        return Geometry(stride, (kernel,), (padding,), (dilation,), False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H', W')."""
@@ -70,7 +79,7 @@ def pointwise(in_channels: int, out_channels: int, *, stride: int = 1, bias: boo
     return PointwiseConv2d(in_channels, out_channels, 1, stride=stride, bias=bias)
 
 
-class ConvBNReLU(nn.Module):
+class ConvBNReLU(EndsInNorm):
     """k x k convolution ('same' padding), batch normalisation, ReLU.
 
     Args:
@@ -100,7 +109,6 @@ class ConvBNReLU(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=bias)
         self.bn = BatchNormReLU(out_channels, eps=eps, pool=pool)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
-        y: Tensor = self.bn(self.conv(x))
-        return y
+    def pending(self, x: Tensor | Pending) -> Pending:
+        """(B, in_channels, H, W) -> (B, out_channels, H', W'), to be pooled and normalised."""
+        return Pending(self.conv(settle(x)), self.bn)

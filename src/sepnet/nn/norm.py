@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sepnet.kernels import batch_norm_relu
+from sepnet.kernels import Averages, Normalisation, batch_norm_relu
 
 __all__ = ["BatchNormReLU"]
 
@@ -25,13 +25,28 @@ class BatchNormReLU(nn.BatchNorm2d):
         super().__init__(num_features, eps=eps)
         self.pool, self.relu = pool, relu
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W), or (B, C, H//2, W//2) with pool."""
-        momentum = self.momentum if self.momentum is not None else 0.0
+    @property
+    def is_plain(self) -> bool:
+        """Whether it normalises by the batch's statistics, with weight and bias and without pooling."""
+        return self.affine and not self.pool and (self.training or self.running_mean is None)
+
+    def normalisation(self, momentum: float) -> Normalisation:
+        """What the kernels need to know of a layer that ``is_plain``."""
+        averages = None
+        if self.running_mean is not None and self.running_var is not None:
+            averages = Averages(self.running_mean, self.running_var, momentum)
+        return Normalisation(self.weight, self.bias, averages, self.eps, self.relu)
+
+    def next_momentum(self) -> float:
+        """The share of this batch in the running averages; in training it counts the batch."""
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:  # the plain average of all batches
-                momentum = 1.0 / float(self.num_batches_tracked)
+                return 1.0 / float(self.num_batches_tracked)
+        return self.momentum if self.momentum is not None else 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), or (B, C, H//2, W//2) with pool."""
         return batch_norm_relu(
             x,
             self.weight,
@@ -39,7 +54,7 @@ class BatchNormReLU(nn.BatchNorm2d):
             self.running_mean,
             self.running_var,
             training=self.training or self.running_mean is None,
-            momentum=momentum,
+            momentum=self.next_momentum(),
             eps=self.eps,
             pool=self.pool,
             relu=self.relu,

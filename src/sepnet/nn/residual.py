@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sepnet.nn.conv import check_positive, pointwise
+from sepnet.nn.joined import depthwise_between
 from sepnet.nn.norm import BatchNormReLU
+from sepnet.nn.pending import Pending
 
 __all__ = ["Bottleneck"]
 
@@ -43,6 +45,6 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
-        y = self.bn3(self.conv3(self.bn2(self.conv2(self.bn1(self.conv1(x))))))
+        y = self.bn3(self.conv3(depthwise_between(Pending(self.conv1(x), self.bn1), self.conv2, self.bn2)))
         y = y + (x if self.downsample is None else self.downsample(x))
         return F.relu(y, inplace=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sepnet.nn.conv import check_positive, depthwise, pointwise
+from sepnet.nn.joined import depthwise_between
 from sepnet.nn.norm import BatchNormReLU
+from sepnet.nn.pending import EndsInNorm, Pending
 
 __all__ = ["DilatedSeparableBlock", "SeparableBlock"]
 
 
-class SeparableBlock(nn.Module):
+class SeparableBlock(EndsInNorm):
     """Depthwise 3x3, BN, ReLU, pointwise 1x1, BN, ReLU: Howard et al. 2017, Fig. 3 (right); Tseng and Kao 2020, section 3.1.
 
     Args:
@@ -31,13 +33,12 @@ class SeparableBlock(nn.Module):
         self.pw = pointwise(in_channels, out_channels, bias=bias)
         self.bn2 = BatchNormReLU(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
-        y: Tensor = self.bn2(self.pw(self.bn1(self.dw(x))))
-        return y
+    def pending(self, x: Tensor | Pending) -> Pending:
+        """(B, in_channels, H, W) -> (B, out_channels, H', W'), to be normalised."""
+        return Pending(self.pw(depthwise_between(x, self.dw, self.bn1)), self.bn2)
 
 
-class DilatedSeparableBlock(nn.Module):
+class DilatedSeparableBlock(EndsInNorm):
     """Dilated depthwise 3x3, pointwise 1x1, BN, ReLU: the joint module and the basic structure of Sun et al. 2020 (Fig. 1, 4).
 
     Our reading of Eq. 1: the paper's rate d makes a filter of size 3 cover 4d + 3 pixels (3, 7, 11, 15 for d = 0, 1, 2, 3);
@@ -62,7 +63,6 @@ class DilatedSeparableBlock(nn.Module):
         self.pw = pointwise(in_channels, out_channels)
         self.bn = BatchNormReLU(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
-        y: Tensor = self.bn(self.pw(self.dw(x)))
-        return y
+    def pending(self, x: Tensor | Pending) -> Pending:
+        """(B, in_channels, H, W) -> (B, out_channels, H', W'), to be normalised."""
+        return Pending(self.pw(depthwise_between(x, self.dw)), self.bn)

@@ -23,14 +23,26 @@ typedef struct {
     ptrdiff_t offset[SEPNET_MAX_TAPS], weight[SEPNET_MAX_TAPS];
 } taps;
 
+/* What becomes of a map's values on their way into a plane. */
+enum { AS_IS, NORMALISED, THROUGH_NORM };
+typedef struct {
+    int way;
+    vu passes;      /* all ones: without ReLU */
+    vf scale, shift, mean, slope, constant;
+    const void *of; /* THROUGH_NORM: the map whose normalisation the gradient passes */
+} entry;
+
 /* What all tasks of a call share. */
 typedef struct {
     const sepnet_depthwise *conv;
+    const sepnet_joined *joined; /* may be NULL */
     const void *x, *grad;
     const float *bias;
     void *y, *grad_x;
     taps *classes;           /* forward: one a branch; backward: one for each remainder of row and column by the strides */
     float *packed, *partial; /* weights by [block][tap][VL]; gradients' sums by [part][block][tap, then branch's bias][VL] */
+    float *origin;           /* a value of each output channel, [branch][block][VL] */
+    double *joined_sums;     /* [part][first or second][branch][block][VL] */
     char *scratch;           /* one piece a part */
     int64_t blocks, bands, filter_taps, parts, scratch_bytes, x_floats, grad_floats; /* floats: of the largest band's plane */
     int want_x, want_weight, want_bias;
@@ -170,20 +182,67 @@ typedef struct {
     const void *map;
     int64_t image, height, width, pixel, channel, step;
     int lanes, dtype, zeroed; /* zeroed: the plane's border already holds zeros */
+    entry entry;
 } source;
 
-INLINE void unpack_row(const source *from, int64_t row, plane p, vf *out, int64_t step, int lanes, int dtype) {
+static entry open_entry(int way, const float *constants, int64_t channels, int64_t channel, int lanes, int relu, const void *of) {
+    if (way == AS_IS) return (entry){AS_IS};
+    norm_constants c = lay_constants((float *)constants, channels);
+    entry e = {.way = way, .passes = (vu)splat(0), .of = of};
+    if (!relu) e.passes = ~e.passes;
+    e.scale = load_lanes(c.scale, channel, lanes, SEPNET_FLOAT32), e.shift = load_lanes(c.shift, channel, lanes, SEPNET_FLOAT32);
+    if (way == NORMALISED) return e;
+    e.mean = load_lanes(c.mean, channel, lanes, SEPNET_FLOAT32), e.slope = load_lanes(c.slope, channel, lanes, SEPNET_FLOAT32);
+    e.constant = load_lanes(c.constant, channel, lanes, SEPNET_FLOAT32);
+    return e;
+}
+
+/* A value as it enters the plane; `other`: of e->of at the same place. */
+INLINE vf enter(const entry *e, vf value, vf other, int way) {
+    if (way == NORMALISED) {
+        value = value * e->scale + e->shift;
+        return (vf)((vu)value & (~(vu)(value < 0) | e->passes));
+    }
+    if (way == THROUGH_NORM) {
+        vu alive = (vu)(other * e->scale + e->shift > 0) | e->passes;
+        return (vf)((vu)value & alive) * e->scale + ((other - e->mean) * e->slope + e->constant);
+    }
+    return value;
+}
+
+INLINE void unpack_row(const source *from, int64_t row, plane p, vf *out, int64_t step, int lanes, int dtype, int way) {
     int64_t left = sepnet_min(sepnet_max(-p.first_col, 0), p.cols);
     int64_t right = sepnet_max(left, sepnet_min(from->width - p.first_col, p.cols));
     int64_t index = ((from->image * from->height + row) * from->width + p.first_col) * from->pixel + from->channel;
     const char *ahead = (const char *)from->map + (index + PREFETCH * from->pixel) * (int64_t)element_size(dtype);
+    const entry e = from->entry; /* of our own, which no store can alias */
+    const ptrdiff_t other = way == THROUGH_NORM ? (const char *)e.of - (const char *)from->map : 0;
     for (int64_t c = left; c < right; c++) {
+        int64_t at = index + c * from->pixel;
         __builtin_prefetch(ahead + c * from->pixel * (int64_t)element_size(dtype));
-        out[c] = load_strided(from->map, index + c * from->pixel, step, lanes, dtype);
+        if (way == THROUGH_NORM) __builtin_prefetch(ahead + other + c * from->pixel * (int64_t)element_size(dtype));
+        vf value = load_strided(from->map, at, step, lanes, dtype);
+        out[c] = enter(&e, value, way == THROUGH_NORM ? load_strided(e.of, at, step, lanes, dtype) : value, way);
     }
     if (from->zeroed) return;
     for (int64_t c = 0; c < left; c++) out[c] = splat(0);
     for (int64_t c = right; c < p.cols; c++) out[c] = splat(0);
+}
+
+/* Whole vectors of neighbouring channels have loops of their own for each type and way. */
+static void unpack_by_kind(const source *from, int64_t row, plane p, vf *out) {
+    if (from->lanes != VL || from->step != 1) {
+        unpack_row(from, row, p, out, from->step, from->lanes, from->dtype, from->entry.way);
+        return;
+    }
+    switch (2 * from->entry.way + (from->dtype == SEPNET_BFLOAT16)) {
+        case 2 * AS_IS: unpack_row(from, row, p, out, 1, VL, SEPNET_FLOAT32, AS_IS); break;
+        case 2 * AS_IS + 1: unpack_row(from, row, p, out, 1, VL, SEPNET_BFLOAT16, AS_IS); break;
+        case 2 * NORMALISED: unpack_row(from, row, p, out, 1, VL, SEPNET_FLOAT32, NORMALISED); break;
+        case 2 * NORMALISED + 1: unpack_row(from, row, p, out, 1, VL, SEPNET_BFLOAT16, NORMALISED); break;
+        case 2 * THROUGH_NORM: unpack_row(from, row, p, out, 1, VL, SEPNET_FLOAT32, THROUGH_NORM); break;
+        default: unpack_row(from, row, p, out, 1, VL, SEPNET_BFLOAT16, THROUGH_NORM);
+    }
 }
 
 /* Plane rows [first, last) as float32, zeros outside the map. */
@@ -193,12 +252,8 @@ static void unpack_rows(const source *from, plane p, int64_t first, int64_t last
         int64_t row = p.first_row + r;
         if (row < 0 || row >= from->height) {
             if (!from->zeroed) memset(out, 0, (size_t)p.cols * sizeof(vf));
-        } else if (from->lanes != VL || from->step != 1) {
-            unpack_row(from, row, p, out, from->step, from->lanes, from->dtype);
-        } else if (from->dtype == SEPNET_BFLOAT16) {
-            unpack_row(from, row, p, out, 1, VL, SEPNET_BFLOAT16);
         } else {
-            unpack_row(from, row, p, out, 1, VL, SEPNET_FLOAT32);
+            unpack_by_kind(from, row, p, out);
         }
     }
 }
@@ -353,18 +408,91 @@ static int64_t output_step(const sepnet_depthwise *conv) { return conv->interlea
 
 static window_plane open_input(const job_state *s, const task *at, plane p, float *start) {
     const sepnet_depthwise *c = s->conv;
-    return (window_plane){{s->x, at->image, c->in_h, c->in_w, c->channels, at->channel, 1, at->lanes, c->dtype, s->bands == 1},
-                          p, start, 0};
+    const sepnet_joined *j = s->joined;
+    source from = {s->x, at->image, c->in_h, c->in_w, c->channels, at->channel, 1, at->lanes, c->dtype, s->bands == 1,
+                   open_entry(j && j->before ? NORMALISED : AS_IS, j ? j->before : NULL, c->channels, at->channel, at->lanes,
+                              j && j->before_relu, NULL)};
+    return (window_plane){from, p, start, 0};
 }
 
 static window_plane open_gradient(const job_state *s, const task *at, plane p, int branch, float *start) {
     const sepnet_depthwise *c = s->conv;
-    source from = {s->grad, at->image, c->out_h, c->out_w, c->channels * c->branches, output_channel(c, at->channel, branch),
-                   output_step(c), at->lanes, c->dtype, s->bands == 1};
+    const sepnet_joined *j = s->joined;
+    int64_t outputs = c->channels * c->branches, channel = output_channel(c, at->channel, branch);
+    source from = {s->grad, at->image, c->out_h, c->out_w, outputs, channel, output_step(c), at->lanes, c->dtype, s->bands == 1,
+                   open_entry(j && j->after ? THROUGH_NORM : AS_IS, j ? j->after : NULL, outputs, channel, at->lanes,
+                              j && j->after_relu, j ? j->y : NULL)};
     return (window_plane){from, p, start, 0};
 }
 
-static void forward_task(const job_state *s, const task *at, float *scratch) {
+/* --- sums for the normalisation at either side, of rows that have just been computed and are still in cache ------------- */
+
+/* Elements of a part's sums: of the first kind; as many of the second follow. */
+static int64_t joined_stride(const job_state *s) { return s->conv->branches * s->blocks * VL; }
+
+static double *joined_at(const job_state *s, int64_t part, int64_t block, int branch) {
+    return s->joined_sums + part * 2 * joined_stride(s) + (branch * s->blocks + block) * VL;
+}
+
+INLINE moments run_moments(const destination *from, int64_t rows, int64_t cols, int lanes, int dtype) {
+    vf zero = splat(0), origin = load_lanes(from->map, from->index, lanes, dtype);
+    moments m[2] = {{origin, zero, zero, 0}, {origin, zero, zero, 0}};
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t at = from->index + r * from->row, c = 0;
+        for (; c + 2 <= cols; c += 2, at += 2 * from->col) {
+            add_value(&m[0], load_lanes(from->map, at, lanes, dtype));
+            add_value(&m[1], load_lanes(from->map, at + from->col, lanes, dtype));
+        }
+        if (c < cols) add_value(&m[0], load_lanes(from->map, at, lanes, dtype));
+    }
+    return (moments){origin, m[0].sum + m[1].sum, m[0].square + m[1].square, rows * cols};
+}
+
+/* Adds the moments of a rectangle of outputs, about the channels' origins. */
+static void output_sums(const job_state *s, const destination *from, int64_t rows, int64_t cols, double *sums, const float *origin) {
+    moments m;
+    if (from->lanes != VL)
+        m = run_moments(from, rows, cols, from->lanes, from->dtype);
+    else if (from->dtype == SEPNET_BFLOAT16)
+        m = run_moments(from, rows, cols, VL, SEPNET_BFLOAT16);
+    else
+        m = run_moments(from, rows, cols, VL, SEPNET_FLOAT32);
+    add_moments(sums, sums + joined_stride(s), *(const vfu *)origin, &m);
+}
+
+INLINE void run_input_sums(const job_state *s, const entry *e, int64_t first, int64_t pixels, double *sums, int lanes, int dtype) {
+    const sepnet_depthwise *conv = s->conv;
+    vf sum[2] = {splat(0), splat(0)}, product[2] = {splat(0), splat(0)};
+    for (int64_t i = 0; i < pixels; i += 2)
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; k++) {
+            if (k && i + k >= pixels) break;
+            int64_t at = first + (i + k) * conv->channels;
+            vf value = load_lanes(s->x, at, lanes, dtype), grad = load_lanes(s->grad_x, at, lanes, dtype);
+            grad = (vf)((vu)grad & ((vu)(value * e->scale + e->shift > 0) | e->passes));
+            sum[k] += grad;
+            product[k] += grad * (value - e->mean);
+        }
+    add_doubles(sums, sum[0] + sum[1]);
+    add_doubles(sums + joined_stride(s), product[0] + product[1]);
+}
+
+/* Adds the sums that the gradient of the normalisation before needs: of dL/dz where its ReLU let z pass, and of its product
+ * with x - mean, over the input rows [row0, row1). */
+static void input_sums(const job_state *s, const task *at, int64_t row0, int64_t row1, double *sums) {
+    const sepnet_depthwise *conv = s->conv;
+    const entry e = open_entry(THROUGH_NORM, s->joined->before, conv->channels, at->channel, at->lanes, s->joined->before_relu, NULL);
+    int64_t first = (at->image * conv->in_h + row0) * conv->in_w * conv->channels + at->channel;
+    int64_t pixels = (row1 - row0) * conv->in_w;
+    if (at->lanes != VL)
+        run_input_sums(s, &e, first, pixels, sums, at->lanes, conv->dtype);
+    else if (conv->dtype == SEPNET_BFLOAT16)
+        run_input_sums(s, &e, first, pixels, sums, VL, SEPNET_BFLOAT16);
+    else
+        run_input_sums(s, &e, first, pixels, sums, VL, SEPNET_FLOAT32);
+}
+
+static void forward_task(const job_state *s, const task *at, float *scratch, int64_t part) {
     const sepnet_depthwise *conv = s->conv;
     plane in = input_plane(conv, at->rows.out0, at->rows.out1);
     window_plane x = open_input(s, at, in, scratch);
@@ -385,6 +513,8 @@ static void forward_task(const job_state *s, const task *at, float *scratch) {
                        .cols = conv->out_w,
                        .start = s->bias ? load_strided(s->bias, channel, step, at->lanes, SEPNET_FLOAT32) : splat(0)};
             compute(p, &s->classes[j], &to, scratch + s->x_floats);
+            if (s->joined && s->joined->sums)
+                output_sums(s, &to, p.rows, p.cols, joined_at(s, part, at->block, j), s->origin + (j * s->blocks + at->block) * VL);
         }
     }
 }
@@ -493,7 +623,7 @@ static void bias_gradient(const job_state *s, plane g, const float *grad, int64_
 
 static int64_t block_sums(const job_state *s) { return (s->filter_taps + s->conv->branches) * VL; }
 
-static void backward_task(const job_state *s, const task *at, float *scratch, float *sums) {
+static void backward_task(const job_state *s, const task *at, float *scratch, float *sums, int64_t part) {
     const sepnet_depthwise *conv = s->conv;
     band_rows b = at->rows;
     plane g = gradient_plane(conv, b.in0, b.in1, b.out0, b.out1), in = input_plane(conv, b.out0, b.out1);
@@ -513,7 +643,10 @@ static void backward_task(const job_state *s, const task *at, float *scratch, fl
         int64_t in1 = b.in0 + sepnet_part_begin(b.in1 - b.in0, chunks, i + 1);
         int64_t rows = sepnet_max(out1, sepnet_floor_div(in1 - 1 + reach, conv->stride_h) + 1) - g.first_row;
         for (int j = 0; j < conv->branches; j++) need_rows(&grad[j], rows);
-        if (s->want_x && in0 < in1) input_gradient(s, at, g, grad_start, in0, in1, spare);
+        if (s->want_x && in0 < in1) {
+            input_gradient(s, at, g, grad_start, in0, in1, spare);
+            if (s->joined && s->joined->before) input_sums(s, at, in0, in1, joined_at(s, part, at->block, 0));
+        }
         float *block = sums + at->block * block_sums(s);
         if (s->want_bias) bias_gradient(s, g, grad_start, out0, out1, block + s->filter_taps * VL);
         if (!s->want_weight) continue;
@@ -534,7 +667,7 @@ static void forward_part(void *context, int64_t part) {
     float *scratch = open_scratch(s, part);
     for (int64_t i = sepnet_part_begin(tasks, s->parts, part); i < end; i++) {
         task at = nth_task(s, i);
-        forward_task(s, &at, scratch);
+        forward_task(s, &at, scratch, part);
     }
 }
 
@@ -547,8 +680,62 @@ static void backward_part(void *context, int64_t part) {
     memset(sums, 0, floats * sizeof *sums);
     for (int64_t i = sepnet_part_begin(tasks, s->parts, part); i < end; i++) {
         task at = nth_task(s, i);
-        backward_task(s, &at, scratch, sums);
+        backward_task(s, &at, scratch, sums, part);
     }
+}
+
+/* --- sums of all parts ---------------------------------------------------------------------------------------------- */
+
+static void clear_joined_sums(const job_state *s) {
+    if (s->joined && s->joined->sums) memset(s->joined_sums, 0, (size_t)(s->parts * 2 * joined_stride(s)) * sizeof(double));
+}
+
+/* The parts' sums, in their order, as two rows of a double an output channel. */
+static void reduce_joined_sums(const job_state *s, int branches, double *first, double *second) {
+    int64_t count = 2 * joined_stride(s);
+    for (int64_t part = 1; part < s->parts; part++)
+        for (int64_t i = 0; i < count; i++) s->joined_sums[i] += s->joined_sums[part * count + i];
+    for (int64_t c = 0; c < s->conv->channels; c++)
+        for (int j = 0; j < branches; j++) {
+            const double *from = joined_at(s, 0, c / VL, j) + c % VL;
+            int64_t to = branches == 1 ? c : output_channel(s->conv, c, j);
+            first[to] = *from, second[to] = from[joined_stride(s)];
+        }
+}
+
+/* Image 0's first output, which the sums of all are taken about. */
+static float first_output(const job_state *s, int64_t channel, int branch) {
+    const sepnet_depthwise *conv = s->conv;
+    const sepnet_branch *b = &conv->branch[branch];
+    const entry e = open_input(s, &(task){0, 0, channel, {0}, 1}, (plane){0}, NULL).from.entry;
+    const float *weight = s->packed + channel / VL * s->filter_taps * VL + channel % VL;
+    for (int j = 0; j < branch; j++) weight += conv->branch[j].kernel_h * conv->branch[j].kernel_w * VL;
+    float sum = s->bias ? s->bias[output_channel(conv, channel, branch)] : 0;
+    for (int64_t r = 0; r < b->kernel_h; r++)
+        for (int64_t c = 0; c < b->kernel_w; c++, weight += VL) {
+            int64_t row = r * b->dilation_h - b->pad_h, col = c * b->dilation_w - b->pad_w;
+            if (row < 0 || row >= conv->in_h || col < 0 || col >= conv->in_w) continue;
+            vf value = load_lanes(s->x, (row * conv->in_w + col) * conv->channels + channel, 1, conv->dtype);
+            sum += *weight * enter(&e, value, value, e.way)[0];
+        }
+    return sum;
+}
+
+static void find_origins(const job_state *s) {
+    memset(s->origin, 0, (size_t)joined_stride(s) * sizeof(float));
+    if (s->conv->batch == 0) return;
+    for (int j = 0; j < s->conv->branches; j++)
+        for (int64_t c = 0; c < s->conv->channels; c++) s->origin[j * s->blocks * VL + c] = first_output(s, c, j);
+}
+
+/* The rows that sepnet_norm_statistics takes. */
+static void finish_output_sums(const job_state *s) {
+    int64_t outputs = s->conv->channels * s->conv->branches;
+    double *rows = s->joined->sums;
+    for (int64_t c = 0; c < s->conv->channels; c++)
+        for (int j = 0; j < s->conv->branches; j++)
+            rows[output_channel(s->conv, c, j)] = (double)s->origin[j * s->blocks * VL + c];
+    reduce_joined_sums(s, s->conv->branches, rows + outputs, rows + 2 * outputs);
 }
 
 /* --- weights ------------------------------------------------------------------------------------------------------- */
@@ -625,10 +812,16 @@ static int64_t weight_bytes(const job_state *s) { return aligned(s->blocks * s->
 
 static int64_t sums_bytes(const job_state *s) { return aligned(s->parts * s->blocks * block_sums(s) * (int64_t)sizeof(float)); }
 
+static int64_t origin_bytes(const job_state *s) { return aligned(joined_stride(s) * (int64_t)sizeof(float)); }
+
+static int64_t joined_bytes(const job_state *s) {
+    return origin_bytes(s) + aligned(s->parts * 2 * joined_stride(s) * (int64_t)sizeof(double));
+}
+
 static int64_t depthwise_workspace(const sepnet_depthwise *conv, int backward) {
     job_state s = make_state(conv, backward);
     int64_t sums = backward ? sums_bytes(&s) : 0;
-    return ALIGN + classes_bytes(conv, backward) + weight_bytes(&s) + sums + s.parts * s.scratch_bytes;
+    return ALIGN + classes_bytes(conv, backward) + weight_bytes(&s) + sums + joined_bytes(&s) + s.parts * s.scratch_bytes;
 }
 
 static void lay_out(job_state *s, void *workspace, int backward) {
@@ -637,31 +830,39 @@ static void lay_out(job_state *s, void *workspace, int backward) {
     at += classes_bytes(s->conv, backward);
     s->packed = (float *)at;
     s->partial = (float *)(at + weight_bytes(s));
-    s->scratch = at + weight_bytes(s) + (backward ? sums_bytes(s) : 0);
+    at += weight_bytes(s) + (backward ? sums_bytes(s) : 0);
+    s->origin = (float *)at;
+    s->joined_sums = (double *)(at + origin_bytes(s));
+    s->scratch = at + joined_bytes(s);
 }
 
-static void depthwise_forward(const sepnet_depthwise *conv, const void *x, const float *weight, const float *bias, void *y,
-                              void *workspace) {
+static void depthwise_forward(const sepnet_depthwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+                              const float *bias, void *y, void *workspace) {
     job_state s = make_state(conv, 0);
     lay_out(&s, workspace, 0);
-    s.x = x, s.bias = bias, s.y = y;
+    s.joined = joined, s.x = x, s.bias = bias, s.y = y;
     plane p = input_plane(conv, 0, conv->out_h);
     for (int j = 0; j < conv->branches; j++) forward_taps(conv, p, j, &s.classes[j]);
     pack_weights(&s, weight);
+    clear_joined_sums(&s);
+    if (joined && joined->sums) find_origins(&s);
     sepnet_run_parts(forward_part, &s, s.parts, conv->threads);
+    if (joined && joined->sums) finish_output_sums(&s);
 }
 
-static void depthwise_backward(const sepnet_depthwise *conv, const void *x, const float *weight, const void *grad, void *grad_x,
-                               float *grad_weight, float *grad_bias, void *workspace) {
+static void depthwise_backward(const sepnet_depthwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+                               const void *grad, void *grad_x, float *grad_weight, float *grad_bias, void *workspace) {
     job_state s = make_state(conv, 1);
     lay_out(&s, workspace, 1);
-    s.x = x, s.grad = grad, s.grad_x = grad_x;
+    s.joined = joined, s.x = x, s.grad = grad, s.grad_x = grad_x;
     s.want_x = grad_x != NULL, s.want_weight = grad_weight != NULL, s.want_bias = grad_bias != NULL;
     plane p = gradient_plane(conv, 0, conv->in_h, 0, conv->out_h);
     for (int64_t r = 0; r < conv->stride_h; r++)
         for (int64_t c = 0; c < conv->stride_w; c++)
             backward_taps(conv, p, s.grad_floats, r, c, &s.classes[r * conv->stride_w + c]);
     pack_weights(&s, weight);
+    clear_joined_sums(&s);
     sepnet_run_parts(backward_part, &s, s.parts, conv->threads);
     unpack_sums(&s, grad_weight, grad_bias);
+    if (joined && joined->sums) reduce_joined_sums(&s, 1, joined->sums, joined->sums + conv->channels);
 }

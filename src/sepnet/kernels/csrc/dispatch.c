@@ -82,17 +82,22 @@ int64_t sepnet_depthwise_workspace(const sepnet_depthwise *conv, int backward) {
     return valid_depthwise(conv) ? ops()->depthwise_workspace(conv, backward) : -1;
 }
 
-int sepnet_depthwise_forward(const sepnet_depthwise *conv, const void *x, const float *weight, const float *bias, void *y,
-                             void *workspace) {
-    if (!valid_depthwise(conv)) return -1;
-    ops()->depthwise_forward(conv, x, weight, bias, y, workspace);
+/* A normalisation's constants are read by whole vectors of neighbouring channels. */
+static int valid_joined(const sepnet_depthwise *conv, const sepnet_joined *joined) {
+    return valid_depthwise(conv) && !(joined && conv->interleaved && conv->branches > 1);
+}
+
+int sepnet_depthwise_forward(const sepnet_depthwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+                             const float *bias, void *y, void *workspace) {
+    if (!valid_joined(conv, joined)) return -1;
+    ops()->depthwise_forward(conv, joined, x, weight, bias, y, workspace);
     return 0;
 }
 
-int sepnet_depthwise_backward(const sepnet_depthwise *conv, const void *x, const float *weight, const void *grad, void *grad_x,
-                              float *grad_weight, float *grad_bias, void *workspace) {
-    if (!valid_depthwise(conv)) return -1;
-    ops()->depthwise_backward(conv, x, weight, grad, grad_x, grad_weight, grad_bias, workspace);
+int sepnet_depthwise_backward(const sepnet_depthwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+                              const void *grad, void *grad_x, float *grad_weight, float *grad_bias, void *workspace) {
+    if (!valid_joined(conv, joined)) return -1;
+    ops()->depthwise_backward(conv, joined, x, weight, grad, grad_x, grad_weight, grad_bias, workspace);
     return 0;
 }
 
@@ -104,10 +109,10 @@ static int valid_norm(const sepnet_norm *norm) {
 
 int64_t sepnet_norm_workspace(const sepnet_norm *norm) { return valid_norm(norm) ? ops()->norm_workspace(norm) : -1; }
 
-int sepnet_norm_forward(const sepnet_norm *norm, const void *x, const float *gamma, const float *beta, double eps,
-                        const sepnet_running *running, float *mean, float *invstd, void *y, uint8_t *argmax, void *workspace) {
+int sepnet_norm_statistics(const sepnet_norm *norm, const void *x, const double *rows, const float *gamma, const float *beta,
+                           double eps, const sepnet_running *running, float *constants, void *workspace) {
     if (!valid_norm(norm)) return -1;
-    ops()->norm_forward(norm, x, gamma, beta, eps, running, mean, invstd, y, argmax, workspace);
+    ops()->norm_statistics(norm, x, rows, gamma, beta, eps, running, constants, workspace);
     return 0;
 }
 
@@ -117,10 +122,36 @@ int sepnet_norm_apply(const sepnet_norm *norm, const void *x, const float *scale
     return 0;
 }
 
-int sepnet_norm_backward(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
-                         const float *mean, const float *invstd, const float *gamma, const float *beta, void *grad_x,
-                         float *grad_gamma, float *grad_beta, void *workspace) {
+int sepnet_norm_forward(const sepnet_norm *norm, const void *x, const float *gamma, const float *beta, double eps,
+                        const sepnet_running *running, float *constants, void *y, uint8_t *argmax, void *workspace) {
     if (!valid_norm(norm)) return -1;
-    ops()->norm_backward(norm, x, y, argmax, grad, mean, invstd, gamma, beta, grad_x, grad_gamma, grad_beta, workspace);
+    ops()->norm_forward(norm, x, gamma, beta, eps, running, constants, y, argmax, workspace);
+    return 0;
+}
+
+int sepnet_norm_sums(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
+                     const float *constants, double *rows, void *workspace) {
+    if (!valid_norm(norm)) return -1;
+    ops()->norm_sums(norm, x, y, argmax, grad, constants, rows, workspace);
+    return 0;
+}
+
+int sepnet_norm_gradients(const sepnet_norm *norm, const double *rows, float *constants, float *grad_gamma, float *grad_beta) {
+    if (!valid_norm(norm)) return -1;
+    ops()->norm_gradients(norm, rows, constants, grad_gamma, grad_beta);
+    return 0;
+}
+
+int sepnet_norm_input_gradient(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
+                               const float *constants, void *grad_x) {
+    if (!valid_norm(norm)) return -1;
+    ops()->norm_input_gradient(norm, x, y, argmax, grad, constants, grad_x);
+    return 0;
+}
+
+int sepnet_norm_backward(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
+                         float *constants, void *grad_x, float *grad_gamma, float *grad_beta, void *workspace) {
+    if (!valid_norm(norm)) return -1;
+    ops()->norm_backward(norm, x, y, argmax, grad, constants, grad_x, grad_gamma, grad_beta, workspace);
     return 0;
 }

@@ -9,15 +9,23 @@ typedef struct {
     const char *name;
     int64_t vector_floats;
     int64_t (*depthwise_workspace)(const sepnet_depthwise *, int);
-    void (*depthwise_forward)(const sepnet_depthwise *, const void *, const float *, const float *, void *, void *);
-    void (*depthwise_backward)(const sepnet_depthwise *, const void *, const float *, const void *, void *, float *, float *,
-                               void *);
+    void (*depthwise_forward)(const sepnet_depthwise *, const sepnet_joined *, const void *, const float *, const float *, void *,
+                              void *);
+    void (*depthwise_backward)(const sepnet_depthwise *, const sepnet_joined *, const void *, const float *, const void *, void *,
+                               float *, float *, void *);
     int64_t (*norm_workspace)(const sepnet_norm *);
-    void (*norm_forward)(const sepnet_norm *, const void *, const float *, const float *, double, const sepnet_running *, float *,
-                         float *, void *, uint8_t *, void *);
+    void (*norm_statistics)(const sepnet_norm *, const void *, const double *, const float *, const float *, double,
+                            const sepnet_running *, float *, void *);
     void (*norm_apply)(const sepnet_norm *, const void *, const float *, const float *, void *, uint8_t *);
-    void (*norm_backward)(const sepnet_norm *, const void *, const void *, const uint8_t *, const void *, const float *,
-                          const float *, const float *, const float *, void *, float *, float *, void *);
+    void (*norm_forward)(const sepnet_norm *, const void *, const float *, const float *, double, const sepnet_running *, float *,
+                         void *, uint8_t *, void *);
+    void (*norm_sums)(const sepnet_norm *, const void *, const void *, const uint8_t *, const void *, const float *, double *,
+                      void *);
+    void (*norm_gradients)(const sepnet_norm *, const double *, float *, float *, float *);
+    void (*norm_input_gradient)(const sepnet_norm *, const void *, const void *, const uint8_t *, const void *, const float *,
+                                void *);
+    void (*norm_backward)(const sepnet_norm *, const void *, const void *, const uint8_t *, const void *, float *, void *, float *,
+                          float *, void *);
 } sepnet_ops;
 
 extern const sepnet_ops sepnet_ops_baseline;

@@ -2,8 +2,9 @@
 #include "internal.h"
 #include "vector.h"
 
-#include "depthwise.h"
 #include "norm.h"
+
+#include "depthwise.h"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -17,7 +18,11 @@ const sepnet_ops JOIN(sepnet_ops_, ISA) = {
     .depthwise_forward = depthwise_forward,
     .depthwise_backward = depthwise_backward,
     .norm_workspace = norm_workspace,
-    .norm_forward = norm_forward,
+    .norm_statistics = norm_statistics,
     .norm_apply = norm_apply,
+    .norm_forward = norm_forward,
+    .norm_sums = norm_sums,
+    .norm_gradients = norm_gradients,
+    .norm_input_gradient = norm_input_gradient,
     .norm_backward = norm_backward,
 };

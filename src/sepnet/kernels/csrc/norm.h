@@ -17,8 +17,8 @@ typedef struct {
     const float *factor, *slope, *constant; /* dL/dx = factor * g + slope * (x - mean) + constant */
     void *out;
     uint8_t *argmax_out;
-    double *sums; /* [part][2][channels] */
-    int64_t pixels, line_pixels, lines, parts;
+    double *sums; /* [part][2][stride] */
+    int64_t pixels, line_pixels, lines, parts, stride;
 } norm_job;
 
 /* --- dealing out --------------------------------------------------------------------------------------------------- */
@@ -26,6 +26,7 @@ typedef struct {
 static norm_job make_norm_job(const sepnet_norm *norm, int by_rows) {
     norm_job s = {.norm = norm};
     s.pixels = norm->batch * norm->height * norm->width;
+    s.stride = sepnet_round_up(norm->channels, VL);
     if (by_rows) {
         s.lines = norm->batch * (norm->height / 2);
     } else {
@@ -38,16 +39,21 @@ static norm_job make_norm_job(const sepnet_norm *norm, int by_rows) {
 
 static int64_t most_parts(const sepnet_norm *norm) { return sepnet_max(1, NORM_PARTS_PER_THREAD * norm->threads); }
 
+/* Doubles of the parts' sums. */
+static int64_t sums_doubles(const sepnet_norm *norm) { return most_parts(norm) * 2 * sepnet_round_up(norm->channels, VL); }
+
 static int64_t norm_workspace(const sepnet_norm *norm) {
-    return most_parts(norm) * 2 * norm->channels * (int64_t)sizeof(double) + 6 * norm->channels * (int64_t)sizeof(float) + 64;
+    int64_t doubles = sums_doubles(norm) + 3 * norm->channels; /* and the sums of them all */
+    return doubles * (int64_t)sizeof(double) + SEPNET_CONSTANTS * norm->channels * (int64_t)sizeof(float);
 }
 
-/* Adds the lanes of two float vectors to a part's double sums. */
-INLINE void add_sums(double *sums, int64_t channels, int64_t channel, int lanes, vf first, vf second) {
-    for (int i = 0; i < lanes; i++) {
-        sums[channel + i] += (double)first[i];
-        sums[channels + channel + i] += (double)second[i];
-    }
+/* A normalisation's constants a channel, in the order of the header. */
+typedef struct {
+    float *mean, *invstd, *scale, *shift, *slope, *constant;
+} norm_constants;
+
+static norm_constants lay_constants(float *at, int64_t channels) {
+    return (norm_constants){at, at + channels, at + 2 * channels, at + 3 * channels, at + 4 * channels, at + 5 * channels};
 }
 
 /* The channel loop of a line: body(channel, lanes, dtype) with full vectors and the two types as compile-time constants. */
@@ -67,38 +73,27 @@ INLINE void add_sums(double *sums, int64_t channels, int64_t channel, int lanes,
         }                                                                                   \
     } while (0)
 
-/* Cuts below zero and lets a NaN through. */
-INLINE vf relu(vf value) { return (vf)((vu)value & ~(vu)(value < 0)); }
-
-INLINE vf choose(vi condition, vf yes, vf no) { return (vf)(((vu)condition & (vu)yes) | (~(vu)condition & (vu)no)); }
-
 /* --- statistics ---------------------------------------------------------------------------------------------------- */
 
-/* Sums of x - x0 and of its square; x0, the channel's first value, keeps them free of cancellation. */
+/* Sums about the channel's first value of all. */
 INLINE void line_statistics(const norm_job *s, int64_t first, int64_t last, int64_t channel, double *sums, int lanes, int dtype) {
     int64_t channels = s->norm->channels, i = first;
-    vf origin = load_lanes(s->x, channel, lanes, dtype), zero = splat(0);
-    vf sum[4] = {zero, zero, zero, zero}, square[4] = {zero, zero, zero, zero};
+    vf zero = splat(0), origin = load_lanes(s->x, i * channels + channel, lanes, dtype);
+    moments m[4];
+    for (int k = 0; k < 4; k++) m[k] = (moments){origin, zero, zero, 0};
     for (; i + 4 <= last; i += 4)
 #pragma GCC unroll 4
-        for (int k = 0; k < 4; k++) {
-            vf value = load_lanes(s->x, (i + k) * channels + channel, lanes, dtype) - origin;
-            sum[k] += value;
-            square[k] += value * value;
-        }
-    for (; i < last; i++) {
-        vf value = load_lanes(s->x, i * channels + channel, lanes, dtype) - origin;
-        sum[0] += value;
-        square[0] += value * value;
-    }
-    add_sums(sums, channels, channel, lanes, (sum[0] + sum[1]) + (sum[2] + sum[3]),
-             (square[0] + square[1]) + (square[2] + square[3]));
+        for (int k = 0; k < 4; k++) add_value(&m[k], load_lanes(s->x, (i + k) * channels + channel, lanes, dtype));
+    for (; i < last; i++) add_value(&m[0], load_lanes(s->x, i * channels + channel, lanes, dtype));
+    moments all = {origin, (m[0].sum + m[1].sum) + (m[2].sum + m[3].sum),
+                   (m[0].square + m[1].square) + (m[2].square + m[3].square), last - first};
+    add_moments(sums + channel, sums + s->stride + channel, load_lanes(s->x, channel, lanes, dtype), &all);
 }
 
 static void statistics_part(void *context, int64_t part) {
     const norm_job *s = context;
-    double *sums = s->sums + part * 2 * s->norm->channels;
-    memset(sums, 0, (size_t)(2 * s->norm->channels) * sizeof *sums);
+    double *sums = s->sums + part * 2 * s->stride;
+    memset(sums, 0, (size_t)(2 * s->stride) * sizeof *sums);
     int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
     for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
         int64_t first = line * s->line_pixels, last = sepnet_min(first + s->line_pixels, s->pixels);
@@ -108,32 +103,50 @@ static void statistics_part(void *context, int64_t part) {
     }
 }
 
-/* Sums of all parts, in their order, into the first. */
-static void reduce_sums(norm_job *s) {
-    int64_t count = 2 * s->norm->channels;
+/* Sums of all parts, in their order, as two rows of a double a channel. */
+static void reduce_sums(norm_job *s, double *first, double *second) {
+    int64_t count = 2 * s->stride;
     for (int64_t part = 1; part < s->parts; part++)
         for (int64_t i = 0; i < count; i++) s->sums[i] += s->sums[part * count + i];
+    memcpy(first, s->sums, (size_t)s->norm->channels * sizeof *first);
+    memcpy(second, s->sums + s->stride, (size_t)s->norm->channels * sizeof *second);
 }
 
-static double first_value(const norm_job *s, int64_t channel) {
-    return (double)load_lanes(s->x, channel, 1, s->norm->dtype)[0];
+/* The three rows of sepnet_norm_statistics: origin, and the sums of x - origin and of its square. */
+static void sum_statistics(const sepnet_norm *norm, const void *x, double *rows, double *part_sums) {
+    norm_job s = make_norm_job(norm, 0);
+    s.x = x, s.sums = part_sums;
+    sepnet_run_parts(statistics_part, &s, s.parts, norm->threads);
+    for (int64_t c = 0; c < norm->channels; c++) rows[c] = (double)load_lanes(x, c, 1, norm->dtype)[0];
+    reduce_sums(&s, rows + norm->channels, rows + 2 * norm->channels);
 }
 
-/* Mean and inverse standard deviation of s->x a channel, and the running averages' next values. */
-static void finish_statistics(const norm_job *s, const sepnet_running *running, double eps, float *mean, float *invstd) {
-    double count = (double)s->pixels;
-    int64_t channels = s->norm->channels;
+/* Mean and inverse standard deviation a channel, normalisation as one multiplication and one addition a value, and the running
+ * averages' next values. */
+static void finish_statistics(const sepnet_norm *norm, const double *rows, const float *gamma, const float *beta, double eps,
+                              const sepnet_running *running, norm_constants to) {
+    int64_t channels = norm->channels;
+    double count = (double)(norm->batch * norm->height * norm->width);
     for (int64_t c = 0; c < channels; c++) {
-        double shifted = s->sums[c] / count, variance = s->sums[channels + c] / count - shifted * shifted;
+        double shifted = rows[channels + c] / count, variance = rows[2 * channels + c] / count - shifted * shifted;
         if (variance < 0) variance = 0; /* rounding; a NaN stays */
-        double average = first_value(s, c) + shifted;
-        mean[c] = (float)average;
-        invstd[c] = (float)(1.0 / __builtin_sqrt(variance + eps));
+        double average = rows[c] + shifted;
+        to.mean[c] = (float)average;
+        to.invstd[c] = (float)(1.0 / __builtin_sqrt(variance + eps));
+        to.scale[c] = gamma[c] * to.invstd[c];
+        to.shift[c] = beta[c] - to.mean[c] * to.scale[c];
         if (!running) continue;
         double unbiased = variance * count / (count > 1 ? count - 1 : 1), momentum = running->momentum;
         running->mean[c] = (float)((1 - momentum) * (double)running->mean[c] + momentum * average);
         running->var[c] = (float)((1 - momentum) * (double)running->var[c] + momentum * unbiased);
     }
+}
+
+static void norm_statistics(const sepnet_norm *norm, const void *x, const double *rows, const float *gamma, const float *beta,
+                            double eps, const sepnet_running *running, float *constants, void *workspace) {
+    double *part_sums = workspace, *own = part_sums + sums_doubles(norm);
+    if (!rows) sum_statistics(norm, x, own, part_sums);
+    finish_statistics(norm, rows ? rows : own, gamma, beta, eps, running, lay_constants(constants, norm->channels));
 }
 
 /* --- forward ------------------------------------------------------------------------------------------------------- */
@@ -242,25 +255,11 @@ static void norm_apply(const sepnet_norm *norm, const void *x, const float *scal
     sepnet_run_parts(apply_part, &s, s.parts, norm->threads);
 }
 
-/* Normalisation as one multiplication and one addition a value. */
-static void affine(const sepnet_norm *norm, const float *mean, const float *invstd, const float *gamma, const float *beta,
-                   float *scale, float *shift) {
-    for (int64_t c = 0; c < norm->channels; c++) {
-        scale[c] = gamma[c] * invstd[c];
-        shift[c] = beta[c] - mean[c] * scale[c];
-    }
-}
-
 static void norm_forward(const sepnet_norm *norm, const void *x, const float *gamma, const float *beta, double eps,
-                         const sepnet_running *running, float *mean, float *invstd, void *y, uint8_t *argmax, void *workspace) {
-    norm_job s = make_norm_job(norm, 0);
-    s.x = x, s.sums = workspace;
-    sepnet_run_parts(statistics_part, &s, s.parts, norm->threads);
-    reduce_sums(&s);
-    finish_statistics(&s, running, eps, mean, invstd);
-    float *scale = (float *)(s.sums + most_parts(norm) * 2 * norm->channels), *shift = scale + norm->channels;
-    affine(norm, mean, invstd, gamma, beta, scale, shift);
-    norm_apply(norm, x, scale, shift, y, argmax);
+                         const sepnet_running *running, float *constants, void *y, uint8_t *argmax, void *workspace) {
+    norm_statistics(norm, x, NULL, gamma, beta, eps, running, constants, workspace);
+    norm_constants c = lay_constants(constants, norm->channels);
+    norm_apply(norm, x, c.scale, c.shift, y, argmax);
 }
 
 /* --- backward: the sums -------------------------------------------------------------------------------------------- */
@@ -292,8 +291,8 @@ INLINE void line_sums(const norm_job *s, int64_t first, int64_t last, int64_t ch
         sum[0] += grad;
         product[0] += grad * (value - mean);
     }
-    add_sums(sums, channels, channel, lanes, (sum[0] + sum[1]) + (sum[2] + sum[3]),
-             (product[0] + product[1]) + (product[2] + product[3]));
+    add_doubles(sums + channel, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+    add_doubles(sums + s->stride + channel, (product[0] + product[1]) + (product[2] + product[3]));
 }
 
 /* The gradient of a pooled pixel, zero where ReLU cut it. */
@@ -319,13 +318,14 @@ INLINE void line_sums_pool(const norm_job *s, int64_t line, int64_t channel, dou
 #pragma GCC unroll 4
         for (int k = 0; k < 4; k++) w.at[k] += 2 * norm->channels;
     }
-    add_sums(sums, norm->channels, channel, lanes, sum, product);
+    add_doubles(sums + channel, sum);
+    add_doubles(sums + s->stride + channel, product);
 }
 
 static void sums_part(void *context, int64_t part) {
     const norm_job *s = context;
-    double *sums = s->sums + part * 2 * s->norm->channels;
-    memset(sums, 0, (size_t)(2 * s->norm->channels) * sizeof *sums);
+    double *sums = s->sums + part * 2 * s->stride;
+    memset(sums, 0, (size_t)(2 * s->stride) * sizeof *sums);
     int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
     for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
         int64_t first = line * s->line_pixels, last = sepnet_min(first + s->line_pixels, s->pixels);
@@ -422,26 +422,48 @@ static void gradient_part(void *context, int64_t part) {
     }
 }
 
-static void norm_backward(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
-                          const float *mean, const float *invstd, const float *gamma, const float *beta, void *grad_x,
-                          float *grad_gamma, float *grad_beta, void *workspace) {
+/* --- backward, altogether ------------------------------------------------------------------------------------------- */
+
+static norm_job make_backward_job(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
+                                  const float *constants) {
     norm_job s = make_norm_job(norm, norm->pool);
-    int64_t channels = norm->channels;
+    norm_constants c = lay_constants((float *)constants, norm->channels);
+    s.x = x, s.y = y, s.argmax = argmax, s.grad = grad, s.mean = c.mean, s.scale = c.scale, s.shift = c.shift;
+    s.factor = c.scale, s.slope = c.slope, s.constant = c.constant;
+    return s;
+}
+
+static void norm_sums(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
+                      const float *constants, double *rows, void *workspace) {
+    norm_job s = make_backward_job(norm, x, y, argmax, grad, constants);
     s.sums = workspace;
-    float *constants = (float *)(s.sums + most_parts(norm) * 2 * channels);
-    float *scale = constants, *shift = scale + channels, *slope = shift + channels, *constant = slope + channels;
-    affine(norm, mean, invstd, gamma, beta, scale, shift);
-    s.x = x, s.y = y, s.argmax = argmax, s.grad = grad, s.mean = mean, s.scale = scale, s.shift = shift;
     sepnet_run_parts(sums_part, &s, s.parts, norm->threads);
-    reduce_sums(&s);
-    double count = (double)s.pixels;
-    for (int64_t c = 0; c < channels; c++) {
-        double sum = s.sums[c], product = s.sums[channels + c], inverse = (double)invstd[c];
+    reduce_sums(&s, rows, rows + norm->channels);
+}
+
+static void norm_gradients(const sepnet_norm *norm, const double *rows, float *constants, float *grad_gamma, float *grad_beta) {
+    norm_constants to = lay_constants(constants, norm->channels);
+    double count = (double)(norm->batch * norm->height * norm->width);
+    for (int64_t c = 0; c < norm->channels; c++) {
+        double sum = rows[c], product = rows[norm->channels + c], inverse = (double)to.invstd[c];
         grad_beta[c] = (float)sum;
         grad_gamma[c] = (float)(product * inverse);
-        slope[c] = (float)(-(double)scale[c] * product * inverse * inverse / count);
-        constant[c] = (float)(-(double)scale[c] * sum / count);
+        to.slope[c] = (float)(-(double)to.scale[c] * product * inverse * inverse / count);
+        to.constant[c] = (float)(-(double)to.scale[c] * sum / count);
     }
-    s.factor = scale, s.slope = slope, s.constant = constant, s.out = grad_x;
+}
+
+static void norm_input_gradient(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
+                                const float *constants, void *grad_x) {
+    norm_job s = make_backward_job(norm, x, y, argmax, grad, constants);
+    s.out = grad_x;
     sepnet_run_parts(gradient_part, &s, s.parts, norm->threads);
+}
+
+static void norm_backward(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
+                          float *constants, void *grad_x, float *grad_gamma, float *grad_beta, void *workspace) {
+    double *rows = (double *)workspace + sums_doubles(norm);
+    norm_sums(norm, x, y, argmax, grad, constants, rows, workspace);
+    norm_gradients(norm, rows, constants, grad_gamma, grad_beta);
+    norm_input_gradient(norm, x, y, argmax, grad, constants, grad_x);
 }

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SEPNET_ABI 2
+#define SEPNET_ABI 3
 #define SEPNET_MAX_BRANCHES 4
 #define SEPNET_MAX_KERNEL 7
 #define SEPNET_MAX_TAPS (SEPNET_MAX_BRANCHES * SEPNET_MAX_KERNEL * SEPNET_MAX_KERNEL)
@@ -52,26 +52,54 @@ int sepnet_select_isa(const char *name);
 /* Run in the team of threads of somebody else's runtime, so that there is one pool in the process; NULL: a pool of our own. */
 void sepnet_set_parallel(sepnet_parallel_fn parallel);
 
+/* A normalisation's constants: rows of a float a channel, in this order. The forward pass is x * scale + shift; the gradient is
+ * scale * g + slope * (x - mean) + constant, g being the gradient that passes the ReLU. */
+enum { SEPNET_MEAN, SEPNET_INVSTD, SEPNET_SCALE, SEPNET_SHIFT, SEPNET_SLOPE, SEPNET_CONSTANT, SEPNET_CONSTANTS };
+
+/* What a depthwise convolution takes over from the normalisations at its sides, so that they need fewer passes over memory.
+ * Any pointer may be NULL. Not with a channel multiplier.
+ * before: constants; the convolution's input is z = relu(x * scale + shift) with them (relu if before_relu), zero padding after
+ *     that. Backward: grad_x is dL/dz, not yet cut by the ReLU.
+ * sums: forward: three rows of a double an output channel, as sepnet_norm_statistics takes them, of y. Backward (with before):
+ *     two rows a channel, as sepnet_norm_gradients takes them, of dL/dz and x.
+ * after, y: backward: grad is the gradient of relu(y * scale + shift) (relu if after_relu) instead of that of y. */
+typedef struct {
+    const float *before, *after;
+    const void *y;
+    double *sums;
+    int32_t before_relu, after_relu;
+} sepnet_joined;
+
 /* Bytes of workspace; -1 if the description is one that these kernels do not take. */
 int64_t sepnet_depthwise_workspace(const sepnet_depthwise *conv, int backward);
-/* y = conv(x, weight) + bias (bias may be NULL). */
-int sepnet_depthwise_forward(const sepnet_depthwise *conv, const void *x, const float *weight, const float *bias, void *y,
-                             void *workspace);
+/* y = conv(x, weight) + bias (bias, joined may be NULL). */
+int sepnet_depthwise_forward(const sepnet_depthwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+                             const float *bias, void *y, void *workspace);
 /* Gradients from grad = dL/dy; any of the results may be NULL. They are overwritten; grad_weight is in the layout of weight. */
-int sepnet_depthwise_backward(const sepnet_depthwise *conv, const void *x, const float *weight, const void *grad, void *grad_x,
-                              float *grad_weight, float *grad_bias, void *workspace);
+int sepnet_depthwise_backward(const sepnet_depthwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+                              const void *grad, void *grad_x, float *grad_weight, float *grad_bias, void *workspace);
 
 int64_t sepnet_norm_workspace(const sepnet_norm *norm);
-/* y = relu(pool(gamma * (x - mean) * invstd + beta)) with x's own mean and inverse standard deviation a channel, which are
- * written to `mean` and `invstd`. argmax (pool only, may be NULL): which of the 2x2 positions 0..3 was kept. */
-int sepnet_norm_forward(const sepnet_norm *norm, const void *x, const float *gamma, const float *beta, double eps,
-                        const sepnet_running *running, float *mean, float *invstd, void *y, uint8_t *argmax, void *workspace);
-/* y = relu(pool(x * scale + shift)): the same with given constants. */
+/* Writes the first four rows of the constants and the next running averages (may be NULL). rows: an origin a channel, the sum of
+ * x - origin and the sum of its square; NULL: they are found from x. */
+int sepnet_norm_statistics(const sepnet_norm *norm, const void *x, const double *rows, const float *gamma, const float *beta,
+                           double eps, const sepnet_running *running, float *constants, void *workspace);
+/* y = relu(pool(x * scale + shift)). argmax (pool only, may be NULL): which of the 2x2 positions 0..3 was kept. */
 int sepnet_norm_apply(const sepnet_norm *norm, const void *x, const float *scale, const float *shift, void *y, uint8_t *argmax);
-/* Gradients of y = relu(pool(gamma * (x - mean) * invstd + beta)), mean and invstd being x's own. y is the forward's result
- * (pool: tells where ReLU cut; else unused). grad_gamma, grad_beta are overwritten. */
+/* Both: y = relu(pool(gamma * (x - mean) * invstd + beta)) with x's own statistics. */
+int sepnet_norm_forward(const sepnet_norm *norm, const void *x, const float *gamma, const float *beta, double eps,
+                        const sepnet_running *running, float *constants, void *y, uint8_t *argmax, void *workspace);
+
+/* rows: of a double a channel, the sum of g and the sum of g * (x - mean). y is the forward's result (pool: tells where ReLU
+ * cut; else unused). */
+int sepnet_norm_sums(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
+                     const float *constants, double *rows, void *workspace);
+/* From those sums: the last two rows of the constants, and the gradients of gamma and beta, which are overwritten. */
+int sepnet_norm_gradients(const sepnet_norm *norm, const double *rows, float *constants, float *grad_gamma, float *grad_beta);
+int sepnet_norm_input_gradient(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
+                               const float *constants, void *grad_x);
+/* All three. */
 int sepnet_norm_backward(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
-                         const float *mean, const float *invstd, const float *gamma, const float *beta, void *grad_x,
-                         float *grad_gamma, float *grad_beta, void *workspace);
+                         float *constants, void *grad_x, float *grad_gamma, float *grad_beta, void *workspace);
 
 #endif

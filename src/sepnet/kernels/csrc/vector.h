@@ -4,8 +4,12 @@
  * The including file has set VL (floats a vector) and, where the processor has them, HAVE_AVX512 and HAVE_AVX512_BF16. */
 #include <string.h>
 
+#pragma GCC diagnostic ignored "-Wpsabi" /* of functions that return vectors: all of them are inlined */
+
 typedef float vf __attribute__((vector_size(VL * 4), may_alias));
 typedef float vfu __attribute__((vector_size(VL * 4), may_alias, aligned(4)));
+typedef double vd __attribute__((vector_size(VL * 8), may_alias));
+typedef double vdu __attribute__((vector_size(VL * 8), may_alias, aligned(8)));
 typedef uint32_t vu __attribute__((vector_size(VL * 4), may_alias));
 typedef int32_t vi __attribute__((vector_size(VL * 4), may_alias));
 typedef uint16_t vh __attribute__((vector_size(VL * 2), may_alias));
@@ -16,6 +20,13 @@ typedef uint8_t vbu __attribute__((vector_size(VL), may_alias, aligned(1)));
 #define INLINE static inline __attribute__((always_inline, unused))
 
 INLINE vf splat(float value) { return (vf){0} + value; }
+
+/* Cuts below zero and lets a NaN through. */
+INLINE vf relu(vf value) { return (vf)((vu)value & ~(vu)(value < 0)); }
+
+INLINE vf choose(vi condition, vf yes, vf no) { return (vf)(((vu)condition & (vu)yes) | (~(vu)condition & (vu)no)); }
+
+INLINE vd in_double(vf value) { return __builtin_convertvector(value, vd); }
 
 INLINE vf widen(vh half) { return (vf)(__builtin_convertvector(half, vu) << 16); }
 
@@ -105,3 +116,25 @@ INLINE void store_strided(void *base, int64_t index, int64_t step, int lanes, in
         for (int i = 0; i < lanes; i++) ((float *)base)[index + i * step] = value[i];
     }
 }
+
+/* --- sums over many pixels: short runs in float32, the runs in float64 --------------------------------------------------- */
+
+/* Moments of values relative to an origin a channel: without one, a large mean would eat the variance's digits. */
+typedef struct {
+    vf origin, sum, square; /* of a run: about its first value */
+    int64_t count;
+} moments;
+
+INLINE void add_value(moments *m, vf value) {
+    vf shifted = value - m->origin;
+    m->sum += shifted, m->square += shifted * shifted;
+}
+
+/* Adds a run to the sums about `origin`; `sums` and `squares` hold VL doubles each. */
+INLINE void add_moments(double *sums, double *squares, vf origin, const moments *m) {
+    vd apart = in_double(m->origin) - in_double(origin), sum = in_double(m->sum), all = apart * (double)m->count;
+    *(vdu *)sums += sum + all;
+    *(vdu *)squares += in_double(m->square) + apart * (2 * sum + all);
+}
+
+INLINE void add_doubles(double *to, vf values) { *(vdu *)to += in_double(values); }

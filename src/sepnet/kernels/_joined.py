@@ -1,0 +1,141 @@
+"""A depthwise convolution together with the batch normalisations at its sides, which then need fewer passes over memory.
+
+Forward: the normalisation before, and its ReLU, are applied while the convolution reads; the sums for the one after are taken from
+what it has just computed. Backward: the gradient passes the normalisation after while it is read, and the sums for the one before
+are taken from what has just been computed. For maps beyond the cache 14 readings or writings of a map are left of 21.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sepnet.kernels import _native
+from sepnet.kernels._depthwise import serves, torch_backward_is_faster
+from sepnet.kernels._geometry import Geometry
+from sepnet.kernels._library import Library, library
+from sepnet.kernels._norm import is_vector
+from sepnet.kernels._tracing import is_plain, is_traced
+
+__all__ = ["Normalisation", "joined_depthwise", "joins"]
+
+
+class Normalisation(NamedTuple):
+    """Batch normalisation by the batch's own statistics, which the running averages take in, and ReLU."""
+
+    weight: Tensor
+    bias: Tensor
+    averages: _native.Averages | None
+    eps: float
+    relu: bool
+
+
+def _fits(norm: Normalisation, channels: int) -> bool:
+    vectors = (norm.weight, norm.bias, *(norm.averages[:2] if norm.averages else ()))
+    return all(is_vector(t, channels) for t in vectors)
+
+
+def _autocast_type(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+def joins(
+    x: Tensor, before: Normalisation | None, weight: Tensor, bias: Tensor | None, geometry: Geometry, after: Normalisation | None
+) -> bool:
+    """Whether ``joined_depthwise`` takes these, and is the faster way."""
+    if is_traced() or not is_plain(x) or x.dim() != 4 or not is_plain(weight) or not (bias is None or is_plain(bias)):
+        return False
+    lib, size = library(), (x.shape[2], x.shape[3])
+    if (
+        lib is None
+        or min(x.shape) == 0
+        or not serves(_autocast_type(x), x.device, geometry)
+        or torch_backward_is_faster(size, geometry)
+    ):
+        return False
+    out = geometry.output_size(*size)
+    alone = x.shape[0] * min(size[0] * size[1], out[0] * out[1]) == 1  # one value a channel has no variance
+    return not alone and all(norm is None or _fits(norm, x.shape[1]) for norm in (before, after))
+
+
+def joined_depthwise(
+    x: Tensor, before: Normalisation | None, weight: Tensor, bias: Tensor | None, geometry: Geometry, after: Normalisation | None
+) -> Tensor:
+    """``after(conv(before(x)))`` in training; where ``joins`` says so. Differentiable once.
+
+    Args:
+        weight: (C, 1, kh, kw): one filter bank, channel multiplier 1.
+
+    Shape: (B, C, H, W) -> (B, C, H', W'), channels-last.
+    """
+    x = x.to(_autocast_type(x))
+    affine = [None if norm is None else t for norm in (before, after) for t in ((norm.weight, norm.bias) if norm else (None, None))]
+    y: Tensor = _JoinedDepthwise.apply(x, weight, bias, *affine, geometry, before, after)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _statistics(lib: Library, x: Tensor, sums: Tensor | None, norm: Normalisation | None) -> _native.Side | None:
+    if norm is None:
+        return None
+    constants = _native.norm_statistics(lib, x, sums, norm.weight.detach(), norm.bias.detach(), norm.averages, norm.eps)
+    return _native.Side(constants, norm.relu)
+
+
+class _JoinedDepthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *rest: Any,  # gamma and beta of both normalisations, for their gradients; geometry; the normalisations
+    ) -> Tensor:
+        geometry, before, after = rest[4:]
+        lib = library()
+        assert lib is not None
+        x = x.contiguous(memory_format=torch.channels_last)
+        ahead = _statistics(lib, x, None, before)
+        exact = weight.detach().float().contiguous()
+        exact_bias = None if bias is None else bias.detach().float().contiguous()
+        y, sums = _native.depthwise_forward_joined(lib, x, exact, exact_bias, geometry, ahead, after is not None)
+        behind = _statistics(lib, y, sums, after)
+        ctx.lib, ctx.geometry, ctx.types = lib, geometry, (weight.dtype, None if bias is None else bias.dtype)
+        ctx.relu = (None if ahead is None else ahead.relu, None if behind is None else behind.relu)
+        ctx.save_for_backward(
+            x, exact, None if behind is None else y, *(None if side is None else side.constants for side in (ahead, behind))
+        )
+        return y if behind is None else _native.norm_apply_constants(lib, y, behind)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        lib: Library = ctx.lib
+        x, weight, y, *constants = ctx.saved_tensors
+        ahead, behind = (None if c is None else _native.Side(c, r) for c, r in zip(constants, ctx.relu, strict=True))
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        affine_after: tuple[Tensor | None, ...] = (None, None)
+        if behind is not None:
+            affine_after = _native.norm_gradients(lib, y, _native.norm_sums(lib, y, grad, behind), behind)
+        want = (ahead is not None or ctx.needs_input_grad[0], *ctx.needs_input_grad[1:3])
+        (grad_x, grad_weight, grad_bias), sums = _native.depthwise_backward_joined(
+            lib, x, weight, grad, ctx.geometry, want, ahead, None if behind is None else (y, behind)
+        )
+        affine_before: tuple[Tensor | None, ...] = (None, None)
+        if ahead is not None:
+            assert grad_x is not None
+            assert sums is not None
+            affine_before = _native.norm_gradients(lib, x, sums, ahead)
+            grad_x = _native.norm_input_gradient_(lib, x, grad_x, ahead)
+        return (
+            grad_x,
+            None if grad_weight is None else grad_weight.to(ctx.types[0]),
+            None if grad_bias is None else grad_bias.to(ctx.types[1]),
+            *affine_before,
+            *affine_after,
+            None,
+            None,
+            None,
+        )
