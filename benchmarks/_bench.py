@@ -35,6 +35,7 @@ __all__ = [
     "common_options",
     "figures_of",
     "in_turns",
+    "keep",
     "last_level_cache",
     "method",
     "percentile",

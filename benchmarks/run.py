@@ -26,7 +26,7 @@ from sepnet.engine import atomic_write
 from sepnet.report import Environment, markdown_table, provenance
 
 HERE = Path(__file__).parent
-WITH_THREADS = ("kernels", "train_step", "inference", "time_to_accuracy")
+WITH_THREADS = ("train_step", "roofline", "inference", "time_to_accuracy", "kernels")
 BENCHMARKS = (*WITH_THREADS, "augment")
 INDEX = "README.md"
 

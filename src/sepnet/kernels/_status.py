@@ -92,4 +92,6 @@ def kernel_paths() -> list[KernelPath]:
         for name in ("batch norm, ReLU", "batch norm, 2x2 max pooling, ReLU"):
             why = reason or "one pass for all, after that of the statistics"
             rows.append(KernelPath(name, label, native, native, why))
+        why = reason or "joined in training: the convolution takes over part of the normalisations' passes"
+        rows.append(KernelPath("batch norm, ReLU, depthwise, batch norm, ReLU", label, native, native, why))
     return rows

@@ -4,6 +4,10 @@
 
 #include "norm.h"
 
+#include "geometry.h"
+#include "unpack.h"
+#include "tiles.h"
+#include "joined.h"
 #include "depthwise.h"
 
 #define JOIN_(a, b) a##b

@@ -1,0 +1,176 @@
+/* Where a depthwise convolution's taps, planes, bands and tasks lie. Nothing here touches a tensor. */
+
+enum { BAND_BYTES = 512 << 10 };  /* of planes a task: within the L2 cache of one core */
+enum { PARTS_PER_THREAD = 2 };    /* evens out threads that are disturbed; parts are fixed, so sums keep their order */
+
+/* Rows and columns of an unpacked plane, and where it begins in the map it was taken from. */
+typedef struct {
+    int64_t first_row, rows, first_col, cols;
+} plane;
+
+/* The taps that one class of output pixels needs: where they lie in the planes and in a block's weights, in floats. */
+typedef struct {
+    int64_t count;
+    ptrdiff_t offset[SEPNET_MAX_TAPS], weight[SEPNET_MAX_TAPS];
+} taps;
+
+
+/* What all tasks of a call share. */
+typedef struct {
+    const sepnet_depthwise *conv;
+    const sepnet_joined *joined; /* may be NULL */
+    const void *x, *grad;
+    const float *bias;
+    void *y, *grad_x;
+    taps *classes;           /* forward: one a branch; backward: one for each remainder of row and column by the strides */
+    float *packed, *partial; /* weights by [block][tap][VL]; gradients' sums by [part][block][tap, then branch's bias][VL] */
+    float *origin;           /* a value of each output channel, [branch][block][VL] */
+    double *joined_sums;     /* [part][first or second][branch][block][VL] */
+    char *scratch;           /* one piece a part */
+    int64_t blocks, bands, filter_taps, parts, scratch_bytes, x_floats, grad_floats; /* floats: of the largest band's plane */
+    int want_x, want_weight, want_bias;
+} job_state;
+
+static int64_t filter_taps(const sepnet_depthwise *conv) {
+    int64_t total = 0;
+    for (int j = 0; j < conv->branches; j++) total += conv->branch[j].kernel_h * conv->branch[j].kernel_w;
+    return total;
+}
+
+/* Input rows and columns that the output rows [row0, row1) read. */
+static plane input_plane(const sepnet_depthwise *conv, int64_t row0, int64_t row1) {
+    int64_t top = 0, left = 0, below = INT64_MIN, right = INT64_MIN;
+    for (int j = 0; j < conv->branches; j++) {
+        const sepnet_branch *b = &conv->branch[j];
+        top = sepnet_max(top, b->pad_h);
+        left = sepnet_max(left, b->pad_w);
+        below = sepnet_max(below, (b->kernel_h - 1) * b->dilation_h - b->pad_h);
+        right = sepnet_max(right, (b->kernel_w - 1) * b->dilation_w - b->pad_w);
+    }
+    return (plane){row0 * conv->stride_h - top, (row1 - row0 - 1) * conv->stride_h + top + below + 1, -left,
+                   (conv->out_w - 1) * conv->stride_w + left + right + 1};
+}
+
+/* Output rows and columns whose gradient reaches the input rows [row0, row1), and those of [out0, out1) as well.
+ * Input row s * q + r takes from output row q + (r + pad - k * dilation) / s, for the k that leave no remainder. */
+static plane gradient_plane(const sepnet_depthwise *conv, int64_t row0, int64_t row1, int64_t out0, int64_t out1) {
+    int64_t rows[2] = {out0, out1 - 1}, cols[2] = {0, conv->out_w - 1};
+    int64_t sh = conv->stride_h, sw = conv->stride_w;
+    for (int j = 0; j < conv->branches; j++) {
+        const sepnet_branch *b = &conv->branch[j];
+        rows[0] = sepnet_min(rows[0], sepnet_floor_div(row0 + b->pad_h - (b->kernel_h - 1) * b->dilation_h, sh));
+        rows[1] = sepnet_max(rows[1], sepnet_floor_div(row1 - 1 + b->pad_h, sh));
+        cols[0] = sepnet_min(cols[0], sepnet_floor_div(b->pad_w - (b->kernel_w - 1) * b->dilation_w, sw));
+        cols[1] = sepnet_max(cols[1], sepnet_floor_div(conv->in_w - 1 + b->pad_w, sw));
+    }
+    return (plane){rows[0], rows[1] - rows[0] + 1, cols[0], cols[1] - cols[0] + 1};
+}
+
+static int64_t plane_floats(plane p) { return p.rows * p.cols * VL; }
+
+typedef struct {
+    int64_t out0, out1, in0, in1; /* rows of output and of input that a band computes */
+} band_rows;
+
+static band_rows nth_band(const sepnet_depthwise *conv, int64_t bands, int64_t band) {
+    return (band_rows){sepnet_part_begin(conv->out_h, bands, band), sepnet_part_begin(conv->out_h, bands, band + 1),
+                       sepnet_part_begin(conv->in_h, bands, band), sepnet_part_begin(conv->in_h, bands, band + 1)};
+}
+
+/* Whether positions first, first + step, ... (count of them) meet [0, size): a tap that never does sees nothing but padding. */
+static int meets(int64_t first, int64_t step, int64_t count, int64_t size) {
+    return first < size && first + (count - 1) * step >= 0;
+}
+
+static int row_is_alive(const sepnet_depthwise *conv, const sepnet_branch *b, int64_t row) {
+    return meets(row * b->dilation_h - b->pad_h, conv->stride_h, conv->out_h, conv->in_h);
+}
+
+static int col_is_alive(const sepnet_depthwise *conv, const sepnet_branch *b, int64_t col) {
+    return meets(col * b->dilation_w - b->pad_w, conv->stride_w, conv->out_w, conv->in_w);
+}
+
+/* Taps of a branch, for all output pixels. The plane begins where the most padded branch does. */
+static void forward_taps(const sepnet_depthwise *conv, plane p, int branch, taps *out) {
+    ptrdiff_t weight = 0;
+    out->count = 0;
+    for (int j = 0; j < conv->branches; j++) {
+        const sepnet_branch *b = &conv->branch[j];
+        for (int64_t r = 0; r < b->kernel_h; r++)
+            for (int64_t c = 0; c < b->kernel_w; c++, weight += VL) {
+                if (j != branch || !row_is_alive(conv, b, r) || !col_is_alive(conv, b, c)) continue;
+                int64_t row = r * b->dilation_h - b->pad_h, col = c * b->dilation_w - b->pad_w - p.first_col;
+                out->offset[out->count] = (row * p.cols + col) * VL;
+                out->weight[out->count++] = weight;
+            }
+    }
+}
+
+/* Taps of the input pixels whose row and column leave the remainders (r, c) modulo the strides; the branches' planes lie
+ * `plane_step` floats apart. */
+static void backward_taps(const sepnet_depthwise *conv, plane p, int64_t plane_step, int64_t r, int64_t c, taps *out) {
+    ptrdiff_t weight = 0;
+    out->count = 0;
+    for (int j = 0; j < conv->branches; j++) {
+        const sepnet_branch *b = &conv->branch[j];
+        for (int64_t kr = 0; kr < b->kernel_h; kr++)
+            for (int64_t kc = 0; kc < b->kernel_w; kc++, weight += VL) {
+                if (!row_is_alive(conv, b, kr) || !col_is_alive(conv, b, kc)) continue;
+                int64_t row = r + b->pad_h - kr * b->dilation_h, col = c + b->pad_w - kc * b->dilation_w;
+                int64_t to_row = sepnet_floor_div(row, conv->stride_h), to_col = sepnet_floor_div(col, conv->stride_w);
+                if (to_row * conv->stride_h != row || to_col * conv->stride_w != col) continue;
+                out->offset[out->count] = j * plane_step + (to_row * p.cols + to_col - p.first_col) * VL;
+                out->weight[out->count++] = weight;
+            }
+    }
+}
+
+/* Floats of the largest band's planes of x and of dL/dy. */
+static void measure_bands(const sepnet_depthwise *conv, int64_t bands, int64_t *x_floats, int64_t *grad_floats) {
+    *x_floats = *grad_floats = 0;
+    for (int64_t i = 0; i < bands; i++) {
+        band_rows b = nth_band(conv, bands, i);
+        *x_floats = sepnet_max(*x_floats, plane_floats(input_plane(conv, b.out0, b.out1)));
+        *grad_floats = sepnet_max(*grad_floats, plane_floats(gradient_plane(conv, b.in0, b.in1, b.out0, b.out1)));
+    }
+}
+
+static int64_t count_blocks(const sepnet_depthwise *conv) { return (conv->channels + VL - 1) / VL; }
+
+/* As few bands as keep the planes in cache and the threads busy; a band costs the overlap of its rows. */
+static int64_t count_bands(const sepnet_depthwise *conv, int backward) {
+    int64_t limit = sepnet_max(1, sepnet_min(conv->out_h, conv->in_h) / 2);
+    int64_t tasks = sepnet_max(1, conv->batch * count_blocks(conv)), x_floats, grad_floats;
+    int64_t bands = sepnet_min(limit, (conv->threads + tasks - 1) / tasks);
+    for (; bands < limit; bands++) {
+        measure_bands(conv, bands, &x_floats, &grad_floats);
+        if ((x_floats + backward * conv->branches * grad_floats) * 4 <= BAND_BYTES) break;
+    }
+    return bands;
+}
+
+static int64_t count_tasks(const job_state *s) { return s->conv->batch * s->bands * s->blocks; }
+
+static int64_t count_parts(const job_state *s) {
+    if (s->conv->threads <= 1) return 1;
+    return sepnet_max(1, sepnet_min(count_tasks(s), PARTS_PER_THREAD * s->conv->threads));
+}
+
+typedef struct {
+    int64_t image, block, channel;
+    band_rows rows;
+    int lanes;
+} task;
+
+static task nth_task(const job_state *s, int64_t index) {
+    int64_t block = index % s->blocks, band = index / s->blocks % s->bands, channel = block * VL;
+    return (task){index / (s->blocks * s->bands), block, channel, nth_band(s->conv, s->bands, band),
+                  (int)sepnet_min(VL, s->conv->channels - channel)};
+}
+
+/* First output channel of a block in a branch, and from one of its channels to the next. */
+static int64_t output_channel(const sepnet_depthwise *conv, int64_t channel, int branch) {
+    return conv->interleaved ? channel * conv->branches + branch : branch * conv->channels + channel;
+}
+
+static int64_t output_step(const sepnet_depthwise *conv) { return conv->interleaved ? conv->branches : 1; }

@@ -1,0 +1,131 @@
+/* From a map in memory to a float32 plane in cache, and what a normalisation does to values on that way. */
+
+enum { CHUNK_BYTES = 12 << 10 };  /* of plane rows unpacked before they are used: within the L1 cache, with their neighbours */
+enum { PREFETCH = 32 };           /* pixels ahead: a block's channels are some 64 bytes of each pixel, too sparse for the hardware */
+
+/* What becomes of a map's values on their way into a plane. */
+enum { AS_IS, NORMALISED, THROUGH_NORM };
+typedef struct {
+    int way;
+    vu passes;      /* all ones: without ReLU */
+    vf scale, shift, mean, slope, constant;
+    const void *of; /* THROUGH_NORM: the map whose normalisation the gradient passes */
+} entry;
+
+/* One image's channels channel, channel + step, ... of a map with `pixel` channels. */
+typedef struct {
+    const void *map;
+    int64_t image, height, width, pixel, channel, step;
+    int lanes, dtype, zeroed; /* zeroed: the plane's border already holds zeros */
+    entry entry;
+} source;
+
+static entry open_entry(int way, const float *constants, int64_t channels, int64_t channel, int lanes, int relu, const void *of) {
+    if (way == AS_IS) return (entry){AS_IS};
+    norm_constants c = lay_constants((float *)constants, channels);
+    entry e = {.way = way, .passes = (vu)splat(0), .of = of};
+    if (!relu) e.passes = ~e.passes;
+    e.scale = load_lanes(c.scale, channel, lanes, SEPNET_FLOAT32), e.shift = load_lanes(c.shift, channel, lanes, SEPNET_FLOAT32);
+    if (way == NORMALISED) return e;
+    e.mean = load_lanes(c.mean, channel, lanes, SEPNET_FLOAT32), e.slope = load_lanes(c.slope, channel, lanes, SEPNET_FLOAT32);
+    e.constant = load_lanes(c.constant, channel, lanes, SEPNET_FLOAT32);
+    return e;
+}
+
+/* A value as it enters the plane; `other`: of e->of at the same place. */
+INLINE vf enter(const entry *e, vf value, vf other, int way) {
+    if (way == NORMALISED) {
+        value = value * e->scale + e->shift;
+        return (vf)((vu)value & (~(vu)(value < 0) | e->passes));
+    }
+    if (way == THROUGH_NORM) {
+        vu alive = (vu)(other * e->scale + e->shift > 0) | e->passes;
+        return (vf)((vu)value & alive) * e->scale + ((other - e->mean) * e->slope + e->constant);
+    }
+    return value;
+}
+
+INLINE void unpack_row(const source *from, int64_t row, plane p, vf *out, int64_t step, int lanes, int dtype, int way) {
+    int64_t left = sepnet_min(sepnet_max(-p.first_col, 0), p.cols);
+    int64_t right = sepnet_max(left, sepnet_min(from->width - p.first_col, p.cols));
+    int64_t index = ((from->image * from->height + row) * from->width + p.first_col) * from->pixel + from->channel;
+    const char *ahead = (const char *)from->map + (index + PREFETCH * from->pixel) * (int64_t)element_size(dtype);
+    const entry e = from->entry; /* of our own, which no store can alias */
+    const ptrdiff_t other = way == THROUGH_NORM ? (const char *)e.of - (const char *)from->map : 0;
+    for (int64_t c = left; c < right; c++) {
+        int64_t at = index + c * from->pixel;
+        __builtin_prefetch(ahead + c * from->pixel * (int64_t)element_size(dtype));
+        if (way == THROUGH_NORM) __builtin_prefetch(ahead + other + c * from->pixel * (int64_t)element_size(dtype));
+        vf value = load_strided(from->map, at, step, lanes, dtype);
+        out[c] = enter(&e, value, way == THROUGH_NORM ? load_strided(e.of, at, step, lanes, dtype) : value, way);
+    }
+    if (from->zeroed) return;
+    for (int64_t c = 0; c < left; c++) out[c] = splat(0);
+    for (int64_t c = right; c < p.cols; c++) out[c] = splat(0);
+}
+
+/* Whole vectors of neighbouring channels have loops of their own for each type and way. */
+static void unpack_by_kind(const source *from, int64_t row, plane p, vf *out) {
+    if (from->lanes != VL || from->step != 1) {
+        unpack_row(from, row, p, out, from->step, from->lanes, from->dtype, from->entry.way);
+        return;
+    }
+    switch (2 * from->entry.way + (from->dtype == SEPNET_BFLOAT16)) {
+        case 2 * AS_IS: unpack_row(from, row, p, out, 1, VL, SEPNET_FLOAT32, AS_IS); break;
+        case 2 * AS_IS + 1: unpack_row(from, row, p, out, 1, VL, SEPNET_BFLOAT16, AS_IS); break;
+        case 2 * NORMALISED: unpack_row(from, row, p, out, 1, VL, SEPNET_FLOAT32, NORMALISED); break;
+        case 2 * NORMALISED + 1: unpack_row(from, row, p, out, 1, VL, SEPNET_BFLOAT16, NORMALISED); break;
+        case 2 * THROUGH_NORM: unpack_row(from, row, p, out, 1, VL, SEPNET_FLOAT32, THROUGH_NORM); break;
+        default: unpack_row(from, row, p, out, 1, VL, SEPNET_BFLOAT16, THROUGH_NORM);
+    }
+}
+
+/* Plane rows [first, last) as float32, zeros outside the map. */
+static void unpack_rows(const source *from, plane p, int64_t first, int64_t last, float *plane_start) {
+    for (int64_t r = first; r < last; r++) {
+        vf *out = (vf *)(plane_start + r * p.cols * VL);
+        int64_t row = p.first_row + r;
+        if (row < 0 || row >= from->height) {
+            if (!from->zeroed) memset(out, 0, (size_t)p.cols * sizeof(vf));
+        } else {
+            unpack_by_kind(from, row, p, out);
+        }
+    }
+}
+
+/* A plane that is unpacked as far as it is needed. */
+typedef struct {
+    source from;
+    plane shape;
+    float *start;
+    int64_t ready; /* rows */
+} window_plane;
+
+static void need_rows(window_plane *w, int64_t rows) {
+    rows = sepnet_min(rows, w->shape.rows);
+    if (rows <= w->ready) return;
+    unpack_rows(&w->from, w->shape, w->ready, rows, w->start);
+    w->ready = rows;
+}
+
+/* Rows to compute between unpackings. */
+static int64_t chunk_rows(plane p) { return sepnet_max(4, CHUNK_BYTES / (p.cols * VL * (int64_t)sizeof(float))); }
+
+static window_plane open_input(const job_state *s, const task *at, plane p, float *start) {
+    const sepnet_depthwise *c = s->conv;
+    const sepnet_joined *j = s->joined;
+    source from = {s->x, at->image, c->in_h, c->in_w, c->channels, at->channel, 1, at->lanes, c->dtype, s->bands == 1,
+                   open_entry(j && j->before ? NORMALISED : AS_IS, j ? j->before : NULL, c->channels, at->channel, at->lanes,
+                              j && j->before_relu, NULL)};
+    return (window_plane){from, p, start, 0};
+}
+
+static window_plane open_gradient(const job_state *s, const task *at, plane p, int branch, float *start) {
+    const sepnet_depthwise *c = s->conv;
+    const sepnet_joined *j = s->joined;
+    int64_t outputs = c->channels * c->branches, channel = output_channel(c, at->channel, branch);
+    source from = {s->grad, at->image, c->out_h, c->out_w, outputs, channel, output_step(c), at->lanes, c->dtype, s->bands == 1,
+                   open_entry(j && j->after ? THROUGH_NORM : AS_IS, j ? j->after : NULL, outputs, channel, at->lanes,
+                              j && j->after_relu, j ? j->y : NULL)};
+    return (window_plane){from, p, start, 0};
+}
