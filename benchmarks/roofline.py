@@ -5,9 +5,10 @@
 
 One step of each network (sepnet's own layers, channels-last, bf16 where the processor has it) is split by PyTorch's profiler into
 matrix products (dense and pointwise convolutions, linear layers), depthwise convolution with normalisation, pooling and ReLU, and
-the rest (loss, optimiser, shortcuts, conversions, Python). The least time of a matrix product is the longer of its arithmetic at the
-speed of a large matrix product and of its operands at the speed of a copy, both measured in the same run; that of the second group
-is its operands at the speed of a copy, each as often as the kernels read or write it. Layers whose maps stay in the cache may beat it.
+the rest (loss, optimiser, shortcuts, conversions, Python). The least time of a matrix product is the longer of its arithmetic at
+the speed of a large matrix product and of its operands at the speed of a copy, both measured in the same run; that of the second
+group is its operands at the speed of a copy, each as often as the kernels read or write it. Layers whose maps stay in the cache
+may beat it.
 """
 
 from __future__ import annotations

@@ -81,6 +81,10 @@ static void expect(int condition, const char *what) {
     abort();
 }
 
+static void near_maps(const char *what, const void *got, const void *wanted, int dtype, int64_t count, double size) {
+    for (int64_t i = 0; i < count; i++) check(what, get(got, dtype, i), get(wanted, dtype, i), 1e-4 * size, dtype);
+}
+
 /* --- depthwise convolution ------------------------------------------------------------------------------------------------- */
 
 static int64_t output_size(int64_t size, int64_t kernel, int64_t pad, int64_t dilation, int64_t stride) {
@@ -304,10 +308,10 @@ static void try_norm(void) {
     int64_t bytes = sepnet_norm_workspace(&m);
     expect(bytes >= 0, "a valid normalisation is refused");
     void *workspace = block(bytes);
-    expect(sepnet_norm_forward(&m, x, gamma, beta, eps, &running, constants, y, argmax, workspace) == 0, "forward refuses");
+    expect(sepnet_norm_forward(&m, x, NULL, gamma, beta, eps, &running, constants, y, argmax, workspace) == 0, "forward refuses");
     free(workspace);
     workspace = block(bytes);
-    expect(sepnet_norm_backward(&m, x, y, argmax, grad, constants, grad_x, grad_gamma, grad_beta, workspace) == 0, "backward refuses");
+    expect(sepnet_norm_backward(&m, x, y, argmax, grad, constants, grad_x, NULL, grad_gamma, grad_beta, workspace) == 0, "backward refuses");
     free(workspace);
     for (int64_t c = 0; c < m.channels; c++) {
         channel_of k = {.norm = &m, .x = x, .y = y, .grad = grad, .argmax = argmax, .channel = c};
@@ -321,10 +325,42 @@ static void try_norm(void) {
         check_gradients(&k, grad_x, grad_gamma[c], grad_beta[c]);
     }
     uint8_t *kept = argmax && pick(0, 1) ? argmax : NULL; /* need not be asked for */
-    expect(sepnet_norm_apply(&m, x, gamma, beta, y, kept) == 0, "apply refuses");
+    expect(sepnet_norm_apply(&m, x, NULL, gamma, beta, y, kept) == 0, "apply refuses");
     for (int64_t c = 0; c < m.channels; c++)
         check_output(&(channel_of){.norm = &m, .x = x, .channel = c, .scale = gamma[c], .shift = beta[c]}, y, kept);
     void *all[] = {x, grad, y, grad_x, gamma, beta, constants, grad_gamma, grad_beta, averages, before, argmax};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+/* --- a normalisation with a shortcut --------------------------------------------------------------------------------------- */
+
+/* Against the same in separate steps, in float32. */
+static void try_shortcut(void) {
+    sepnet_norm m = random_norm();
+    m.pool = 0, m.relu = 1, m.dtype = SEPNET_FLOAT32;
+    int64_t values = m.batch * m.height * m.width * m.channels;
+    float *x = random_map(values, m.dtype), *shortcut = random_map(values, m.dtype), *grad = random_map(values, m.dtype);
+    float *gamma = floats(m.channels), *beta = floats(m.channels), *constants = block(SEPNET_CONSTANTS * m.channels * 4);
+    float *y = block(values * 4), *alone = block(values * 4), *dx[2] = {block(values * 4), block(values * 4)}, *dr = block(values * 4);
+    float *dgamma[2] = {block(m.channels * 4), block(m.channels * 4)}, *dbeta[2] = {block(m.channels * 4), block(m.channels * 4)};
+    int64_t bytes = sepnet_norm_workspace(&m);
+    void *workspace = block(bytes);
+    expect(sepnet_norm_forward(&m, x, shortcut, gamma, beta, 0.1, NULL, constants, y, NULL, workspace) == 0, "shortcut refused");
+    sepnet_norm open = m;
+    open.relu = 0;
+    sepnet_norm_apply(&open, x, NULL, constants + SEPNET_SCALE * m.channels, constants + SEPNET_SHIFT * m.channels, alone, NULL);
+    for (int64_t i = 0; i < values; i++) check("y with a shortcut", y[i], fmax((double)alone[i] + shortcut[i], 0), 1e-5, m.dtype);
+    float *again = block(SEPNET_CONSTANTS * m.channels * 4);
+    memcpy(again, constants, (size_t)(SEPNET_CONSTANTS * m.channels) * 4);
+    expect(sepnet_norm_backward(&m, x, y, NULL, grad, constants, dx[0], dr, dgamma[0], dbeta[0], workspace) == 0, "shortcut refused");
+    for (int64_t i = 0; i < values; i++) check("the shortcut's gradient", dr[i], y[i] > 0 ? grad[i] : 0, 0, m.dtype);
+    sepnet_norm_backward(&open, x, NULL, NULL, dr, again, dx[1], NULL, dgamma[1], dbeta[1], workspace);
+    near_maps("dx with a shortcut", dx[0], dx[1], m.dtype, values, 10);
+    near_maps("dgamma with a shortcut", dgamma[0], dgamma[1], SEPNET_FLOAT32, m.channels, (double)values);
+    near_maps("dbeta with a shortcut", dbeta[0], dbeta[1], SEPNET_FLOAT32, m.channels, (double)values);
+    expect(sepnet_norm_apply(&open, x, shortcut, gamma, beta, y, NULL) == -1, "a shortcut without ReLU is taken");
+    void *all[] = {x,  shortcut, grad,      gamma,     beta,     constants, y,        alone,
+                   dr, dx[0],    dx[1],     dgamma[0], dgamma[1], dbeta[0],  dbeta[1], again, workspace};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
@@ -342,10 +378,6 @@ static void check_rows(const char *what, const double *rows, int64_t pixels, int
         check(what, rows[c], one.value, 1e-4 * (1 + one.size), SEPNET_FLOAT32);
         check(what, rows[channels + c], two.value, 1e-4 * (1 + two.size), SEPNET_FLOAT32);
     }
-}
-
-static void near_maps(const char *what, const void *got, const void *wanted, int dtype, int64_t count, double size) {
-    for (int64_t i = 0; i < count; i++) check(what, get(got, dtype, i), get(wanted, dtype, i), 1e-4 * size, dtype);
 }
 
 /* Against the same in separate calls, in float32, where nothing is rounded on the way. */
@@ -367,7 +399,7 @@ static void try_joined(void) {
     double *rows = block(3 * filters * 8), *sums = block(2 * d.channels * 8);
     double *first = calloc((size_t)largest(inputs, outputs), 8), *second = calloc((size_t)largest(inputs, outputs), 8);
 
-    sepnet_norm_apply(&in, x, before + SEPNET_SCALE * d.channels, before + SEPNET_SHIFT * d.channels, z, NULL);
+    sepnet_norm_apply(&in, x, NULL, before + SEPNET_SCALE * d.channels, before + SEPNET_SHIFT * d.channels, z, NULL);
     void *workspace = block(sepnet_depthwise_workspace(&d, 0));
     sepnet_depthwise_forward(&d, NULL, z, weight, bias, y[0], workspace);
     sepnet_joined joined = {.before = before, .sums = rows, .before_relu = relus[0]};
@@ -424,11 +456,11 @@ static void try_nonsense(void) {
     fine.pool = 1;
     REFUSED(height = 1), REFUSED(width = 1);
 #undef REFUSED
-    expect(sepnet_norm_apply(&m, NULL, NULL, NULL, NULL, NULL) == -1, "apply accepts");
-    expect(sepnet_norm_forward(&m, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL) == -1, "forward accepts");
-    expect(sepnet_norm_backward(&m, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "backward accepts");
+    expect(sepnet_norm_apply(&m, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "apply accepts");
+    expect(sepnet_norm_forward(&m, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL) == -1, "forward accepts");
+    expect(sepnet_norm_backward(&m, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "backward accepts");
     expect(sepnet_norm_statistics(&m, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL) == -1, "statistics accept");
-    expect(sepnet_norm_sums(&m, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "sums accept");
+    expect(sepnet_norm_sums(&m, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "sums accept");
     expect(sepnet_norm_gradients(&m, NULL, NULL, NULL, NULL) == -1, "gradients accept");
     expect(sepnet_norm_input_gradient(&m, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "the input's gradient accepts");
     expect(sepnet_select_isa("no such thing") != 0, "an unknown instruction set is taken");
@@ -443,7 +475,7 @@ typedef struct {
 static void *call(void *argument) {
     const share *mine = argument;
     state = mine->seed;
-    for (long i = 0; i < mine->cases; i++) try_depthwise(), try_norm(), try_joined();
+    for (long i = 0; i < mine->cases; i++) try_depthwise(), try_norm(), try_shortcut(), try_joined();
     return NULL;
 }
 

@@ -34,6 +34,12 @@ def run(program: Path, *words: object) -> int:
     return done.returncode
 
 
+def test_compiler_has_nothing_to_warn_of(tmp_path: Path) -> None:
+    for source in sorted(SOURCES.glob("*.c")):
+        checked = compile_c("-Wall", "-Wextra", "-Werror", "-O1", "-c", source, "-o", tmp_path / "object.o")
+        assert checked.returncode == 0, checked.stderr
+
+
 @needs_library
 def test_library_as_built_agrees_with_the_definitions(tmp_path: Path) -> None:
     program = tmp_path / "driver"

@@ -76,7 +76,7 @@ def check_native(problem: Problem, dtype: torch.dtype, eps: float = 1e-5) -> Non
     x, gamma, beta, grad = problem.tensors(dtype)
     with poisoned_memory():
         output, constants, argmax = _native.norm_forward(LIBRARY, x, gamma, beta, None, eps, pool, relu)
-        grads = _native.norm_backward(LIBRARY, x, output if pool and relu else None, constants, argmax, grad, pool, relu)
+        grads = _native.norm_backward(LIBRARY, x, output if pool and relu else None, constants, argmax, grad, pool, relu)[:3]
     e = Exact.of(x, gamma, beta, grad, eps)
     slack = Slack(e)
     check("mean", constants[0], e.mean.flatten(), slack.mean.flatten())
@@ -150,7 +150,7 @@ def test_same_threads_give_the_same_bits(isa: str, pool: bool) -> None:
 
     def once() -> tuple[Tensor, ...]:
         y, constants, argmax = _native.norm_forward(LIBRARY, x, gamma, beta, None, 1e-5, pool, True)
-        gradients = _native.norm_backward(LIBRARY, x, y, constants, argmax, grad, pool, True)
+        gradients = _native.norm_backward(LIBRARY, x, y, constants, argmax, grad, pool, True)[:3]
         return y, constants, *gradients
 
     with instruction_set(isa), threads(3):
@@ -326,3 +326,40 @@ def test_the_result_without_relu_may_be_changed_in_place() -> None:
         y.add_(1)
         y.square().sum().backward()
     torch.testing.assert_close(x.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_shortcut_is_added_before_relu(dtype: torch.dtype, training: bool) -> None:
+    """Against PyTorch: values, gradients of both inputs and of weight and bias, in each layout of the shortcut."""
+    torch.manual_seed(0)
+    slack = 1e-4 if dtype == torch.float32 else 0.03
+    for layout in (torch.channels_last, torch.contiguous_format):
+        leaves = [torch.randn(4, 21, 9, 7).to(dtype).contiguous(memory_format=m) for m in (torch.channels_last, layout)]
+        leaves += [torch.rand(21) + 0.5, torch.randn(21)]
+        mean, variance = torch.randn(21), torch.rand(21) + 0.5
+        ours, theirs = [[t.clone().requires_grad_() for t in leaves] for _ in range(2)]
+        averages = [(mean.clone(), variance.clone()) for _ in range(2)]
+        y = batch_norm_relu(ours[0], *ours[2:], *averages[0], training=training, shortcut=ours[1])
+        normalised = F.batch_norm(theirs[0].float(), *averages[1], *theirs[2:], training=training)
+        exact = F.relu(normalised + theirs[1].float())
+        grad = torch.randn_like(exact)
+        y.backward(grad.to(dtype))
+        exact.backward(grad)
+        torch.testing.assert_close(y.float(), exact, rtol=slack, atol=slack)
+        for mine, right in zip(ours, theirs, strict=True):
+            similar = F.cosine_similarity(mine.grad.flatten().double(), right.grad.flatten().double(), dim=0)
+            assert similar > 1 - slack
+        for mine, right in zip(*averages, strict=True):
+            torch.testing.assert_close(mine, right, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        y = batch_norm_relu(leaves[0], *leaves[2:], mean, variance, training=False, shortcut=leaves[1])
+        exact = F.relu(F.batch_norm(leaves[0].float(), mean, variance, *leaves[2:]) + leaves[1].float())
+        torch.testing.assert_close(y.float(), exact, rtol=slack, atol=slack)
+
+
+def test_shortcut_goes_with_relu_and_without_pooling() -> None:
+    x, one = torch.randn(2, 3, 4, 4), torch.ones(3)
+    for options in ({"pool": True}, {"relu": False}):
+        with pytest.raises(ValueError, match="a shortcut wants relu=True and pool=False"):
+            batch_norm_relu(x, one, one, None, None, training=True, shortcut=x, **options)

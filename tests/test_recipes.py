@@ -251,6 +251,14 @@ def test_recipe_is_valid_for_any_data(name: str, train_images: int, num_classes:
     assert recipes.get(name)(replace(facts, name="other")) == config.model_copy(update={"data": "other"})
 
 
+def test_characters_are_not_mirrored() -> None:
+    """Told by their names: house numbers are in colour."""
+    facts = DataFacts("doors", 70_000, 10, 3, 32, characters=True)
+    assert recipes.get("auto")(facts).hflip == recipes.get("wang2018-modern")(facts).hflip == "off"
+    photos = replace(facts, characters=False)
+    assert recipes.get("auto")(photos).hflip == recipes.get("wang2018-modern")(photos).hflip == "random"
+
+
 # --- every paper ------------------------------------------------------------------------------------------------------
 
 ROWS = [(p, t, m) for p in papers for t in papers.get(p).tables for m in papers.get(p).tables[t].rows]

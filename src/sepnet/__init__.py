@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from sepnet._version import __version__
 
 if TYPE_CHECKING:
-    from sepnet.api import evaluate, load_release, predict, reproduce, train
+    from sepnet.api import compare, evaluate, load_release, predict, reproduce, train
     from sepnet.data import load_dataset
     from sepnet.models import create_model, list_models
 
 __all__ = [
     "__version__",
+    "compare",
     "create_model",
     "evaluate",
     "list_models",
@@ -36,6 +37,7 @@ _HOMES = {
     "create_model": "sepnet.models",
     "list_models": "sepnet.models",
     "load_dataset": "sepnet.data",
+    "compare": "sepnet.api",
     "evaluate": "sepnet.api",
     "load_release": "sepnet.api",
     "predict": "sepnet.api",

@@ -62,13 +62,13 @@ def scaled(config: TrainConfig, budget: float) -> TrainConfig:
     return config.model_copy(update={"iterations": max(1, round(budget * config.iterations))})
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _load(data: str, size: int | None, data_dir: Path, val_fraction: float, seed: int) -> Dataset:
     return load_dataset(data, data_dir=data_dir, size=size, val_fraction=val_fraction, seed=seed)
 
 
 def dataset_of(config: TrainConfig, data_dir: Path) -> Dataset:
-    """The data of a run; the whole training set where it holds nothing out. The last two are kept in memory."""
+    """The data of a run; the whole training set where it holds nothing out. The last four are kept in memory."""
     seed = config.seed if config.val_fraction else 0  # without a held-out part all seeds share the data
     return _load(config.data, config.size, data_dir, config.val_fraction, seed)
 

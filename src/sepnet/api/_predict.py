@@ -14,6 +14,7 @@ from torch import Tensor
 from sepnet.api._release import Release, load_release
 from sepnet.data import IMAGE_SUFFIXES, decode_image
 from sepnet.engine import make_fabric
+from sepnet.engine.devices import keep_large_buffers
 from sepnet.errors import ConfigError, DataError, DataNotFoundError, ImageError, one_line
 
 __all__ = ["Prediction", "predict"]
@@ -88,8 +89,9 @@ def _walk(root: Path) -> Iterator[Path]:
 
 @torch.inference_mode()
 def _predictions(release: Release, files: list[Path], top: int, batch_size: int, device: str) -> Iterator[Prediction]:
+    keep_large_buffers()
     fabric = make_fabric(device, "off")
-    model = fabric.to_device(release.model)
+    model = fabric.to_device(release.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for start in range(0, len(files), batch_size):
         part = files[start : start + batch_size]
         decoded = [_decode(path, release) for path in part]

@@ -84,12 +84,12 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "sepnet_depthwise_backward": (ctypes.c_int, [_P] * 9),
     "sepnet_norm_workspace": (ctypes.c_int64, [_P]),
     "sepnet_norm_statistics": (ctypes.c_int, [*[_P] * 5, ctypes.c_double, *[_P] * 3]),
-    "sepnet_norm_apply": (ctypes.c_int, [_P] * 6),
-    "sepnet_norm_forward": (ctypes.c_int, [*[_P] * 4, ctypes.c_double, *[_P] * 5]),
-    "sepnet_norm_sums": (ctypes.c_int, [_P] * 8),
+    "sepnet_norm_apply": (ctypes.c_int, [_P] * 7),
+    "sepnet_norm_forward": (ctypes.c_int, [*[_P] * 5, ctypes.c_double, *[_P] * 5]),
+    "sepnet_norm_sums": (ctypes.c_int, [_P] * 9),
     "sepnet_norm_gradients": (ctypes.c_int, [_P] * 5),
     "sepnet_norm_input_gradient": (ctypes.c_int, [_P] * 7),
-    "sepnet_norm_backward": (ctypes.c_int, [_P] * 10),
+    "sepnet_norm_backward": (ctypes.c_int, [_P] * 11),
 }
 
 

@@ -245,8 +245,9 @@ def norm_forward(
     eps: float,
     pool: bool,
     relu: bool,
+    shortcut: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """With x's own statistics; the result, the constants, and which positions pooling kept."""
+    """With x's own statistics; the result, the constants, and which positions pooling kept. ``shortcut``: added before the ReLU."""
     call = _describe_norm(lib, x, pool, relu)
     y = _empty_like_map(x, *_pooled(x, pool))
     argmax = torch.empty(y.numel(), dtype=torch.uint8) if pool else None
@@ -256,6 +257,7 @@ def norm_forward(
     lib.handle.sepnet_norm_forward(
         ctypes.addressof(call.description),
         x.data_ptr(),
+        _pointer(shortcut),
         weight.data_ptr(),
         bias.data_ptr(),
         eps,
@@ -268,12 +270,20 @@ def norm_forward(
     return y, constants, argmax
 
 
-def norm_apply(lib: Library, x: Tensor, scale: Tensor, shift: Tensor, pool: bool, relu: bool) -> Tensor:
-    """relu(pool(x * scale + shift)), scale and shift a channel."""
+def norm_apply(
+    lib: Library, x: Tensor, scale: Tensor, shift: Tensor, pool: bool, relu: bool, shortcut: Tensor | None = None
+) -> Tensor:
+    """relu(pool(x * scale + shift + shortcut)), scale and shift a channel."""
     call = _describe_norm(lib, x, pool, relu)
     y = _empty_like_map(x, *_pooled(x, pool))
     lib.handle.sepnet_norm_apply(
-        ctypes.addressof(call.description), x.data_ptr(), scale.data_ptr(), shift.data_ptr(), y.data_ptr(), None
+        ctypes.addressof(call.description),
+        x.data_ptr(),
+        _pointer(shortcut),
+        scale.data_ptr(),
+        shift.data_ptr(),
+        y.data_ptr(),
+        None,
     )
     return y
 
@@ -295,6 +305,7 @@ def norm_sums(lib: Library, x: Tensor, grad: Tensor, side: Side) -> Tensor:
         None,
         grad.data_ptr(),
         side.constants.data_ptr(),
+        None,
         rows.data_ptr(),
         workspace.data_ptr(),
     )
@@ -329,10 +340,12 @@ def norm_backward(
     grad: Tensor,
     pool: bool,
     relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias. ``y``, the forward pass's result, is needed with both pooling and ReLU."""
+    shortcut: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of x, weight, bias and shortcut. ``y``, the forward pass's result: for ReLU after pooling or a shortcut."""
     call = _describe_norm(lib, x, pool, relu)
     grad_x = _empty_like_map(x, *x.shape[1:])
+    grad_shortcut = _empty_like_map(x, *x.shape[1:]) if shortcut else None
     grads = torch.empty(2, x.shape[1])
     workspace = torch.empty(call.workspace[1], dtype=torch.uint8)
     lib.handle.sepnet_norm_backward(
@@ -343,8 +356,9 @@ def norm_backward(
         grad.data_ptr(),
         constants.data_ptr(),
         grad_x.data_ptr(),
+        _pointer(grad_shortcut),
         grads[0].data_ptr(),
         grads[1].data_ptr(),
         workspace.data_ptr(),
     )
-    return grad_x, grads[0], grads[1]
+    return grad_x, grads[0], grads[1], grad_shortcut

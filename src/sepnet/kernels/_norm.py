@@ -29,31 +29,55 @@ def batch_norm_relu(
     eps: float = 1e-5,
     pool: bool = False,
     relu: bool = True,
+    shortcut: Tensor | None = None,
 ) -> Tensor:
     """``F.batch_norm``, then ``F.max_pool2d(y, 2)`` with ``pool``, then ``F.relu``, by the kernels where they serve.
+
+    ``shortcut`` is added before the ReLU: the end of a residual block (He et al. 2016, Fig. 5). Not with ``pool``.
 
     With ``training`` the batch's statistics are used and the running averages are updated in place, otherwise the averages are
     used. Statistics are accumulated in float64. Differentiable once on the native path.
 
     Shape: (B, C, H, W) -> (B, C, H, W), or (B, C, H // 2, W // 2) with pool; channels-last.
+
+    Raises:
+        ValueError: a shortcut together with ``pool``, or without ``relu``.
     """
-    lib = _library_for(x, (weight, bias), (running_mean, running_var), pool)
+    if shortcut is not None and (pool or not relu):
+        raise ValueError(f"a shortcut wants relu=True and pool=False, got relu={relu}, pool={pool}")
+    lib = _library_for(x, (weight, bias), (running_mean, running_var), pool, shortcut)
     if lib is not None and weight is not None and bias is not None:
         if training or running_mean is None or running_var is None:
-            averages = None
-            if running_mean is not None and running_var is not None:
-                averages = _native.Averages(running_mean, running_var, momentum)
+            averages = _averages(running_mean, running_var, momentum)
             y: Tensor = _BatchNormReLU.apply(  # type: ignore[no-untyped-call]
-                x, weight, bias, averages, eps, pool, relu
+                x, weight, bias, shortcut, averages, eps, pool, relu
             )
             return y
-        if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)):
+        if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, shortcut))):
             scale = weight.detach() * torch.rsqrt(running_var + eps)
             shift = torch.addcmul(bias.detach(), running_mean, scale, value=-1)
-            return _native.norm_apply(lib, x.contiguous(memory_format=torch.channels_last), scale, shift, pool, relu)
+            return _native.norm_apply(lib, _dense(x), scale, shift, pool, relu, None if shortcut is None else _dense(shortcut))
     return _reference.batch_norm_relu(
-        x, weight, bias, running_mean, running_var, training=training, momentum=momentum, eps=eps, pool=pool, relu=relu
+        x,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        training=training,
+        momentum=momentum,
+        eps=eps,
+        pool=pool,
+        relu=relu,
+        shortcut=shortcut,
     )
+
+
+def _averages(mean: Tensor | None, var: Tensor | None, momentum: float) -> _native.Averages | None:
+    return None if mean is None or var is None else _native.Averages(mean, var, momentum)
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def is_vector(t: Tensor | None, channels: int) -> bool:
@@ -62,7 +86,11 @@ def is_vector(t: Tensor | None, channels: int) -> bool:
 
 
 def _library_for(
-    x: Tensor, affine: tuple[Tensor | None, Tensor | None], averages: tuple[Tensor | None, Tensor | None], pool: bool
+    x: Tensor,
+    affine: tuple[Tensor | None, Tensor | None],
+    averages: tuple[Tensor | None, Tensor | None],
+    pool: bool,
+    shortcut: Tensor | None,
 ) -> Library | None:
     """The library, if it takes these tensors and nothing is being traced. PyTorch takes the others, or has the words for them."""
     if is_traced() or not is_plain(x) or x.dtype not in _TYPES or x.dim() != 4 or x.numel() == 0:
@@ -71,6 +99,8 @@ def _library_for(
     if not all(is_vector(t, channels) for t in affine) or not all(t is None or is_vector(t, channels) for t in averages):
         return None
     if pool and min(x.shape[2:]) < 2:
+        return None
+    if shortcut is not None and not (is_plain(shortcut) and shortcut.dtype == x.dtype and shortcut.shape == x.shape):
         return None
     if x.numel() == channels:
         return None  # one value a channel
@@ -84,6 +114,7 @@ class _BatchNormReLU(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
+        shortcut: Tensor | None,
         averages: _native.Averages | None,
         eps: float,
         pool: bool,
@@ -91,16 +122,16 @@ class _BatchNormReLU(torch.autograd.Function):
     ) -> Tensor:
         lib = library()
         assert lib is not None
-        x = x.contiguous(memory_format=torch.channels_last)
-        y, constants, argmax = _native.norm_forward(lib, x, weight, bias, averages, eps, pool, relu)
-        ctx.lib, ctx.pool, ctx.relu = lib, pool, relu
-        ctx.save_for_backward(x, y if pool and relu else None, constants, argmax)
+        x = _dense(x)
+        more = None if shortcut is None else _dense(shortcut)
+        y, constants, argmax = _native.norm_forward(lib, x, weight, bias, averages, eps, pool, relu, more)
+        ctx.lib, ctx.pool, ctx.relu, ctx.shortcut = lib, pool, relu, shortcut is not None
+        ctx.save_for_backward(x, y if relu and (pool or ctx.shortcut) else None, constants, argmax)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, constants, argmax = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        grads = _native.norm_backward(ctx.lib, x, y, constants, argmax, grad, ctx.pool, ctx.relu)
+        grads = _native.norm_backward(ctx.lib, x, y, constants, argmax, _dense(grad), ctx.pool, ctx.relu, ctx.shortcut)
         return *grads, None, None, None, None

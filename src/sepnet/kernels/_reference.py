@@ -57,9 +57,12 @@ def batch_norm_relu(
     eps: float,
     pool: bool,
     relu: bool,
+    shortcut: Tensor | None = None,
 ) -> Tensor:
     """Shapes as those of ``sepnet.kernels.batch_norm_relu``."""
     y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if shortcut is not None:
+        y = y + shortcut
     if pool:
         y = F.max_pool2d(y, 2)
     return F.relu(y, inplace=True) if relu else y

@@ -16,7 +16,7 @@ class BatchNormReLU(nn.BatchNorm2d):
     is monotone. The state dict is that of ``nn.BatchNorm2d``.
 
     Args:
-        relu: False leaves the ReLU to the caller, who adds a shortcut first.
+        relu: False for a map that ends without one: the last of a residual block, to which the shortcut is handed.
 
     Shape: (B, C, H, W) -> (B, C, H, W), or (B, C, H//2, W//2) with pool.
     """
@@ -45,8 +45,8 @@ class BatchNormReLU(nn.BatchNorm2d):
                 return 1.0 / float(self.num_batches_tracked)
         return self.momentum if self.momentum is not None else 0.0
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W), or (B, C, H//2, W//2) with pool."""
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), or (B, C, H//2, W//2) with pool. With a ``shortcut`` of x's shape: ReLU of their sum."""
         return batch_norm_relu(
             x,
             self.weight,
@@ -57,5 +57,6 @@ class BatchNormReLU(nn.BatchNorm2d):
             momentum=self.next_momentum(),
             eps=self.eps,
             pool=self.pool,
-            relu=self.relu,
+            relu=self.relu or shortcut is not None,
+            shortcut=shortcut,
         )

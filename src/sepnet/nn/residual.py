@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sepnet.nn.conv import check_positive, pointwise
 from sepnet.nn.joined import depthwise_between
@@ -45,6 +44,6 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
-        y = self.bn3(self.conv3(depthwise_between(Pending(self.conv1(x), self.bn1), self.conv2, self.bn2)))
-        y = y + (x if self.downsample is None else self.downsample(x))
-        return F.relu(y, inplace=True)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y: Tensor = self.bn3(self.conv3(depthwise_between(Pending(self.conv1(x), self.bn1), self.conv2, self.bn2)), shortcut)
+        return y

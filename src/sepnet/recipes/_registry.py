@@ -13,13 +13,16 @@ __all__ = ["DataFacts", "Recipe", "recipes", "register_recipe"]
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a recipe may look at: name, number of training images and classes, image channels and side in pixels."""
+    """What a recipe may look at: name, number of training images and classes, image channels and side in pixels; whether the
+    classes are characters (each name is one), which are others, or none, when mirrored.
+    """
 
     name: str
     train_images: int
     num_classes: int
     channels: int
     size: int
+    characters: bool = False
 
 
 Recipe = Callable[[DataFacts], TrainConfig]

@@ -103,7 +103,7 @@ def _modern(data: str, model: str) -> TrainConfig:
 
 
 def _for_own_data(config: TrainConfig, facts: DataFacts) -> TrainConfig:
-    digits = facts.channels == 1
+    digits = facts.channels == 1 or facts.characters
     return config.model_copy(
         update={
             "data": facts.name,

@@ -53,7 +53,7 @@ class RunRecord(BaseModel):
         evaluated_on: split of the ``eval_`` columns of the history: "val" or "test".
         history: one row an evaluation: iteration, epoch, lr, train_loss, train_accuracy, eval_loss, eval_accuracy, seconds.
         result: figures of the final weights by split: {"test": {"accuracy": .., "top5": .., "loss": .., "images": ..}, ...};
-            "top3" stands beside "top5" since version 0.2.
+            "top3" stands beside "top5".
         seconds: wall time of training and its evaluations, start-up and final test left out.
         config: the resolved configuration.
         best_iteration: iteration with the best validation accuracy; None without validation, and in records of older versions.

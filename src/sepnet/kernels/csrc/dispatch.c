@@ -116,23 +116,29 @@ int sepnet_norm_statistics(const sepnet_norm *norm, const void *x, const double 
     return 0;
 }
 
-int sepnet_norm_apply(const sepnet_norm *norm, const void *x, const float *scale, const float *shift, void *y, uint8_t *argmax) {
-    if (!valid_norm(norm)) return -1;
-    ops()->norm_apply(norm, x, scale, shift, y, argmax);
+/* A shortcut ends in ReLU, and nothing is pooled. */
+static int valid_sum(const sepnet_norm *norm, const void *shortcut) {
+    return valid_norm(norm) && !(shortcut && (norm->pool || !norm->relu));
+}
+
+int sepnet_norm_apply(const sepnet_norm *norm, const void *x, const void *shortcut, const float *scale, const float *shift, void *y,
+                      uint8_t *argmax) {
+    if (!valid_sum(norm, shortcut)) return -1;
+    ops()->norm_apply(norm, x, shortcut, scale, shift, y, argmax);
     return 0;
 }
 
-int sepnet_norm_forward(const sepnet_norm *norm, const void *x, const float *gamma, const float *beta, double eps,
-                        const sepnet_running *running, float *constants, void *y, uint8_t *argmax, void *workspace) {
-    if (!valid_norm(norm)) return -1;
-    ops()->norm_forward(norm, x, gamma, beta, eps, running, constants, y, argmax, workspace);
+int sepnet_norm_forward(const sepnet_norm *norm, const void *x, const void *shortcut, const float *gamma, const float *beta,
+                        double eps, const sepnet_running *running, float *constants, void *y, uint8_t *argmax, void *workspace) {
+    if (!valid_sum(norm, shortcut)) return -1;
+    ops()->norm_forward(norm, x, shortcut, gamma, beta, eps, running, constants, y, argmax, workspace);
     return 0;
 }
 
 int sepnet_norm_sums(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
-                     const float *constants, double *rows, void *workspace) {
-    if (!valid_norm(norm)) return -1;
-    ops()->norm_sums(norm, x, y, argmax, grad, constants, rows, workspace);
+                     const float *constants, void *grad_shortcut, double *rows, void *workspace) {
+    if (!valid_sum(norm, grad_shortcut)) return -1;
+    ops()->norm_sums(norm, x, y, argmax, grad, constants, grad_shortcut, rows, workspace);
     return 0;
 }
 
@@ -150,8 +156,8 @@ int sepnet_norm_input_gradient(const sepnet_norm *norm, const void *x, const voi
 }
 
 int sepnet_norm_backward(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
-                         float *constants, void *grad_x, float *grad_gamma, float *grad_beta, void *workspace) {
-    if (!valid_norm(norm)) return -1;
-    ops()->norm_backward(norm, x, y, argmax, grad, constants, grad_x, grad_gamma, grad_beta, workspace);
+                         float *constants, void *grad_x, void *grad_shortcut, float *grad_gamma, float *grad_beta, void *workspace) {
+    if (!valid_sum(norm, grad_shortcut)) return -1;
+    ops()->norm_backward(norm, x, y, argmax, grad, constants, grad_x, grad_shortcut, grad_gamma, grad_beta, workspace);
     return 0;
 }

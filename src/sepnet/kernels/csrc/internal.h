@@ -16,16 +16,16 @@ typedef struct {
     int64_t (*norm_workspace)(const sepnet_norm *);
     void (*norm_statistics)(const sepnet_norm *, const void *, const double *, const float *, const float *, double,
                             const sepnet_running *, float *, void *);
-    void (*norm_apply)(const sepnet_norm *, const void *, const float *, const float *, void *, uint8_t *);
-    void (*norm_forward)(const sepnet_norm *, const void *, const float *, const float *, double, const sepnet_running *, float *,
-                         void *, uint8_t *, void *);
-    void (*norm_sums)(const sepnet_norm *, const void *, const void *, const uint8_t *, const void *, const float *, double *,
-                      void *);
+    void (*norm_apply)(const sepnet_norm *, const void *, const void *, const float *, const float *, void *, uint8_t *);
+    void (*norm_forward)(const sepnet_norm *, const void *, const void *, const float *, const float *, double,
+                         const sepnet_running *, float *, void *, uint8_t *, void *);
+    void (*norm_sums)(const sepnet_norm *, const void *, const void *, const uint8_t *, const void *, const float *, void *,
+                      double *, void *);
     void (*norm_gradients)(const sepnet_norm *, const double *, float *, float *, float *);
     void (*norm_input_gradient)(const sepnet_norm *, const void *, const void *, const uint8_t *, const void *, const float *,
                                 void *);
-    void (*norm_backward)(const sepnet_norm *, const void *, const void *, const uint8_t *, const void *, float *, void *, float *,
-                          float *, void *);
+    void (*norm_backward)(const sepnet_norm *, const void *, const void *, const uint8_t *, const void *, float *, void *, void *,
+                          float *, float *, void *);
 } sepnet_ops;
 
 extern const sepnet_ops sepnet_ops_baseline;

@@ -1,8 +1,9 @@
 /* Batch normalisation with 2x2 max pooling and ReLU, forward and backward, for one vector length. Included once by each
  * instruction-set file, after vector.h.
  *
- * Forward is two passes over the input (statistics; then normalise, pool and cut in one), backward two passes over input and
- * gradient (the two sums; then the gradient). The map between normalisation and ReLU is never written.
+ * Forward is two passes over the input (statistics; then normalise, add a shortcut, pool and cut in one), backward two passes over
+ * input and gradient (the two sums; then the gradient). The map between normalisation and ReLU is never written. The shortcut's
+ * gradient is what the ReLU lets through; it is written with the sums, and what follows reads that.
  *
  * A part takes a range of "lines": chunks of pixels without pooling, rows of output pixels with it. Within a line the channels
  * are the outer loop, so that a channel's constants and sums stay in registers while the line's pixels are in the L1 cache. */
@@ -11,11 +12,11 @@ enum { LINE_BYTES = 16 << 10, NORM_PARTS_PER_THREAD = 2 };
 
 typedef struct {
     const sepnet_norm *norm;
-    const void *x, *y, *grad;
+    const void *x, *y, *grad, *shortcut;
     const uint8_t *argmax;
     const float *scale, *shift, *mean;  /* a channel */
     const float *factor, *slope, *constant; /* dL/dx = factor * g + slope * (x - mean) + constant */
-    void *out;
+    void *out, *grad_shortcut;
     uint8_t *argmax_out;
     double *sums; /* [part][2][stride] */
     int64_t pixels, line_pixels, lines, parts, stride;
@@ -166,20 +167,25 @@ static void norm_statistics(const sepnet_norm *norm, const void *x, const double
         }                                                                                                     \
     } while (0)
 
-INLINE void apply_one(const norm_job *s, int64_t at, int64_t channel, int lanes, int dtype, int cut) {
+INLINE void apply_one(const norm_job *s, int64_t at, int64_t channel, int lanes, int dtype, int cut, int more) {
     vf scale = load_lanes(s->scale, channel, lanes, SEPNET_FLOAT32), shift = load_lanes(s->shift, channel, lanes, SEPNET_FLOAT32);
     vf value = load_lanes(s->x, at, lanes, dtype) * scale + shift;
+    if (more) value += load_lanes(s->shortcut, at, lanes, dtype);
     store_lanes(s->out, at, lanes, dtype, cut ? relu(value) : value);
 }
 
 static void apply_pixels(const norm_job *job, int64_t first, int64_t last) {
     const norm_job copy = *job, *s = &copy; /* of our own, which no store can alias */
-#define CUT(at, lanes, dtype) apply_one(s, at, channel, lanes, dtype, 1)
-#define KEEP(at, lanes, dtype) apply_one(s, at, channel, lanes, dtype, 0)
-    if (s->norm->relu)
+#define SUM(at, lanes, dtype) apply_one(s, at, channel, lanes, dtype, 1, 1)
+#define CUT(at, lanes, dtype) apply_one(s, at, channel, lanes, dtype, 1, 0)
+#define KEEP(at, lanes, dtype) apply_one(s, at, channel, lanes, dtype, 0, 0)
+    if (s->shortcut)
+        FOR_PIXELS(s->norm, first, last, SUM);
+    else if (s->norm->relu)
         FOR_PIXELS(s->norm, first, last, CUT);
     else
         FOR_PIXELS(s->norm, first, last, KEEP);
+#undef SUM
 #undef CUT
 #undef KEEP
 }
@@ -249,17 +255,18 @@ static void apply_part(void *context, int64_t part) {
     }
 }
 
-static void norm_apply(const sepnet_norm *norm, const void *x, const float *scale, const float *shift, void *y, uint8_t *argmax) {
+static void norm_apply(const sepnet_norm *norm, const void *x, const void *shortcut, const float *scale, const float *shift, void *y,
+                       uint8_t *argmax) {
     norm_job s = make_norm_job(norm, norm->pool);
-    s.x = x, s.scale = scale, s.shift = shift, s.out = y, s.argmax_out = argmax;
+    s.x = x, s.shortcut = shortcut, s.scale = scale, s.shift = shift, s.out = y, s.argmax_out = argmax;
     sepnet_run_parts(apply_part, &s, s.parts, norm->threads);
 }
 
-static void norm_forward(const sepnet_norm *norm, const void *x, const float *gamma, const float *beta, double eps,
+static void norm_forward(const sepnet_norm *norm, const void *x, const void *shortcut, const float *gamma, const float *beta, double eps,
                          const sepnet_running *running, float *constants, void *y, uint8_t *argmax, void *workspace) {
     norm_statistics(norm, x, NULL, gamma, beta, eps, running, constants, workspace);
     norm_constants c = lay_constants(constants, norm->channels);
-    norm_apply(norm, x, c.scale, c.shift, y, argmax);
+    norm_apply(norm, x, shortcut, c.scale, c.shift, y, argmax);
 }
 
 /* --- backward: the sums -------------------------------------------------------------------------------------------- */
@@ -320,6 +327,36 @@ INLINE void line_sums_pool(const norm_job *s, int64_t line, int64_t channel, dou
     }
     add_doubles(sums + channel, sum);
     add_doubles(sums + s->stride + channel, product);
+}
+
+INLINE void gate_one(const norm_job *s, int64_t at, int lanes, int dtype) {
+    store_lanes(s->grad_shortcut, at, lanes, dtype, pooled_gradient(s, at, lanes, dtype));
+}
+
+/* The shortcut's gradient; the sums that are taken next, while it is in cache, read it instead of the whole one. */
+static void gate_pixels(const norm_job *job, int64_t first, int64_t last) {
+    const norm_job copy = *job, *s = &copy;
+#define GATE(at, lanes, dtype) gate_one(s, at, lanes, dtype)
+    FOR_PIXELS(s->norm, first, last, GATE);
+#undef GATE
+}
+
+static void shortcut_sums_part(void *context, int64_t part) {
+    const norm_job *s = context;
+    sepnet_norm open = *s->norm;
+    open.relu = 0;
+    norm_job gated_job = *s;
+    gated_job.norm = &open, gated_job.grad = s->grad_shortcut;
+    double *sums = s->sums + part * 2 * s->stride;
+    memset(sums, 0, (size_t)(2 * s->stride) * sizeof *sums);
+    int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
+    for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
+        int64_t first = line * s->line_pixels, last = sepnet_min(first + s->line_pixels, s->pixels);
+        gate_pixels(s, first, last);
+#define PLAIN(lanes, dtype) line_sums(&gated_job, first, last, channel, sums, lanes, dtype)
+        FOR_CHANNELS(s->norm, PLAIN);
+#undef PLAIN
+    }
 }
 
 static void sums_part(void *context, int64_t part) {
@@ -434,10 +471,10 @@ static norm_job make_backward_job(const sepnet_norm *norm, const void *x, const 
 }
 
 static void norm_sums(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
-                      const float *constants, double *rows, void *workspace) {
+                      const float *constants, void *grad_shortcut, double *rows, void *workspace) {
     norm_job s = make_backward_job(norm, x, y, argmax, grad, constants);
-    s.sums = workspace;
-    sepnet_run_parts(sums_part, &s, s.parts, norm->threads);
+    s.sums = workspace, s.grad_shortcut = grad_shortcut;
+    sepnet_run_parts(grad_shortcut ? shortcut_sums_part : sums_part, &s, s.parts, norm->threads);
     reduce_sums(&s, rows, rows + norm->channels);
 }
 
@@ -461,9 +498,11 @@ static void norm_input_gradient(const sepnet_norm *norm, const void *x, const vo
 }
 
 static void norm_backward(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
-                          float *constants, void *grad_x, float *grad_gamma, float *grad_beta, void *workspace) {
+                          float *constants, void *grad_x, void *grad_shortcut, float *grad_gamma, float *grad_beta, void *workspace) {
     double *rows = (double *)workspace + sums_doubles(norm);
-    norm_sums(norm, x, y, argmax, grad, constants, rows, workspace);
+    norm_sums(norm, x, y, argmax, grad, constants, grad_shortcut, rows, workspace);
     norm_gradients(norm, rows, constants, grad_gamma, grad_beta);
-    norm_input_gradient(norm, x, y, argmax, grad, constants, grad_x);
+    sepnet_norm rest = *norm;
+    if (grad_shortcut) rest.relu = 0, grad = grad_shortcut; /* has passed the ReLU */
+    norm_input_gradient(&rest, x, y, argmax, grad, constants, grad_x);
 }

@@ -84,22 +84,25 @@ int64_t sepnet_norm_workspace(const sepnet_norm *norm);
  * x - origin and the sum of its square; NULL: they are found from x. */
 int sepnet_norm_statistics(const sepnet_norm *norm, const void *x, const double *rows, const float *gamma, const float *beta,
                            double eps, const sepnet_running *running, float *constants, void *workspace);
-/* y = relu(pool(x * scale + shift)). argmax (pool only, may be NULL): which of the 2x2 positions 0..3 was kept. */
-int sepnet_norm_apply(const sepnet_norm *norm, const void *x, const float *scale, const float *shift, void *y, uint8_t *argmax);
-/* Both: y = relu(pool(gamma * (x - mean) * invstd + beta)) with x's own statistics. */
-int sepnet_norm_forward(const sepnet_norm *norm, const void *x, const float *gamma, const float *beta, double eps,
-                        const sepnet_running *running, float *constants, void *y, uint8_t *argmax, void *workspace);
+/* y = relu(pool(x * scale + shift + shortcut)). shortcut (may be NULL): with relu and without pool only. argmax (pool only, may be
+ * NULL): which of the 2x2 positions 0..3 was kept. */
+int sepnet_norm_apply(const sepnet_norm *norm, const void *x, const void *shortcut, const float *scale, const float *shift, void *y,
+                      uint8_t *argmax);
+/* Both: y = relu(pool(gamma * (x - mean) * invstd + beta + shortcut)) with x's own statistics. */
+int sepnet_norm_forward(const sepnet_norm *norm, const void *x, const void *shortcut, const float *gamma, const float *beta,
+                        double eps, const sepnet_running *running, float *constants, void *y, uint8_t *argmax, void *workspace);
 
-/* rows: of a double a channel, the sum of g and the sum of g * (x - mean). y is the forward's result (pool: tells where ReLU
- * cut; else unused). */
+/* rows: of a double a channel, the sum of g and the sum of g * (x - mean). y is the forward's result (pool, shortcut: tells where
+ * ReLU cut; else unused). grad_shortcut: NULL if there was no shortcut; else g is written there. */
 int sepnet_norm_sums(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
-                     const float *constants, double *rows, void *workspace);
+                     const float *constants, void *grad_shortcut, double *rows, void *workspace);
 /* From those sums: the last two rows of the constants, and the gradients of gamma and beta, which are overwritten. */
 int sepnet_norm_gradients(const sepnet_norm *norm, const double *rows, float *constants, float *grad_gamma, float *grad_beta);
+/* After a shortcut: with grad = grad_shortcut and without relu. */
 int sepnet_norm_input_gradient(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
                                const float *constants, void *grad_x);
 /* All three. */
 int sepnet_norm_backward(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
-                         float *constants, void *grad_x, float *grad_gamma, float *grad_beta, void *workspace);
+                         float *constants, void *grad_x, void *grad_shortcut, float *grad_gamma, float *grad_beta, void *workspace);
 
 #endif
