@@ -4,8 +4,8 @@
     python benchmarks/run.py --only train_step inference --threads 2 --keras-python ~/keras/bin/python
     python benchmarks/run.py --index-only
 
-On two quiet cores all of it takes about an hour for each number of threads (kernels 35 minutes, train_step 12, inference 5,
-time_to_accuracy 12), and augment once a minute. A benchmark that fails is named at the end; the others run. The index is drawn from
+On two quiet cores all of it takes about an hour for each number of threads (train_step 10 minutes, roofline 1, inference 7,
+time_to_accuracy 22, kernels 25), and augment once a minute. A benchmark that fails is named at the end; the others run. The index is drawn from
 the JSON files that lie in the folder, whenever they were made.
 """
 

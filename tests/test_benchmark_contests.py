@@ -244,8 +244,8 @@ def test_commands_and_index(tmp_path: Path) -> None:
     args = run.parse(["--threads", "1", "2", "--only", "kernels", "augment", "time_to_accuracy", "--output", str(tmp_path)])
     shown = [[Path(words[1]).stem, *words[2:4]] for words in run.commands(args)]
     assert shown == [
-        *(["kernels", "--threads", n] for n in "12"),
         *(["time_to_accuracy", "--threads", n] for n in "12"),
+        *(["kernels", "--threads", n] for n in "12"),
         ["augment", "--threads", "1"],
     ]
     with pytest.raises(SystemExit):

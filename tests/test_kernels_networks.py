@@ -162,6 +162,15 @@ def resident_mb() -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
+@pytest.mark.parametrize("name", ["multiscale_concat", "multiscale_add", "separable_cnn", "dilated_separable"])
+def test_an_image_alone_scores_as_it_does_in_a_batch(name: str) -> None:
+    """Alone it goes through PyTorch's operations, in a batch through the kernels."""
+    network = fresh(name, num_classes=CLASSES).to(memory_format=torch.channels_last).eval()
+    x = channels_last(torch.randn(64, model_card(name).native_size[0], size_of(name), size_of(name)))
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x[:1]), network(x)[:1], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.skipif(not hasattr(resource, "getpagesize"), reason="no resource module here")
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 def test_two_hundred_steps_leak_no_memory(bf16: bool) -> None:

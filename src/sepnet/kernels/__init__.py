@@ -4,7 +4,13 @@ The functions take PyTorch's operations where those are faster, or where the com
 other types, without a compiler at installation. ``why_not_native()`` says which; ``use("reference")`` asks for it.
 """
 
-from sepnet.kernels._depthwise import depthwise_branches, depthwise_conv2d, native_for
+from sepnet.kernels._depthwise import (
+    depthwise_branches,
+    depthwise_conv2d,
+    native_for,
+    torch_backward_is_faster,
+    torch_forward_is_faster,
+)
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._joined import Normalisation, joined_depthwise, joins
 from sepnet.kernels._library import isa_names, library, use, why_not_native
@@ -31,6 +37,8 @@ __all__ = [
     "library",
     "native_for",
     "pointwise_conv2d",
+    "torch_backward_is_faster",
+    "torch_forward_is_faster",
     "use",
     "why_not_native",
 ]

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from sepnet.kernels import _native, _reference
 from sepnet.kernels._geometry import Geometry, Pair
 from sepnet.kernels._library import MAX_BRANCHES, MAX_KERNEL, Library, library
-from sepnet.kernels._tracing import is_plain, is_traced, is_written_down
+from sepnet.kernels._tracing import is_plain, is_traced, is_trifle, is_written_down
 
 __all__ = ["depthwise_branches", "depthwise_conv2d", "native_for", "serves", "torch_backward_is_faster", "torch_forward_is_faster"]
 
@@ -24,6 +24,8 @@ _MAX_STRIDE = 16
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
+    if type(value) is int and value >= least:  # nearly always, and this is called three times a layer
+        return value, value
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
     if len(pair) != 2 or not all(isinstance(n, int) and n >= least for n in pair):
         raise ValueError(f"{name} must be an integer of at least {least}, or two of them, got {value!r}")
@@ -99,7 +101,7 @@ def depthwise_branches(
 
 def native_for(x: Tensor) -> bool:
     """Whether the kernels would be given ``x``: a caller may then choose the form that suits them."""
-    return is_plain(x) and x.dtype in _TYPES and not is_traced() and library() is not None
+    return is_plain(x) and x.dtype in _TYPES and not is_traced() and not is_trifle(x) and library() is not None
 
 
 # --- which path ------------------------------------------------------------------------------------------------------------
@@ -147,6 +149,11 @@ def _size(x: Tensor) -> Pair:
     return x.shape[2], x.shape[3]
 
 
+def _is_torchs(x: Tensor, geometry: Geometry) -> bool:
+    """Whether PyTorch's is the faster in both directions: its own function then, without ours around it."""
+    return torch_backward_is_faster(_size(x), geometry) and torch_forward_is_faster(x.dtype, _size(x), geometry)
+
+
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     if is_written_down():
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
@@ -160,6 +167,8 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> 
         x = x.to(torch.get_autocast_dtype("cpu"))
     if lib is None or not serves(x.dtype, x.device, geometry):
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
+    if _is_torchs(x, geometry):
+        return _reference.depthwise_conv2d(_dense(x), weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry)
     y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry)  # type: ignore[no-untyped-call]
     return y
 

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from sepnet.kernels import _native, _reference
 from sepnet.kernels._library import Library, library
-from sepnet.kernels._tracing import is_plain, is_traced
+from sepnet.kernels._tracing import is_plain, is_traced, is_trifle
 
 __all__ = ["batch_norm_relu", "is_vector"]
 
@@ -93,7 +93,7 @@ def _library_for(
     shortcut: Tensor | None,
 ) -> Library | None:
     """The library, if it takes these tensors and nothing is being traced. PyTorch takes the others, or has the words for them."""
-    if is_traced() or not is_plain(x) or x.dtype not in _TYPES or x.dim() != 4 or x.numel() == 0:
+    if is_traced() or not is_plain(x) or x.dtype not in _TYPES or x.dim() != 4 or x.numel() == 0 or is_trifle(x):
         return None
     channels = x.shape[1]
     if not all(is_vector(t, channels) for t in affine) or not all(t is None or is_vector(t, channels) for t in averages):

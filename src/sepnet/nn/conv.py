@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from sepnet.kernels import Geometry, depthwise_conv2d, is_written_down, pointwise_conv2d
+from sepnet.kernels import (
+    Geometry,
+    depthwise_conv2d,
+    is_written_down,
+    pointwise_conv2d,
+    torch_backward_is_faster,
+    torch_forward_is_faster,
+)
 from sepnet.nn.norm import BatchNormReLU
 from sepnet.nn.pending import EndsInNorm, Pending, settle
 
@@ -38,7 +46,20 @@ class DepthwiseConv2d(nn.Conv2d):
         """(B, C, H, W) -> (B, C, H', W')."""
         if x.dim() != 4 or self.padding_mode != "zeros" or isinstance(self.padding, str) or is_written_down():
             return super().forward(x)
+        if self._is_torchs(x):
+            return super().forward(x)
         return depthwise_conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation)
+
+    def _is_torchs(self, x: Tensor) -> bool:
+        """Whether PyTorch would be called in the end, in both directions: on small maps the way there through Python shows."""
+        geometry = self.geometry
+        cast = torch.is_autocast_enabled("cpu")
+        if geometry is None or self.out_channels != self.in_channels or not x.is_cpu or not (cast or x.dtype == self.weight.dtype):
+            return False
+        dtype = torch.get_autocast_dtype("cpu") if cast else x.dtype
+        size = x.shape[2], x.shape[3]
+        backward = not torch.is_grad_enabled() or torch_backward_is_faster(size, geometry)
+        return backward and torch_forward_is_faster(dtype, size, geometry)
 
 
 def depthwise(
