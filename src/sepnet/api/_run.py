@@ -19,7 +19,7 @@ from sepnet.measure import Counts, count
 from sepnet.models import create_model, models
 from sepnet.recipes import TrainConfig, save_yaml
 from sepnet.report import RunRecord, environment, load_record, run_confusion, run_curves, run_summary, save_record
-from sepnet.report.record import command_line, now
+from sepnet.report.record import command_line, now, source_commit
 
 __all__ = ["Run", "build_model", "model_options", "run_training"]
 
@@ -75,6 +75,7 @@ def run_training(
         ConfigError, DataError: settings that the data rule out; nothing has been written then.
         CheckpointError, OutputError, NonFiniteLossError, Interrupted: see ``sepnet.engine.fit``.
     """
+    source_commit()  # of the code that is running, whatever the checkout holds when the record is written
     watched = _watched(config, dataset, evaluate_on)
     fabric = make_fabric(device, config.amp)
     with writing_alone(folder) if fabric.is_global_zero else nullcontext():

@@ -21,6 +21,7 @@ _TYPES = (torch.float32, torch.bfloat16)
 # The kernels unpack a map with its padding, and have a table for each remainder of the strides: beyond these, needless megabytes.
 _MAX_REACH = 512
 _MAX_STRIDE = 16
+_MOST_PADDING = 6  # that oneDNN is fast with
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
@@ -123,11 +124,12 @@ def _fits(geometry: Geometry) -> bool:
 def torch_forward_is_faster(dtype: torch.dtype, size: Pair, geometry: Geometry) -> bool:
     """PyTorch's forward pass (oneDNN's) is the faster one for a single filter bank; with bf16, where the processor has it.
 
-    Not where the padding reaches over half of the map: there it takes a path that is a hundred times slower.
+    Not where the padding reaches over half of the map, or is more than 6: there its path is 4 to a hundred times slower.
     """
     if len(geometry.kernels) > 1 or not torch._C._has_mkldnn:
         return False
-    if 2 * max(geometry.paddings[0]) >= min(size):
+    padding = max(geometry.paddings[0])
+    if padding > _MOST_PADDING or 2 * padding >= min(size):
         return False
     return dtype == torch.float32 or _onednn_has_bf16()
 

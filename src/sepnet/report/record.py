@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from sepnet._version import __version__
 from sepnet.errors import CheckpointError, one_line
 from sepnet.kernels import kernels_in_use
 
-__all__ = ["Environment", "RunRecord", "environment", "load_record", "save_record"]
+__all__ = ["Environment", "RunRecord", "environment", "load_record", "save_record", "source_commit"]
 
 
 class Environment(BaseModel):
@@ -110,7 +111,7 @@ def environment(device: torch.device, precision: str, processes: int = 1) -> Env
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         precision=precision,
         processes=processes,
-        commit=_commit(),
+        commit=source_commit(),
         kernels=kernels_in_use() if device.type == "cpu" else "PyTorch",
     )
 
@@ -169,8 +170,12 @@ def _memory_gib() -> float | None:
         return None
 
 
-def _commit() -> str | None:
-    """The commit of a source checkout, "-dirty" where the code differs from it; what lies in docs/ is not code."""
+@cache
+def source_commit() -> str | None:
+    """The commit of a source checkout, "-dirty" where the code differs from it; what lies in docs/ is not code.
+
+    Asked for once a process, before its work begins: the checkout may move on while the code of its start is running.
+    """
     source = Path(__file__).resolve().parents[3]
     if not (source / ".git").exists():
         return None
