@@ -5,8 +5,8 @@
     python benchmarks/run.py --index-only
 
 On two quiet cores all of it takes about an hour for each number of threads (train_step 10 minutes, roofline 1, inference 7,
-time_to_accuracy 22, kernels 25), and augment once a minute. A benchmark that fails is named at the end; the others run. The index is drawn from
-the JSON files that lie in the folder, whenever they were made.
+time_to_accuracy 22, kernels 25), and augment once a minute. A benchmark that fails is named at the end; the others run. The index
+is drawn from the JSON files that lie in the folder, whenever they were made.
 """
 
 from __future__ import annotations
