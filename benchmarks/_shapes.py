@@ -98,8 +98,10 @@ def _recorded(model: nn.Module, size: int) -> list[Shape]:
         return run(x, weight, bias, geometry)
 
     image = torch.zeros(2, model.in_channels, size, size).contiguous(memory_format=torch.channels_last)
-    apart = mock.patch.object(joined, "joins", return_value=False)  # the convolution alone, which is what its peers have
-    with apart, mock.patch.object(_depthwise, "_run", record):
+    # the convolution alone, which is what its peers have, and by way of the function that chooses
+    apart = mock.patch.object(joined, "joins", return_value=False)
+    chosen = mock.patch.object(DepthwiseConv2d, "_is_torchs", return_value=False)
+    with apart, chosen, mock.patch.object(_depthwise, "_run", record):
         model.train()(image)
     return seen
 

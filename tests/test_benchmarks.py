@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ import torch
 
 from benchmark_scripts import FOLDER, script, written
 
-SCRIPTS = ("augment", "inference", "kernels", "run", "time_to_accuracy", "train_step")
+SCRIPTS = ("augment", "inference", "kernels", "roofline", "run", "time_to_accuracy", "train_step")
 DESCRIBED = (
     "multiscale_concat",
     "multiscale_add",
@@ -122,8 +123,8 @@ def test_shapes_of_networks() -> None:
 
 def test_the_sweep_is_what_was_asked_for() -> None:
     shapes = list(script("_shapes").sweep())
-    assert {s.channels for s in shapes} == {64, 128, 256}
-    assert {s.height for s in shapes} == {4, 8, 16, 32, 56}
+    assert {s.channels for s in shapes} == {64, 256}
+    assert {s.height for s in shapes} == {8, 16, 32, 56}
     assert {(s.geometry.kernels[0][0], s.geometry.stride[0]) for s in shapes} == {(k, s) for k in (3, 5, 7) for s in (1, 2)}
     assert {s.geometry.dilations[0][0] for s in shapes} == {1, 2, 3, 5}
     assert all(s.geometry.output_size(s.height, s.width)[0] == -(-s.height // s.geometry.stride[0]) for s in shapes)
@@ -178,3 +179,18 @@ def test_augment(tmp_path: Path) -> None:
     script("augment").main(["--quick", "--batch-size", "4", "--output", str(tmp_path)])
     content = written(tmp_path, "augment")
     assert content["figures"][-1]["operation"] == "training step of multiscale_concat"
+
+
+def test_roofline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every convolution and normalisation is counted, joined or not, and the parts make up the step."""
+    roofline = script("roofline")
+    roofline.main(["--quick", "--networks", "separable_cnn", "--output", str(tmp_path), "--threads", "1"])
+    assert "| separable_cnn |" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "roofline-1-thread.json").read_text())["figures"]
+    assert row["step_ms"] == pytest.approx(sum(group["ms"] for group in row["groups"].values()), rel=1e-6)
+    network = script("_describe").build("separable_cnn", size=32, num_classes=10).train()
+    work = roofline.work_of(network, 32)
+    assert len(work.products) == 3 * 10 - 1  # 9 dense and pointwise convolutions and a linear layer; the image wants no gradient
+    macs = sum(flops for flops, _ in work.products) / 2
+    assert 2.5 < macs / 31_397_888 < 3  # three passes of the card's, without the depthwise ones'
+    assert work.values > 0
