@@ -230,6 +230,41 @@ def test_steps_aside_where_it_cannot_serve() -> None:
     assert not joins(one, None, b.dw.weight, None, geometry, b.bn1.normalisation(0.1))
 
 
+class Doubled(BatchNormReLU):
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        return 2 * super().forward(x, shortcut)
+
+
+@pytest.mark.parametrize("other", [nn.Identity(), nn.GroupNorm(4, 20), Doubled(20)], ids=lambda m: type(m).__name__)
+def test_a_layer_that_was_exchanged_is_called(other: nn.Module) -> None:
+    """Surgery on a network: whatever stands where the normalisation was, or has taken over its forward, computes."""
+    x = channels_last(torch.randn(2, 20, 24, 24))
+    b = block()
+    b.bn1 = other
+    torch.testing.assert_close(b(x), b.bn2(b.pw(other(b.dw(x)))))
+    b = block()
+    b.bn1.forward = other.forward
+    torch.testing.assert_close(b(x), b.bn2(b.pw(other(b.dw(x)))))
+
+
+def test_a_block_that_was_subclassed_is_called() -> None:
+    class Scaled(SeparableBlock):
+        def forward(self, x: Tensor) -> Tensor:
+            return 3 * super().forward(x)
+
+    network = create_model("separable_cnn", num_classes=4, input_size=32).train()
+    x = torch.randn(4, 3, 32, 32)
+    before = network.forward_features(x)
+    network.get_submodule("stages.8").__class__ = Scaled
+    torch.testing.assert_close(network.forward_features(x), 3 * before, rtol=1e-4, atol=1e-4)
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    x = channels_last(torch.randn(2, 20, 24, 24)).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert depthwise_between(x, block().double().dw, BatchNormReLU(20).double()).dtype == torch.float64
+
+
 def test_second_derivative_is_refused() -> None:
     x = channels_last(torch.randn(2, 20, 24, 24)).requires_grad_()
     y = depthwise_between(Pending(x, BatchNormReLU(20)), block().dw)

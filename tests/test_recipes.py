@@ -252,11 +252,16 @@ def test_recipe_is_valid_for_any_data(name: str, train_images: int, num_classes:
 
 
 def test_characters_are_not_mirrored() -> None:
-    """Told by their names: house numbers are in colour."""
+    """House numbers are in colour."""
     facts = DataFacts("doors", 70_000, 10, 3, 32, characters=True)
     assert recipes.get("auto")(facts).hflip == recipes.get("wang2018-modern")(facts).hflip == "off"
     photos = replace(facts, characters=False)
     assert recipes.get("auto")(photos).hflip == recipes.get("wang2018-modern")(photos).hflip == "random"
+
+
+def test_digits_say_that_they_are_characters() -> None:
+    """And nothing is guessed from the names of a folder's classes: 0 and 1 may be cats and dogs."""
+    assert load_dataset("digits").characters
 
 
 # --- every paper ------------------------------------------------------------------------------------------------------

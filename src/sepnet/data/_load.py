@@ -96,6 +96,7 @@ def _dataset(name: str, raw: RawData, fingerprint: str) -> Dataset:
         preprocessing=_preprocessing(raw),
         fingerprint=_with_settings(fingerprint, raw),
         notes=raw.notes,
+        characters=raw.characters,
     )
 
 

@@ -195,6 +195,7 @@ class RawData:
         fingerprint: hex sha256 of the contents, if the reader has it already.
         test_fraction: share of the images to carve off for testing when ``test`` is None; 0 for none.
         notes: lines the user should read.
+        characters: the classes are characters, which are others, or none, when mirrored.
     """
 
     title: str
@@ -209,6 +210,7 @@ class RawData:
     fingerprint: str | None = None
     test_fraction: float = 0.0
     notes: tuple[str, ...] = ()
+    characters: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ class Dataset:
         preprocessing: what the splits went through and the constants to normalise them with.
         fingerprint: hex sha256 over contents, labels, class names and size; independent of the seed and of where the files lie.
         notes: lines the user should read (skipped files, splits that could not be stratified, ...).
+        characters: see ``RawData``.
     """
 
     name: str
@@ -236,3 +239,4 @@ class Dataset:
     preprocessing: Preprocessing
     fingerprint: str
     notes: tuple[str, ...] = ()
+    characters: bool = False

@@ -30,4 +30,5 @@ def read_digits(data_dir: Path, options: ReadOptions) -> RawData:
     everything = Split(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(bunch.target.astype(np.int64)))
     classes = tuple(str(name) for name in bunch.target_names)
     kept, held_out, _ = carve(everything.labels, image_digests(everything), TEST_FRACTION, TEST_SEED, classes, "test")
-    return RawData(title="digits (scikit-learn)", classes=classes, train=everything.select(kept), test=everything.select(held_out))
+    title, train, test = "digits (scikit-learn)", everything.select(kept), everything.select(held_out)
+    return RawData(title, classes, train, test=test, characters=True)

@@ -81,7 +81,7 @@ def read_mnist(data_dir: Path, options: ReadOptions) -> RawData:
     for array in arrays:
         digest.update(array.data)
     title = "MNIST" if digest.hexdigest() == CANONICAL else "MNIST (modified copy)"
-    return RawData(title, tuple("0123456789"), train, test=test, mean=(0.1307,), std=(0.3081,))
+    return RawData(title, tuple("0123456789"), train, test=test, mean=(0.1307,), std=(0.3081,), characters=True)
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

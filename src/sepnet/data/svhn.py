@@ -87,7 +87,7 @@ def _read(source: Source, data_dir: Path) -> RawData:
     published = {download.name: download.sha256 for download in source.downloads}
     images, held_out = _split([train, *extra]), _split([test])
     title = title_of(source.title, [(path, published[path.name]) for path in (train, test, *extra)])
-    return RawData(title, tuple("0123456789"), images, test=held_out)
+    return RawData(title, tuple("0123456789"), images, test=held_out, characters=True)
 
 
 def _split(paths: Sequence[Path]) -> Split:

@@ -8,8 +8,7 @@ from sepnet.kernels._depthwise import (
     depthwise_branches,
     depthwise_conv2d,
     native_for,
-    torch_backward_is_faster,
-    torch_forward_is_faster,
+    torch_is_faster,
 )
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._joined import Normalisation, joined_depthwise, joins
@@ -37,8 +36,7 @@ __all__ = [
     "library",
     "native_for",
     "pointwise_conv2d",
-    "torch_backward_is_faster",
-    "torch_forward_is_faster",
+    "torch_is_faster",
     "use",
     "why_not_native",
 ]

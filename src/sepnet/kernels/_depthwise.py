@@ -13,9 +13,18 @@ from torch.autograd.function import once_differentiable
 from sepnet.kernels import _native, _reference
 from sepnet.kernels._geometry import Geometry, Pair
 from sepnet.kernels._library import MAX_BRANCHES, MAX_KERNEL, Library, library
-from sepnet.kernels._tracing import is_plain, is_traced, is_trifle, is_written_down
+from sepnet.kernels._tensors import compute_dtype, dense, is_plain, is_trifle
+from sepnet.kernels._tracing import is_traced, is_written_down
 
-__all__ = ["depthwise_branches", "depthwise_conv2d", "native_for", "serves", "torch_backward_is_faster", "torch_forward_is_faster"]
+__all__ = [
+    "depthwise_branches",
+    "depthwise_conv2d",
+    "native_for",
+    "serves",
+    "torch_backward_is_faster",
+    "torch_forward_is_faster",
+    "torch_is_faster",
+]
 
 _TYPES = (torch.float32, torch.bfloat16)
 # The kernels unpack a map with its padding, and have a table for each remainder of the strides: beyond these, needless megabytes.
@@ -151,9 +160,10 @@ def _size(x: Tensor) -> Pair:
     return x.shape[2], x.shape[3]
 
 
-def _is_torchs(x: Tensor, geometry: Geometry) -> bool:
-    """Whether PyTorch's is the faster in both directions: its own function then, without ours around it."""
-    return torch_backward_is_faster(_size(x), geometry) and torch_forward_is_faster(x.dtype, _size(x), geometry)
+def torch_is_faster(x: Tensor, geometry: Geometry) -> bool:
+    """PyTorch's is the faster in every direction that is wanted: its own function then, without ours around it."""
+    backward = not torch.is_grad_enabled() or torch_backward_is_faster(_size(x), geometry)
+    return backward and torch_forward_is_faster(compute_dtype(x), _size(x), geometry)
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -165,21 +175,17 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> 
     if x.device != weight.device or (bias is not None and x.device != bias.device):  # PyTorch reads what is not there
         raise ValueError(f"input, weight and bias must be on one device, the input is on {x.device}, the weight on {weight.device}")
     lib = library() if is_plain(x) and is_plain(weight) and (bias is None or is_plain(bias)) else None
-    if lib is not None and torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:  # which autocast leaves alone
-        x = x.to(torch.get_autocast_dtype("cpu"))
+    if lib is not None:
+        x = x.to(compute_dtype(x))
     if lib is None or not serves(x.dtype, x.device, geometry):
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
-    if _is_torchs(x, geometry):
-        return _reference.depthwise_conv2d(_dense(x), weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry)
+    if torch_is_faster(x, geometry):
+        return _reference.depthwise_conv2d(dense(x), weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry)
     y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry)  # type: ignore[no-untyped-call]
     return y
 
 
 # --- forward and backward --------------------------------------------------------------------------------------------------
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -195,7 +201,7 @@ def _backward(
     lib: Library, x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, want: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, as far as they are wanted; those of x and weight in their types."""
-    grad = _dense(grad)
+    grad = dense(grad)
     if torch_backward_is_faster(_size(x), geometry):
         bias_sizes = [grad.shape[1]] if want[2] else None
         grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
@@ -215,7 +221,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         lib = library()
         assert lib is not None
-        x = _dense(x)
+        x = dense(x)
         # the weights that the forward pass sees, so that the gradients are those of what was computed
         seen = weight.to(x.dtype) if torch_forward_is_faster(x.dtype, _size(x), geometry) else weight
         ctx.save_for_backward(x, seen)
@@ -273,8 +279,8 @@ def _conv_op(
     geometry = _geometry(stride, kernels, paddings, dilations, interleaved)
     lib = library()
     if lib is None or not serves(x.dtype, x.device, geometry):
-        return _dense(_reference.depthwise_conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry))
-    return _forward(lib, _dense(x), weight, bias, geometry)
+        return dense(_reference.depthwise_conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry))
+    return _forward(lib, dense(x), weight, bias, geometry)
 
 
 @_conv_op.register_fake
@@ -307,12 +313,12 @@ def _backward_op(
     geometry = _geometry(stride, kernels, paddings, dilations, interleaved)
     lib = library()
     if lib is not None and serves(x.dtype, x.device, geometry):
-        grad_x, grad_weight, _ = _backward(lib, _dense(x), weight, grad, geometry, (True, True, False))
+        grad_x, grad_weight, _ = _backward(lib, dense(x), weight, grad, geometry, (True, True, False))
         assert grad_x is not None
         assert grad_weight is not None
         return grad_x, grad_weight
     grad_x, grad_weight = _reference.depthwise_conv2d_backward(grad, x, weight.to(x.dtype), geometry)
-    return _dense(grad_x), grad_weight.to(weight.dtype)
+    return dense(grad_x), grad_weight.to(weight.dtype)
 
 
 @_backward_op.register_fake

@@ -18,7 +18,8 @@ from sepnet.kernels._depthwise import serves, torch_backward_is_faster
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._norm import is_vector
-from sepnet.kernels._tracing import is_plain, is_traced
+from sepnet.kernels._tensors import compute_dtype, dense, is_plain
+from sepnet.kernels._tracing import is_traced
 
 __all__ = ["Normalisation", "joined_depthwise", "joins"]
 
@@ -38,10 +39,6 @@ def _fits(norm: Normalisation, channels: int) -> bool:
     return all(is_vector(t, channels) for t in vectors)
 
 
-def _autocast_type(x: Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-
-
 def joins(
     x: Tensor, before: Normalisation | None, weight: Tensor, bias: Tensor | None, geometry: Geometry, after: Normalisation | None
 ) -> bool:
@@ -52,7 +49,7 @@ def joins(
     if (
         lib is None
         or min(x.shape) == 0
-        or not serves(_autocast_type(x), x.device, geometry)
+        or not serves(compute_dtype(x), x.device, geometry)
         or torch_backward_is_faster(size, geometry)
     ):
         return False
@@ -71,8 +68,8 @@ def joined_depthwise(
 
     Shape: (B, C, H, W) -> (B, C, H', W'), channels-last.
     """
-    x = x.to(_autocast_type(x))
-    affine = [None if norm is None else t for norm in (before, after) for t in ((norm.weight, norm.bias) if norm else (None, None))]
+    x = x.to(compute_dtype(x))
+    affine = [t for norm in (before, after) for t in ((None, None) if norm is None else (norm.weight, norm.bias))]
     y: Tensor = _JoinedDepthwise.apply(x, weight, bias, *affine, geometry, before, after)  # type: ignore[no-untyped-call]
     return y
 
@@ -96,7 +93,7 @@ class _JoinedDepthwise(torch.autograd.Function):
         geometry, before, after = rest[4:]
         lib = library()
         assert lib is not None
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = dense(x)
         ahead = _statistics(lib, x, None, before)
         exact = weight.detach().float().contiguous()
         exact_bias = None if bias is None else bias.detach().float().contiguous()
@@ -115,7 +112,7 @@ class _JoinedDepthwise(torch.autograd.Function):
         lib: Library = ctx.lib
         x, weight, y, *constants = ctx.saved_tensors
         ahead, behind = (None if c is None else _native.Side(c, r) for c, r in zip(constants, ctx.relu, strict=True))
-        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad = dense(grad)
         affine_after: tuple[Tensor | None, ...] = (None, None)
         if behind is not None:
             affine_after = _native.norm_gradients(lib, y, _native.norm_sums(lib, y, grad, behind), behind)

@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from sepnet.kernels import _native, _reference
 from sepnet.kernels._library import Library, library
-from sepnet.kernels._tracing import is_plain, is_traced, is_trifle
+from sepnet.kernels._tensors import dense, is_plain, is_trifle
+from sepnet.kernels._tracing import is_traced
 
 __all__ = ["batch_norm_relu", "is_vector"]
 
@@ -56,7 +57,7 @@ def batch_norm_relu(
         if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, shortcut))):
             scale = weight.detach() * torch.rsqrt(running_var + eps)
             shift = torch.addcmul(bias.detach(), running_mean, scale, value=-1)
-            return _native.norm_apply(lib, _dense(x), scale, shift, pool, relu, None if shortcut is None else _dense(shortcut))
+            return _native.norm_apply(lib, dense(x), scale, shift, pool, relu, None if shortcut is None else dense(shortcut))
     return _reference.batch_norm_relu(
         x,
         weight,
@@ -74,10 +75,6 @@ def batch_norm_relu(
 
 def _averages(mean: Tensor | None, var: Tensor | None, momentum: float) -> _native.Averages | None:
     return None if mean is None or var is None else _native.Averages(mean, var, momentum)
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def is_vector(t: Tensor | None, channels: int) -> bool:
@@ -122,8 +119,8 @@ class _BatchNormReLU(torch.autograd.Function):
     ) -> Tensor:
         lib = library()
         assert lib is not None
-        x = _dense(x)
-        more = None if shortcut is None else _dense(shortcut)
+        x = dense(x)
+        more = None if shortcut is None else dense(shortcut)
         y, constants, argmax = _native.norm_forward(lib, x, weight, bias, averages, eps, pool, relu, more)
         ctx.lib, ctx.pool, ctx.relu, ctx.shortcut = lib, pool, relu, shortcut is not None
         ctx.save_for_backward(x, y if relu and (pool or ctx.shortcut) else None, constants, argmax)
@@ -133,5 +130,5 @@ class _BatchNormReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, constants, argmax = ctx.saved_tensors
-        grads = _native.norm_backward(ctx.lib, x, y, constants, argmax, _dense(grad), ctx.pool, ctx.relu, ctx.shortcut)
+        grads = _native.norm_backward(ctx.lib, x, y, constants, argmax, dense(grad), ctx.pool, ctx.relu, ctx.shortcut)
         return *grads, None, None, None, None

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sepnet.kernels._library import library
-from sepnet.kernels._tracing import is_plain, is_traced
+from sepnet.kernels._tensors import compute_dtype, dense, is_plain
+from sepnet.kernels._tracing import is_traced
 
 __all__ = ["matmul_is_faster", "pointwise_conv2d"]
 
@@ -27,9 +28,8 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, s
     if not is_plain(x) or x.dim() != 4 or is_traced() or library() is None:
         return F.conv2d(x, weight, bias, stride)
     if stride > 1:  # of the pixels that count, which oneDNN's strided gradients are slow to find
-        x = x[:, :, ::stride, ::stride].contiguous(memory_format=torch.channels_last)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if matmul_is_faster(dtype, x.shape[2] * x.shape[3]):
+        x = dense(x[:, :, ::stride, ::stride])
+    if matmul_is_faster(compute_dtype(x), x.shape[2] * x.shape[3]):
         rows = x.permute(0, 2, 3, 1)  # a view, where x is channels-last
         return F.linear(rows, _matrix(weight), bias).permute(0, 3, 1, 2)
     return F.conv2d(x, weight, bias)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-__all__ = ["is_plain", "is_traced", "is_trifle", "is_written_down"]
-
-_TRIFLE = 1 << 16  # values
+__all__ = ["is_traced", "is_written_down"]
 
 
 def is_written_down() -> bool:
@@ -24,13 +21,3 @@ def is_written_down() -> bool:
 def is_traced() -> bool:
     """Whether a graph is being made, by torch.compile or for keeps."""
     return torch.compiler.is_compiling() or is_written_down()
-
-
-def is_plain(x: Tensor) -> bool:
-    """A tensor of PyTorch's own on the CPU: no subclass, which may stand for something else (FakeTensor, DTensor, ...)."""
-    return x.is_cpu and type(x) in (Tensor, torch.nn.Parameter)
-
-
-def is_trifle(x: Tensor) -> bool:
-    """Inference on about one image: PyTorch's operations are done before Python has found its way to a kernel."""
-    return not torch.is_grad_enabled() and x.numel() <= _TRIFLE

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sepnet.nn.pending import EndsInNorm, Pending, has_hooks, settle
+from sepnet.nn.pending import EndsInNorm, Pending, is_open, settle
 
 __all__ = ["FeatureInfo", "FeatureNetwork", "SequentialNetwork", "StagedNetwork", "pyramid"]
 
@@ -40,7 +40,7 @@ def pyramid(channels: Sequence[int], strides: Sequence[int]) -> list[FeatureInfo
 
 def _step(x: Tensor | Pending, layer: nn.Module) -> Tensor | Pending:
     """One layer; its last normalisation is put off where the layer can do that and nobody watches it."""
-    if isinstance(layer, EndsInNorm) and not has_hooks(layer):
+    if isinstance(layer, EndsInNorm) and is_open(layer, EndsInNorm):
         return layer.pending(x)
     y: Tensor = layer(settle(x))
     return y
@@ -91,10 +91,10 @@ class StagedNetwork(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> the last layer's map (B, C, H', W')."""
-        map_: Tensor | Pending = x
+        features: Tensor | Pending = x
         for name in self.layer_names:
-            map_ = _step(map_, self.get_submodule(name))
-        return settle(map_)
+            features = _step(features, self.get_submodule(name))
+        return settle(features)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last layer's map -> logits (B, num_classes), or the head's hidden features (B, n) with ``pre_logits``."""

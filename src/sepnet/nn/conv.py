@@ -10,8 +10,7 @@ from sepnet.kernels import (
     depthwise_conv2d,
     is_written_down,
     pointwise_conv2d,
-    torch_backward_is_faster,
-    torch_forward_is_faster,
+    torch_is_faster,
 )
 from sepnet.nn.norm import BatchNormReLU
 from sepnet.nn.pending import EndsInNorm, Pending, settle
@@ -51,15 +50,9 @@ class DepthwiseConv2d(nn.Conv2d):
         return depthwise_conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation)
 
     def _is_torchs(self, x: Tensor) -> bool:
-        """Whether PyTorch would be called in the end, in both directions: on small maps the way there through Python shows."""
-        geometry = self.geometry
-        cast = torch.is_autocast_enabled("cpu")
-        if geometry is None or self.out_channels != self.in_channels or not x.is_cpu or not (cast or x.dtype == self.weight.dtype):
-            return False
-        dtype = torch.get_autocast_dtype("cpu") if cast else x.dtype
-        size = x.shape[2], x.shape[3]
-        backward = not torch.is_grad_enabled() or torch_backward_is_faster(size, geometry)
-        return backward and torch_forward_is_faster(dtype, size, geometry)
+        """Whether PyTorch would be called in the end: on small maps the way there through Python shows."""
+        geometry, fits = self.geometry, torch.is_autocast_enabled("cpu") or x.dtype == self.weight.dtype
+        return geometry is not None and fits and self.out_channels == self.in_channels and x.is_cpu and torch_is_faster(x, geometry)
 
 
 def depthwise(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from sepnet.kernels import Geometry, Normalisation, joined_depthwise, joins
 from sepnet.nn.conv import DepthwiseConv2d
 from sepnet.nn.norm import BatchNormReLU
-from sepnet.nn.pending import Pending, has_hooks, settle
+from sepnet.nn.pending import Pending, is_open, settle
 
 __all__ = ["depthwise_between"]
 
@@ -32,7 +32,9 @@ def _side(norm: BatchNormReLU | None) -> Normalisation | None:
 
 def _geometry(x: Tensor, before: BatchNormReLU | None, conv: nn.Conv2d, after: BatchNormReLU | None) -> Geometry | None:
     """The convolution's, if these layers can be joined at all."""
-    if not isinstance(conv, DepthwiseConv2d) or (before is None and after is None) or has_hooks(before, conv, after):
+    if (before is None and after is None) or not isinstance(conv, DepthwiseConv2d) or not is_open(conv, DepthwiseConv2d):
+        return None
+    if not is_open(before, BatchNormReLU) or not is_open(after, BatchNormReLU):
         return None
     if x.dim() != 4 or not x.shape[1] == conv.in_channels == conv.out_channels:
         return None

@@ -9,7 +9,7 @@ from torch.nn.modules import module as hooks
 
 from sepnet.nn.norm import BatchNormReLU
 
-__all__ = ["EndsInNorm", "Pending", "has_hooks", "settle"]
+__all__ = ["EndsInNorm", "Pending", "is_open", "settle"]
 
 
 class Pending(NamedTuple):
@@ -39,10 +39,12 @@ class EndsInNorm(nn.Module):
         return settle(self.pending(x))
 
 
-def has_hooks(*modules: nn.Module | None) -> bool:
-    """Whether somebody watches one of the modules, so that each must be called by itself."""
-    if hooks._global_forward_hooks or hooks._global_forward_pre_hooks or hooks._global_backward_hooks:
+def is_open(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Whether another layer may do ``module``'s work: it computes what ``kind`` does, and nobody watches it with a hook."""
+    if module is None:
         return True
-    return any(
-        m is not None and (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks) for m in modules
+    own = isinstance(module, kind) and type(module).forward is kind.forward and "forward" not in vars(module)
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return (
+        own and not hooked and not (hooks._global_forward_hooks or hooks._global_forward_pre_hooks or hooks._global_backward_hooks)
     )

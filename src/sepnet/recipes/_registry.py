@@ -14,7 +14,7 @@ __all__ = ["DataFacts", "Recipe", "recipes", "register_recipe"]
 @dataclass(frozen=True)
 class DataFacts:
     """What a recipe may look at: name, number of training images and classes, image channels and side in pixels; whether the
-    classes are characters (each name is one), which are others, or none, when mirrored.
+    classes are characters, which are others, or none, when mirrored.
     """
 
     name: str

@@ -1,0 +1,30 @@
+"""What the operations ask of a tensor before they hand it to the library."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["compute_dtype", "dense", "is_plain", "is_trifle"]
+
+_TRIFLE = 1 << 16  # values
+
+
+def is_plain(x: Tensor) -> bool:
+    """A tensor of PyTorch's own on the CPU: no subclass, which may stand for something else (FakeTensor, DTensor, ...)."""
+    return x.is_cpu and type(x) in (Tensor, torch.nn.Parameter)
+
+
+def is_trifle(x: Tensor) -> bool:
+    """Inference on about one image: PyTorch's operations are done before Python has found its way to a kernel."""
+    return not torch.is_grad_enabled() and x.numel() <= _TRIFLE
+
+
+def dense(x: Tensor) -> Tensor:
+    """``x`` in channels-last layout: itself, where it has it."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type that a convolution of ``x`` is computed in: autocast's, which leaves float64 alone, or its own."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64 else x.dtype
