@@ -62,16 +62,14 @@ class InceptionUnit(nn.Module):
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
         self.out_channels = 4 * width
-        self.branch1 = ConvBNReLU(in_channels, width)
-        self.branch3 = nn.Sequential(ConvBNReLU(in_channels, width), ConvBNReLU(width, width, 3))
-        self.branch5 = nn.Sequential(ConvBNReLU(in_channels, width), ConvBNReLU(width, width, 5))
-        self.branch_pool = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), ConvBNReLU(in_channels, width))
-        self.pool = nn.MaxPool2d(2)
+        self.branch1 = ConvBNReLU(in_channels, width, pool=True)
+        self.branch3 = nn.Sequential(ConvBNReLU(in_channels, width), ConvBNReLU(width, width, 3, pool=True))
+        self.branch5 = nn.Sequential(ConvBNReLU(in_channels, width), ConvBNReLU(width, width, 5, pool=True))
+        self.branch_pool = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), ConvBNReLU(in_channels, width, pool=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 4N, H//2, W//2)."""
+        # each branch is pooled before the concatenation, which gives the same and moves a quarter of the memory
         branches = (self.branch1, self.branch3, self.branch5, self.branch_pool)
-        # ReLU stays in the branches: its backward pass makes the concatenation's strided gradients dense, without which
-        # that of the normalisation took 1.7 times the whole step
-        y: Tensor = self.pool(torch.cat([branch(x) for branch in branches], dim=1))
+        y: Tensor = torch.cat([branch(x) for branch in branches], dim=1)
         return y
