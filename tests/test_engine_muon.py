@@ -26,6 +26,22 @@ def test_singular_values_come_near_one_and_the_vectors_stay(shape: tuple[int, in
     assert (rotated - rotated.diagonal().diag()).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("steps", [1, 3, 5])
+@pytest.mark.parametrize("decades", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(48, 64), (48, 192), (192, 48)])
+def test_the_iteration_in_bf16_is_that_in_float64(shape: tuple[int, int], decades: int, steps: int) -> None:
+    """Square and wide matrices, which take different ways to the same; singular values over several decades."""
+    short = min(shape)
+    left, right = (torch.linalg.qr(torch.randn(side, short))[0] for side in shape)
+    matrix = left * torch.logspace(0, -decades, short) @ right.T
+    exact = matrix.double() / matrix.norm()
+    for _ in range(steps):
+        gram = exact @ exact.T
+        exact = 3.4445 * exact - 4.7750 * gram @ exact + 2.0315 * gram @ gram @ exact
+    error = (orthogonalise(matrix, steps=steps) - exact).norm() / exact.norm()
+    assert error < 0.06
+
+
 def test_the_length_of_the_gradient_does_not_matter() -> None:
     matrix = torch.randn(6, 9)
     torch.testing.assert_close(orthogonalise(matrix), orthogonalise(1024 * matrix), rtol=0.02, atol=0.02)
