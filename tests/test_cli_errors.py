@@ -151,6 +151,10 @@ def test_data_set_that_is_not_there() -> None:
     assert "nowhere" in error_of("train", "mnist", "--data-dir", "nowhere")
 
 
+def test_two_lengths() -> None:
+    assert "give one of them" in error_of("train", "digits", "--epochs", 2, "--iterations", 20)
+
+
 def test_unknown_data_set() -> None:
     assert "did you mean digits" in error_of("train", "digit")
 

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from cli_runner import error_of, invoke, start
+from data_files import write_mnist
 from sepnet.cli._output import Output
 from sepnet.cli._progress import training_reporter
 from sepnet.cli.train import _next, _weakest
@@ -117,6 +118,17 @@ def test_ctrl_c_tells_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sepnet.api.run_training", stop)
     result = invoke("train", "digits", *SHORT, "--output", "part", exit_code=130)
     assert result.stderr.splitlines()[-1] == "interrupted at iteration 1,234, saved; continue with: sepnet train --resume part"
+    result = invoke("train", "digits", *SHORT, "--output", "more", "--data-dir", "my data", exit_code=130)
+    assert result.stderr.endswith("sepnet train --resume more --data-dir 'my data'\n")
+
+
+def test_val_looks_where_training_found_the_data(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "elsewhere")
+    invoke("train", "mnist", "--data-dir", "elsewhere", "--iterations", 2, "--batch-size", 8, "--output", "run")
+    assert "20 images" in invoke("val", "run").stdout
+    (tmp_path / "elsewhere").rename(tmp_path / "moved")
+    assert "elsewhere" in error_of("val", "run")
+    assert "20 images" in invoke("val", "run", "--data-dir", "moved").stdout
 
 
 def test_ctrl_c_before_the_first_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def evaluate(
     data: str | None = None,
     *,
     split: SplitName = "test",
-    data_dir: Path | str = "data",
+    data_dir: Path | str | None = None,
     device: str = "auto",
     tta: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -51,6 +51,7 @@ def evaluate(
         data: None for what it was trained on (the same split again, by its seed); a data set; or another folder of the same
             classes or some of them, which is scored whole.
         split: "test", "val" or "train" of what has splits.
+        data_dir: where registered data sets lie; None for where training found its own, or "data".
 
     Raises:
         CheckpointError: the run is damaged, or its classes are not those of the data.
@@ -59,13 +60,19 @@ def evaluate(
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split {one_line(split)}: choose train, val or test")
     release = load_release(Path(run))
-    dataset, chosen, name = _choose(release, data, split, Path(data_dir), progress)
+    place = data_dir or _data_dir(release)
+    dataset, chosen, name = _choose(release, data, split, Path(place), progress)
     amp: dict[str | None, Literal["auto", "bf16", "off"]] = {"bf16": "bf16", "fp32": "off", None: "auto"}
     fabric = make_fabric(device, amp[release.precision])  # as its run scored it
     model = fabric.to_device(release.model.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     loader = EvalLoader(chosen, release.preprocessing, device=fabric.device, rank=fabric.global_rank, world_size=fabric.world_size)
     result = evaluate_split(model, loader, len(release.classes), fabric, tta=tta)
     return Evaluation(release, dataset.title, name, score_dict(result, release.classes))
+
+
+def _data_dir(release: Release) -> str:
+    found = release.data.get("data_dir")
+    return found if isinstance(found, str) else "data"
 
 
 def _choose(

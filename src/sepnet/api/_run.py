@@ -202,6 +202,7 @@ def _write_results(folder: Path, config: TrainConfig, dataset: Dataset, model: n
         preprocessing=dataset.preprocessing,
         data={
             "data": config.data,
+            "data_dir": dataset.data_dir,
             "title": dataset.title,
             "fingerprint": dataset.fingerprint,
             "seed": config.seed,

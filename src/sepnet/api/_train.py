@@ -53,6 +53,8 @@ def resolve(
         ConfigError, UnknownNameError, DataError, CheckpointError: with one line for the user.
     """
     written = _written(request)
+    if None not in (request.flags.get("epochs"), request.flags.get("iterations")):
+        raise ConfigError("epochs and iterations both say how long to train: give one of them")
     flags = dict(request.flags) | ({"data": request.data} if request.data is not None else {})
     recipe = request.recipe or str(written.get("recipe", "auto"))
     written.pop("recipe", None)

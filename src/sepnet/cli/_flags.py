@@ -18,6 +18,7 @@ __all__ = [
     "Cutout",
     "Data",
     "DataDir",
+    "DataDirOfRun",
     "Device",
     "Ema",
     "Epochs",
@@ -69,6 +70,12 @@ Device = Annotated[
 ]
 DataDir = Annotated[
     Path, typer.Option("--data-dir", metavar="DIR", rich_help_panel=DATA, help="Where named data sets lie.", show_default=True)
+]
+DataDirOfRun = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", metavar="DIR", rich_help_panel=DATA, help="Where named data sets lie; else where training found them."
+    ),
 ]
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME", rich_help_panel=NETWORK, help="See sepnet models.")]
 ModelOptions = Annotated[

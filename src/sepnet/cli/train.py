@@ -113,13 +113,13 @@ def _run(request: Request, output: Path | None, device: str, workers: int | None
     fabric = make_fabric(device, config.amp)
     out.facts(_before(config, dataset, fabric, folder, request.resume is not None))
     reporter = training_reporter("val" if dataset.val is not None else None, fabric.world_size)
-    with _way_to_resume(folder):
+    with _way_to_resume(folder, request.data_dir):
         run = run_training(config, dataset, folder, device=device, resume=request.resume is not None, reporter=reporter)
     _show_result(run, out)
 
 
 @contextmanager
-def _way_to_resume(folder: Path) -> Iterator[None]:
+def _way_to_resume(folder: Path, data_dir: Path) -> Iterator[None]:
     """Let Ctrl-C tell how the run is continued."""
     try:
         yield
@@ -129,7 +129,8 @@ def _way_to_resume(folder: Path) -> Iterator[None]:
             raise Stopped(f"interrupted{at}") from stop
         if not (folder / "last.pt").exists():
             raise Stopped("interrupted before anything was saved") from stop
-        raise Stopped(f"interrupted{at}, saved; continue with: sepnet train --resume {shell_word(folder)}") from stop
+        elsewhere = "" if data_dir == Path("data") else f" --data-dir {shell_word(data_dir)}"
+        raise Stopped(f"interrupted{at}, saved; continue with: sepnet train --resume {shell_word(folder)}{elsewhere}") from stop
 
 
 def _before(config: TrainConfig, dataset: Dataset, fabric: Fabric, folder: Path, resumed: bool) -> list[tuple[str, str]]:

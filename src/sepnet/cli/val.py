@@ -36,7 +36,7 @@ def val(
     split: Annotated[
         str, typer.Option("--split", metavar="NAME", rich_help_panel=flag.DATA, help="test, val or train.", show_default=True)
     ] = "test",
-    data_dir: flag.DataDir = Path("data"),
+    data_dir: flag.DataDirOfRun = None,
     tta: Annotated[
         bool, typer.Option("--tta", rich_help_panel=flag.RUN, help="Also with mirrored images, reported apart.")
     ] = False,

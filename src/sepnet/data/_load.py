@@ -74,18 +74,20 @@ def load_dataset(
     _check_options(seed, size, val_fraction, channels, mode)
     text = os.fspath(name_or_path)
     options = ReadOptions(size, channels, mode, on_bad, cache_dir, progress)
+    found_in = None
     if text.startswith(PREFIX):
         raw, name = _renumbered(read_hub(text, options), classes), text
     elif _is_path(text):
         raw, name = read_folder(Path(text), options, whole=whole, classes=classes), one_line(Path(text).resolve().name)
     else:
         raw, name = _renumbered(replace(datasets.get(text).read(data_dir, options), mode=mode), classes), text
+        found_in = os.fspath(data_dir)
     fingerprint = raw.fingerprint or _fingerprint(raw)
     raw = _convert(raw, size, channels)
-    return _dataset(name, raw if whole else _carve_splits(raw, val_fraction, seed), fingerprint)
+    return _dataset(name, raw if whole else _carve_splits(raw, val_fraction, seed), fingerprint, found_in)
 
 
-def _dataset(name: str, raw: RawData, fingerprint: str) -> Dataset:
+def _dataset(name: str, raw: RawData, fingerprint: str, data_dir: str | None) -> Dataset:
     return Dataset(
         name=name,
         title=raw.title,
@@ -97,6 +99,7 @@ def _dataset(name: str, raw: RawData, fingerprint: str) -> Dataset:
         fingerprint=_with_settings(fingerprint, raw),
         notes=raw.notes,
         characters=raw.characters,
+        data_dir=data_dir,
     )
 
 

@@ -228,6 +228,7 @@ class Dataset:
         fingerprint: hex sha256 over contents, labels, class names and size; independent of the seed and of where the files lie.
         notes: lines the user should read (skipped files, splits that could not be stratified, ...).
         characters: see ``RawData``.
+        data_dir: of a registered data set, the folder its files were looked for in, as it was named.
     """
 
     name: str
@@ -240,3 +241,4 @@ class Dataset:
     fingerprint: str
     notes: tuple[str, ...] = ()
     characters: bool = False
+    data_dir: str | None = None
