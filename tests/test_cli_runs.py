@@ -54,7 +54,14 @@ def config_of(folder: Path) -> dict[str, Any]:
 def test_train_says_what_it_does_and_what_came_out(trained: tuple[Path, Any]) -> None:
     folder, result = trained
     before, after = result.stdout.split("\n\n", 1)
-    for part in ("digits (scikit-learn): 10 classes", "multiscale_concat", "20 iterations of 32 images", "cpu, fp32", str(folder)):
+    for part in (
+        "digits (scikit-learn): 10 classes",
+        "multiscale_concat",
+        "20 iterations of 32 images",
+        "cpu, fp32",
+        "on this machine",
+        str(folder),
+    ):
         assert part in before
     for part in ("validation", "test", "weakest", "model.safetensors", f"sepnet val {folder}", f"sepnet predict {folder}"):
         assert part in after

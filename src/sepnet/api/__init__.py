@@ -9,6 +9,7 @@ print(sepnet.predict(run.folder, ["cat.jpg"])[0].top)
 
 from sepnet.api._compare import CompareListener, Comparison, compare
 from sepnet.api._compare_plan import ComparePlan, Contender, NamedNetwork, Trial, plan_comparison
+from sepnet.api._estimate import seconds_per_run
 from sepnet.api._evaluate import Evaluation, evaluate
 from sepnet.api._experiment import Experiment
 from sepnet.api._paper_report import write_report
@@ -48,6 +49,7 @@ __all__ = [
     "run_folder",
     "run_training",
     "save_release",
+    "seconds_per_run",
     "train",
     "write_report",
 ]

@@ -102,7 +102,7 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
 def _run(request: Request, output: Path | None, device: str, workers: int | None, out: Output) -> None:
     import torch
 
-    from sepnet.api import resolve, run_folder, run_training
+    from sepnet.api import resolve, run_folder, run_training, seconds_per_run
     from sepnet.engine import make_fabric
 
     if workers is not None:
@@ -111,7 +111,10 @@ def _run(request: Request, output: Path | None, device: str, workers: int | None
         config, dataset = resolve(request, progress)
     folder = run_folder(config, output, request.resume)
     fabric = make_fabric(device, config.amp)
-    out.facts(_before(config, dataset, fabric, folder, request.resume is not None))
+    facts = _before(config, dataset, fabric, folder, request.resume is not None)
+    if fabric.world_size == 1 and request.resume is None:  # a resumed run has less to do, which its progress bar tells
+        facts.append(("time", f"about {duration(seconds_per_run(config, dataset, device))} on this machine"))
+    out.facts(facts)
     reporter = training_reporter("val" if dataset.val is not None else None, fabric.world_size)
     with _way_to_resume(folder, request.data_dir):
         run = run_training(config, dataset, folder, device=device, resume=request.resume is not None, reporter=reporter)
