@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from sepnet.recipes._config import TrainConfig
 from sepnet.registry import Registry
@@ -14,7 +15,7 @@ __all__ = ["DataFacts", "Recipe", "recipes", "register_recipe"]
 @dataclass(frozen=True)
 class DataFacts:
     """What a recipe may look at: name, number of training images and classes, image channels and side in pixels; whether the
-    classes are characters, which are others, or none, when mirrored.
+    classes are characters.
     """
 
     name: str
@@ -23,6 +24,11 @@ class DataFacts:
     channels: int
     size: int
     characters: bool = False
+
+    @property
+    def hflip(self) -> Literal["off", "random"]:
+        """Mirrored at random, except characters, which then are others, or none; grey images may well be such."""
+        return "off" if self.characters or self.channels == 1 else "random"
 
 
 Recipe = Callable[[DataFacts], TrainConfig]

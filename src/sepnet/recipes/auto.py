@@ -32,7 +32,6 @@ def _epochs(images: int, batch_size: int) -> int:
 def auto(facts: DataFacts) -> TrainConfig:
     """Multi-scale network, Muon with a triangular schedule, flips and shifts; the best weights on validation are kept."""
     batch_size = 128 if facts.train_images >= 10_000 else 64 if facts.train_images >= 1_000 else 32
-    handwriting = facts.channels == 1 or facts.characters  # a mirrored digit or letter is another one
     return TrainConfig(
         data=facts.name,
         recipe="auto",
@@ -44,8 +43,8 @@ def auto(facts: DataFacts) -> TrainConfig:
         lr=0.05,
         smoothing=0.1,
         ema=0.99,
-        hflip="off" if handwriting else "random",
+        hflip=facts.hflip,
         shift=max(1, facts.size // 16),
         keep="best",
-        tta=not handwriting,
+        tta=facts.hflip != "off",
     )

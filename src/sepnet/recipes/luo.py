@@ -128,7 +128,7 @@ def _settings(recipe: str, size: int) -> dict[str, Any]:
 
 
 def _for_own_data(facts: DataFacts, recipe: str) -> TrainConfig:
-    settings = _settings(recipe, facts.size) | ({"hflip": "off"} if facts.channels == 1 else {})
+    settings = _settings(recipe, facts.size) | {"hflip": facts.hflip}
     return TrainConfig(
         data=facts.name,
         model="dsrnet50",

@@ -125,9 +125,9 @@ def plain(facts: DataFacts) -> TrainConfig:
 
 @register_recipe("sun2020-modern")
 def modern(facts: DataFacts) -> TrainConfig:
-    """The modern recipe on any data: Muon, shifts and (not for grey images) flips, 100 epochs of 128."""
+    """The modern recipe on any data: Muon, shifts and (not for grey images and characters) flips, 100 epochs of 128."""
     size = max(facts.size, LEAST_SIZE)
-    settings = _modern("dilated_separable", size) | {"hflip": "off" if facts.channels == 1 else "random"}
+    settings = _modern("dilated_separable", size) | {"hflip": facts.hflip}
     return _for_own_data(facts, "modern", settings | {"shift": min(size // 8, facts.size - 1)})
 
 

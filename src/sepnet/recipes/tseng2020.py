@@ -87,8 +87,8 @@ def _augmentation(size: int) -> dict[str, Any]:
 
 
 def _for_own_data(facts: DataFacts, recipe: str) -> TrainConfig:
-    grey = facts.channels == 1  # a mirrored digit or letter is another one, and grey has no saturation
-    augmentation = _augmentation(facts.size) | ({"hflip": "off", "saturation": 0.0} if grey else {})
+    grey = {"saturation": 0.0} if facts.channels == 1 else {}
+    augmentation = _augmentation(facts.size) | {"hflip": facts.hflip} | grey
     return TrainConfig(
         data=facts.name,
         model="separable_cnn",

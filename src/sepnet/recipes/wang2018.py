@@ -103,13 +103,12 @@ def _modern(data: str, model: str) -> TrainConfig:
 
 
 def _for_own_data(config: TrainConfig, facts: DataFacts) -> TrainConfig:
-    digits = facts.channels == 1 or facts.characters
     return config.model_copy(
         update={
             "data": facts.name,
             "iterations": 5_000,
             "batch_size": min(128, facts.train_images),
-            "hflip": "off" if digits else config.hflip,
+            "hflip": "off" if facts.hflip == "off" else config.hflip,
             "model_options": {"units": [32, 64] if facts.size < 32 else [32, 64, 128]},
         }
     )
