@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from benchmark_scripts import FOLDER, script, written
+from sepnet.kernels import library
 
-SCRIPTS = ("augment", "inference", "kernels", "roofline", "run", "time_to_accuracy", "train_step")
+SCRIPTS = ("augment", "inference", "kernels", "roofline", "run", "same_accuracy", "time_to_accuracy", "train_step")
 DESCRIBED = (
     "multiscale_concat",
     "multiscale_add",
@@ -179,6 +180,36 @@ def test_augment(tmp_path: Path) -> None:
     script("augment").main(["--quick", "--batch-size", "4", "--output", str(tmp_path)])
     content = written(tmp_path, "augment")
     assert content["figures"][-1]["operation"] == "training step of multiscale_concat"
+
+
+@pytest.mark.skipif(library() is None, reason="the kernels are not built here")
+def test_same_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both paths serve as asked, a second call repeats nothing, and a difference wants two seeds of both."""
+    words = ["--quick", "--threads", "1", "--output", str(tmp_path)]
+    script("same_accuracy").main(words)
+    runs = written(tmp_path, "same_accuracy")["figures"]
+    assert [(run["kernels"], run["computed"] == "PyTorch") for run in runs] == 2 * [("native", False), ("reference", True)]
+    assert "too few seeds" in capsys.readouterr().out
+    before = (tmp_path / "same_accuracy.json").stat().st_ino
+    script("same_accuracy").main(words)
+    assert "4/4" not in capsys.readouterr().err
+    assert written(tmp_path, "same_accuracy")["figures"] == runs
+    assert (tmp_path / "same_accuracy.json").stat().st_ino != before
+
+
+def test_same_accuracy_compares_means() -> None:
+    kinds = {"native": (70.0, 72.0), "reference": (69.0, 71.0)}
+    runs = [
+        {"model": "net", "precision": "bf16", "kernels": kernels, "seed": seed, "accuracy": value}
+        for kernels, values in kinds.items()
+        for seed, value in enumerate(values)
+    ]
+    found = script("same_accuracy").difference(runs, "net", "bf16")
+    assert found == pytest.approx((1.0, 2**0.5))
+    assert script("same_accuracy").headline(runs, ["net"]) == [
+        "net, bf16: +1.00 points with the kernels, within two standard errors of 0"
+    ]
+    assert script("same_accuracy").difference(runs[:3], "net", "bf16") is None
 
 
 def test_roofline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
