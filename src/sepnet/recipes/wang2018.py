@@ -93,11 +93,11 @@ def _modern(data: str, model: str) -> TrainConfig:
     return TrainConfig(
         data=data,
         model=model,
-        **MUON,
+        **(MUON | {"muon_weight_decay": 0.05} if digits else MUON),
         hflip="off" if digits or data == "svhn" else "random",  # a mirrored digit is another one, or none
         shift=2,
-        rotate=10.0 if digits else 0.0,
-        scale=0.1 if digits else 0.0,
+        rotate=7.0 if digits else 0.0,
+        scale=0.07 if digits else 0.0,
         ema=0.999 if digits else None,
     )
 
