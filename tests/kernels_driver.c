@@ -104,6 +104,7 @@ static sepnet_branch random_branch(void) {
 
 static sepnet_depthwise random_depthwise(void) {
     sepnet_depthwise d = {.batch = pick(0, 3), .channels = pick(1, 35), .stride_h = pick(1, 3), .stride_w = pick(1, 3)};
+    if (pick(0, 3) == 0) d.batch = pick(0, 20), d.channels = pick(1, 4); /* images that share a vector */
     d.branches = (int32_t)pick(1, 4), d.interleaved = (int32_t)pick(0, 1), d.dtype = (int32_t)pick(0, 1), d.threads = the_threads;
     do {
         d.branch[0] = random_branch();

@@ -76,6 +76,15 @@ LARGE = {
     "nothing but padding": Problem(single(2, padding=8, dilation=15), 1, 5, (1, 2), 7, True),
     "stride larger than the map": Problem(single(3, padding=2, stride=9), 2, 5, (4, 5), 8, True),
     "many channels": Problem(single(3, padding=1), 1, 515, (3, 3), 9, True),
+    "images that share vectors": Problem(single(5, padding=2), 23, 1, (9, 11), 11, True),
+    "images that share vectors, stride and dilation": Problem(single(3, padding=2, dilation=2, stride=2), 8, 3, (10, 7), 12, True),
+    "images that share vectors, two scales": Problem(
+        Geometry((1, 1), ((3, 3), (5, 5)), ((1, 1), (2, 2)), ((1, 1), (1, 1)), False), 13, 2, (8, 8), 13, True
+    ),
+    "images that share vectors, channel multiplier": Problem(
+        Geometry((1, 1), ((3, 3), (3, 3)), ((1, 1), (1, 1)), ((1, 1), (1, 1)), True), 9, 4, (6, 5), 14, True
+    ),
+    "images that share vectors, in bands": Problem(single(3, padding=1), 8, 3, (190, 200), 15, True),
     "a large batch": Problem(single(3, padding=1), 300, 3, (4, 4), 10, True),
 }
 

@@ -19,6 +19,7 @@ from sepnet.kernels._tracing import is_traced, is_written_down
 __all__ = [
     "depthwise_branches",
     "depthwise_conv2d",
+    "has_few_channels",
     "native_for",
     "serves",
     "torch_backward_is_faster",
@@ -31,6 +32,7 @@ _TYPES = (torch.float32, torch.bfloat16)
 _MAX_REACH = 512
 _MAX_STRIDE = 16
 _MOST_PADDING = 6  # that oneDNN is fast with
+_FEW_CHANNELS = 4  # as MAX_FOLDED of the kernels
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
@@ -130,15 +132,21 @@ def _fits(geometry: Geometry) -> bool:
     return all(max(p, d * (k - 1)) <= _MAX_REACH for branch in branches for k, p, d in zip(*branch, strict=True))
 
 
-def torch_forward_is_faster(dtype: torch.dtype, size: Pair, geometry: Geometry) -> bool:
-    """PyTorch's forward pass (oneDNN's) is the faster one for a single filter bank; with bf16, where the processor has it.
+def has_few_channels(shape: Sequence[int]) -> bool:
+    """Whether several images of a batch (B, C, H, W) share a vector, which is the faster way for all sizes."""
+    return shape[1] <= _FEW_CHANNELS and shape[0] > 1
+
+
+def torch_forward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
+    """PyTorch's forward pass (oneDNN's) of (B, C, H, W) is the faster one for a single filter bank; with bf16, where the processor
+    has it.
 
     Not where the padding reaches over half of the map, or is more than 6: there its path is 4 to a hundred times slower.
     """
-    if len(geometry.kernels) > 1 or not torch._C._has_mkldnn:
+    if len(geometry.kernels) > 1 or has_few_channels(shape) or not torch._C._has_mkldnn:
         return False
     padding = max(geometry.paddings[0])
-    if padding > _MOST_PADDING or 2 * padding >= min(size):
+    if padding > _MOST_PADDING or 2 * padding >= min(shape[2:]):
         return False
     return dtype == torch.float32 or _onednn_has_bf16()
 
@@ -148,22 +156,18 @@ def _onednn_has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def torch_backward_is_faster(size: Pair, geometry: Geometry) -> bool:
-    """PyTorch's backward pass is the faster one for plain 3x3 (and smaller) filters on small maps, and there alone."""
-    if len(geometry.kernels) > 1 or geometry.stride != (1, 1) or geometry.dilations[0] != (1, 1):
+def torch_backward_is_faster(shape: Sequence[int], geometry: Geometry) -> bool:
+    """PyTorch's backward pass of (B, C, H, W) is the faster one for plain 3x3 (and smaller) filters on small maps alone."""
+    if len(geometry.kernels) > 1 or geometry.stride != (1, 1) or geometry.dilations[0] != (1, 1) or has_few_channels(shape):
         return False
-    small = min(size) >= 4 and max(size) <= 8
+    small = min(shape[2:]) >= 4 and max(shape[2:]) <= 8
     return small and max(geometry.kernels[0]) <= 3 and max(geometry.paddings[0]) <= 1 and torch._C._has_mkldnn
-
-
-def _size(x: Tensor) -> Pair:
-    return x.shape[2], x.shape[3]
 
 
 def torch_is_faster(x: Tensor, geometry: Geometry) -> bool:
     """PyTorch's is the faster in every direction that is wanted: its own function then, without ours around it."""
-    backward = not torch.is_grad_enabled() or torch_backward_is_faster(_size(x), geometry)
-    return backward and torch_forward_is_faster(compute_dtype(x), _size(x), geometry)
+    backward = not torch.is_grad_enabled() or torch_backward_is_faster(x.shape, geometry)
+    return backward and torch_forward_is_faster(compute_dtype(x), x.shape, geometry)
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -190,7 +194,7 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> 
 
 def _forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """x: channels-last. Weight and bias in x's type, or float32."""
-    if torch_forward_is_faster(x.dtype, _size(x), geometry):
+    if torch_forward_is_faster(x.dtype, x.shape, geometry):
         with torch.autocast("cpu", enabled=False):
             return _reference.depthwise_conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry)
     bias = None if bias is None else bias.detach().float().contiguous()
@@ -202,7 +206,7 @@ def _backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, as far as they are wanted; those of x and weight in their types."""
     grad = dense(grad)
-    if torch_backward_is_faster(_size(x), geometry):
+    if torch_backward_is_faster(x.shape, geometry):
         bias_sizes = [grad.shape[1]] if want[2] else None
         grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
             grad, x, weight.to(x.dtype), bias_sizes, geometry.stride, geometry.paddings[0], geometry.dilations[0], False, (0, 0),
@@ -223,7 +227,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         assert lib is not None
         x = dense(x)
         # the weights that the forward pass sees, so that the gradients are those of what was computed
-        seen = weight.to(x.dtype) if torch_forward_is_faster(x.dtype, _size(x), geometry) else weight
+        seen = weight.to(x.dtype) if torch_forward_is_faster(x.dtype, x.shape, geometry) else weight
         ctx.save_for_backward(x, seen)
         ctx.geometry, ctx.lib, ctx.bias_type, ctx.weight_type = geometry, lib, None if bias is None else bias.dtype, weight.dtype
         return _forward(lib, x, seen, bias, geometry)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sepnet.kernels import _native
-from sepnet.kernels._depthwise import serves, torch_backward_is_faster
+from sepnet.kernels._depthwise import has_few_channels, serves, torch_backward_is_faster
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._norm import is_vector
@@ -50,7 +50,8 @@ def joins(
         lib is None
         or min(x.shape) == 0
         or not serves(compute_dtype(x), x.device, geometry)
-        or torch_backward_is_faster(size, geometry)
+        or torch_backward_is_faster(x.shape, geometry)
+        or has_few_channels(x.shape)
     ):
         return False
     out = geometry.output_size(*size)

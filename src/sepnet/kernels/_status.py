@@ -43,32 +43,39 @@ def _plain(kernel: int, stride: int = 1, dilation: int = 1, branches: int = 1, i
     )
 
 
+_CHANNELS = 32
 _DEPTHWISE = [
-    *((f"depthwise 3x3, {n}x{n} map", n, _plain(3)) for n in (32, 8, 2)),
-    ("depthwise 3x3 stride 2, 32x32 map", 32, _plain(3, stride=2)),
-    *((f"depthwise 3x3 dilation 5, {n}x{n} map", n, _plain(3, dilation=5)) for n in (32, 8)),
-    *((f"depthwise {k}x{k}, 32x32 map", 32, _plain(k)) for k in (5, 7, 9)),
-    ("depthwise 3x3, multiplier 2, 32x32 map", 32, _plain(3, branches=2, interleaved=True)),
+    *((f"depthwise 3x3, {n}x{n} map", n, _CHANNELS, _plain(3)) for n in (32, 8, 2)),
+    ("depthwise 3x3, 32x32 map of 3 channels", 32, 3, _plain(3)),
+    ("depthwise 3x3 stride 2, 32x32 map", 32, _CHANNELS, _plain(3, stride=2)),
+    *((f"depthwise 3x3 dilation 5, {n}x{n} map", n, _CHANNELS, _plain(3, dilation=5)) for n in (32, 8)),
+    *((f"depthwise {k}x{k}, 32x32 map", 32, _CHANNELS, _plain(k)) for k in (5, 7, 9)),
+    ("depthwise 3x3, multiplier 2, 32x32 map", 32, _CHANNELS, _plain(3, branches=2, interleaved=True)),
     (
         "parallel depthwise 3x3 and 5x5, 32x32 map",
         32,
+        _CHANNELS,
         Geometry((1, 1), ((3, 3), (5, 5)), ((1, 1), (2, 2)), ((1, 1), (1, 1)), False),
     ),
 ]
 
 
-def _depthwise_path(name: str, size: int, geometry: Geometry, dtype: torch.dtype, native: str, reason: str | None) -> KernelPath:
+def _depthwise_path(
+    name: str, size: int, channels: int, geometry: Geometry, dtype: torch.dtype, native: str, reason: str | None
+) -> KernelPath:
     label = str(dtype).removeprefix("torch.")
     if reason is not None:
         return KernelPath(name, label, "PyTorch", "PyTorch", reason)
     if not serves(dtype, _CPU, geometry):
         return KernelPath(name, label, "PyTorch", "PyTorch", "kernels reach to 7x7")
-    forward = torch_forward_is_faster(dtype, (size, size), geometry)
-    backward = torch_backward_is_faster((size, size), geometry)
+    shape = (2, channels, size, size)
+    forward, backward = torch_forward_is_faster(dtype, shape, geometry), torch_backward_is_faster(shape, geometry)
     if forward and backward:
         why = "PyTorch's is faster on a small map"
     elif forward:
         why = "PyTorch's forward pass is faster, its backward slower"
+    elif channels < _CHANNELS:
+        why = "several images share a vector"
     elif len(geometry.kernels) > 1:
         why = "all branches in one pass over the input"
     else:
@@ -84,7 +91,7 @@ def kernel_paths() -> list[KernelPath]:
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         label = str(dtype).removeprefix("torch.")
-        rows += [_depthwise_path(name, size, geometry, dtype, native, reason) for name, size, geometry in _DEPTHWISE]
+        rows += [_depthwise_path(*case, dtype, native, reason) for case in _DEPTHWISE]
         for pixels, name in ((16, "pointwise 1x1, 4x4 map"), (64, "pointwise 1x1, 8x8 map")):
             product = lib is not None and matmul_is_faster(dtype, pixels)
             how = "PyTorch matrix product" if product else "PyTorch convolution"

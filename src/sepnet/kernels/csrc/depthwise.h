@@ -1,13 +1,21 @@
 /* Depthwise convolution, forward and both gradients, for one vector length. Included once by each instruction-set file.
  *
- * Work is cut into tasks: one image, one block of VL channels, one band of rows (most often all of them). A task unpacks its
- * channels of the input into a float32 plane in cache, zero-padded, so that every tap of every output pixel is a load at a
- * fixed offset: padding, dilation, stride, element type and channel remainders are dealt with there and at the final store,
- * and the inner loops see none of them. They run over up to 16 output pixels at a time, held in registers, tap by tap. A few
- * rows are unpacked, then the results that they complete are computed, while they are in the L1 cache. Both gradients come
- * from one pass: x and dL/dy are unpacked once and serve both. */
+ * Work is cut into tasks: one image (where channels are few: as many as fill a vector), one block of VL channels, one band
+ * of rows (most often all of them). A task unpacks its channels of the input into a float32 plane in cache, zero-padded, so
+ * that every tap of every output pixel is a load at a fixed offset: padding, dilation, stride, element type and channel
+ * remainders are dealt with there and at the final store, and the inner loops see none of them. They run over up to 16
+ * output pixels at a time, held in registers, tap by tap. A few rows are unpacked, then the results that they complete are
+ * computed, while they are in the L1 cache. Both gradients come from one pass: x and dL/dy are unpacked once and serve both. */
 
 /* --- tasks --------------------------------------------------------------------------------------------------------- */
+
+/* The bias of a task's lanes. */
+static vf start_lanes(const job_state *s, const task *at, int64_t channel) {
+    float lanes[VL] = {0};
+    for (int64_t i = 0; s->bias && i < at->images; i++)
+        for (int k = 0; k < at->lanes; k++) lanes[i * at->lanes + k] = s->bias[channel + k * output_step(s->conv)];
+    return *(const vfu *)lanes;
+}
 
 static void forward_task(const job_state *s, const task *at, float *scratch, int64_t part) {
     const sepnet_depthwise *conv = s->conv;
@@ -21,14 +29,14 @@ static void forward_task(const job_state *s, const task *at, float *scratch, int
         for (int j = 0; j < conv->branches; j++) {
             int64_t channel = output_channel(conv, at->channel, j);
             destination to = {s->y, (at->image * conv->out_h + row) * out_row + channel, out_row, out_col, step, at->lanes,
-                              conv->dtype};
+                              conv->dtype, at->images, conv->out_h * out_row};
             patch p = {.at = scratch + (row * conv->stride_h - in.first_row) * in.cols * VL,
                        .weight = s->packed + at->block * s->filter_taps * VL,
                        .row = conv->stride_h * in.cols * VL,
                        .col = conv->stride_w * VL,
                        .rows = next - row,
                        .cols = conv->out_w,
-                       .start = s->bias ? load_strided(s->bias, channel, step, at->lanes, SEPNET_FLOAT32) : splat(0)};
+                       .start = start_lanes(s, at, channel)};
             compute(p, &s->classes[j], &to, scratch + s->x_floats);
             if (s->joined && s->joined->sums)
                 output_sums(s, &to, p.rows, p.cols, joined_at(s, part, at->block, j), s->origin + (j * s->blocks + at->block) * VL);
@@ -46,7 +54,8 @@ static void input_gradient(const job_state *s, const task *at, plane g, const fl
             int64_t row = row0 + (r - row0 % sh + sh) % sh;
             if (row >= row1) continue;
             int64_t index = (at->image * conv->in_h + row) * row_elements + c * conv->channels + at->channel;
-            destination to = {s->grad_x, index, sh * row_elements, sw * conv->channels, 1, at->lanes, conv->dtype};
+            destination to = {s->grad_x, index, sh * row_elements, sw * conv->channels, 1, at->lanes, conv->dtype,
+                              at->images, conv->in_h * row_elements};
             patch p = {.at = grad + (row / sh - g.first_row) * g.cols * VL,
                        .weight = s->packed + at->block * s->filter_taps * VL,
                        .row = g.cols * VL,
@@ -179,9 +188,17 @@ static void pack_weights(const job_state *s, const float *weight) {
         for (int j = 0; j < conv->branches; j++) {
             const float *from = weight + weight_element(conv, c, j);
             int64_t size = conv->branch[j].kernel_h * conv->branch[j].kernel_w;
-            for (int64_t tap = 0; tap < size; tap++, to += VL) *to = from[tap];
+            for (int64_t tap = 0; tap < size; tap++, to += VL)
+                for (int64_t i = 0; i < s->images; i++) to[i * conv->channels] = from[tap];
         }
     }
+}
+
+/* A channel's sum, of all images that share a vector. */
+static float over_images(const job_state *s, const float *from) {
+    float sum = 0;
+    for (int64_t i = 0; i < s->images; i++) sum += from[i * s->conv->channels];
+    return sum;
 }
 
 /* Sums of the parts, in their order, into the layouts of weight and bias. */
@@ -196,12 +213,12 @@ static void unpack_sums(const job_state *s, float *grad_weight, float *grad_bias
             int64_t size = conv->branch[j].kernel_h * conv->branch[j].kernel_w;
             if (grad_weight) {
                 float *to = grad_weight + weight_element(conv, c, j);
-                for (int64_t tap = 0; tap < size; tap++) to[tap] = from[tap * VL];
+                for (int64_t tap = 0; tap < size; tap++) to[tap] = over_images(s, from + tap * VL);
             }
             from += size * VL;
         }
         if (grad_bias)
-            for (int j = 0; j < conv->branches; j++) grad_bias[output_channel(conv, c, j)] = from[j * VL];
+            for (int j = 0; j < conv->branches; j++) grad_bias[output_channel(conv, c, j)] = over_images(s, from + j * VL);
     }
 }
 
@@ -211,10 +228,10 @@ enum { ALIGN = 64 };
 
 static int64_t aligned(int64_t bytes) { return sepnet_round_up(bytes, ALIGN); }
 
-static job_state make_state(const sepnet_depthwise *conv, int backward) {
-    job_state s = {.conv = conv};
+static job_state make_state(const sepnet_depthwise *conv, int64_t images, int backward) {
+    job_state s = {.conv = conv, .images = images};
     s.blocks = count_blocks(conv);
-    s.bands = count_bands(conv, backward);
+    s.bands = count_bands(conv, images, backward);
     s.filter_taps = filter_taps(conv);
     s.parts = count_parts(&s);
     measure_bands(conv, s.bands, &s.x_floats, &s.grad_floats);
@@ -240,10 +257,15 @@ static int64_t joined_bytes(const job_state *s) {
     return origin_bytes(s) + aligned(s->parts * 2 * joined_stride(s) * (int64_t)sizeof(double));
 }
 
-static int64_t depthwise_workspace(const sepnet_depthwise *conv, int backward) {
-    job_state s = make_state(conv, backward);
+static int64_t workspace_bytes(const sepnet_depthwise *conv, int64_t images, int backward) {
+    job_state s = make_state(conv, images, backward);
     int64_t sums = backward ? sums_bytes(&s) : 0;
     return ALIGN + classes_bytes(conv, backward) + weight_bytes(&s) + sums + joined_bytes(&s) + s.parts * s.scratch_bytes;
+}
+
+/* For a call that is joined to its neighbours, and so takes images one by one, and for one that is not. */
+static int64_t depthwise_workspace(const sepnet_depthwise *conv, int backward) {
+    return sepnet_max(workspace_bytes(conv, 1, backward), workspace_bytes(conv, count_images(conv), backward));
 }
 
 static void lay_out(job_state *s, void *workspace, int backward) {
@@ -260,7 +282,7 @@ static void lay_out(job_state *s, void *workspace, int backward) {
 
 static void depthwise_forward(const sepnet_depthwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
                               const float *bias, void *y, void *workspace) {
-    job_state s = make_state(conv, 0);
+    job_state s = make_state(conv, joined ? 1 : count_images(conv), 0);
     lay_out(&s, workspace, 0);
     s.joined = joined, s.x = x, s.bias = bias, s.y = y;
     plane p = input_plane(conv, 0, conv->out_h);
@@ -274,7 +296,7 @@ static void depthwise_forward(const sepnet_depthwise *conv, const sepnet_joined 
 
 static void depthwise_backward(const sepnet_depthwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
                                const void *grad, void *grad_x, float *grad_weight, float *grad_bias, void *workspace) {
-    job_state s = make_state(conv, 1);
+    job_state s = make_state(conv, joined ? 1 : count_images(conv), 1);
     lay_out(&s, workspace, 1);
     s.joined = joined, s.x = x, s.grad = grad, s.grad_x = grad_x;
     s.want_x = grad_x != NULL, s.want_weight = grad_weight != NULL, s.want_bias = grad_bias != NULL;

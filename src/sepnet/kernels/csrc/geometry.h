@@ -1,6 +1,7 @@
 /* Where a depthwise convolution's taps, planes, bands and tasks lie. Nothing here touches a tensor. */
 
 enum { BAND_BYTES = 512 << 10 };  /* of planes a task: within the L2 cache of one core */
+enum { MAX_FOLDED = 4 };          /* channels: with so few, several images share a vector */
 enum { PARTS_PER_THREAD = 2 };    /* evens out threads that are disturbed; parts are fixed, so sums keep their order */
 
 /* Rows and columns of an unpacked plane, and where it begins in the map it was taken from. */
@@ -27,6 +28,7 @@ typedef struct {
     float *origin;           /* a value of each output channel, [branch][block][VL] */
     double *joined_sums;     /* [part][first or second][branch][block][VL] */
     char *scratch;           /* one piece a part */
+    int64_t images; /* that share a vector, more than one where channels are few: lane i * channels + c is the i-th one's channel c */
     int64_t blocks, bands, filter_taps, parts, scratch_bytes, x_floats, grad_floats; /* floats: of the largest band's plane */
     int want_x, want_weight, want_bias;
 } job_state;
@@ -137,10 +139,18 @@ static void measure_bands(const sepnet_depthwise *conv, int64_t bands, int64_t *
 
 static int64_t count_blocks(const sepnet_depthwise *conv) { return (conv->channels + VL - 1) / VL; }
 
+/* An image of the nets' first layers has 1 or 3 channels: alone it would leave most of a vector empty. */
+static int64_t count_images(const sepnet_depthwise *conv) {
+    if (conv->channels > MAX_FOLDED) return 1;
+    return sepnet_max(1, sepnet_min(conv->batch, VL / sepnet_max(1, conv->channels)));
+}
+
+static int64_t count_groups(const sepnet_depthwise *conv, int64_t images) { return (conv->batch + images - 1) / images; }
+
 /* As few bands as keep the planes in cache and the threads busy; a band costs the overlap of its rows. */
-static int64_t count_bands(const sepnet_depthwise *conv, int backward) {
+static int64_t count_bands(const sepnet_depthwise *conv, int64_t images, int backward) {
     int64_t limit = sepnet_max(1, sepnet_min(conv->out_h, conv->in_h) / 2);
-    int64_t tasks = sepnet_max(1, conv->batch * count_blocks(conv)), x_floats, grad_floats;
+    int64_t tasks = sepnet_max(1, count_groups(conv, images) * count_blocks(conv)), x_floats, grad_floats;
     int64_t bands = sepnet_min(limit, (conv->threads + tasks - 1) / tasks);
     for (; bands < limit; bands++) {
         measure_bands(conv, bands, &x_floats, &grad_floats);
@@ -149,7 +159,7 @@ static int64_t count_bands(const sepnet_depthwise *conv, int backward) {
     return bands;
 }
 
-static int64_t count_tasks(const job_state *s) { return s->conv->batch * s->bands * s->blocks; }
+static int64_t count_tasks(const job_state *s) { return count_groups(s->conv, s->images) * s->bands * s->blocks; }
 
 static int64_t count_parts(const job_state *s) {
     if (s->conv->threads <= 1) return 1;
@@ -160,12 +170,14 @@ typedef struct {
     int64_t image, block, channel;
     band_rows rows;
     int lanes;
+    int64_t images; /* from the first one on */
 } task;
 
 static task nth_task(const job_state *s, int64_t index) {
     int64_t block = index % s->blocks, band = index / s->blocks % s->bands, channel = block * VL;
-    return (task){index / (s->blocks * s->bands), block, channel, nth_band(s->conv, s->bands, band),
-                  (int)sepnet_min(VL, s->conv->channels - channel)};
+    int64_t image = index / (s->blocks * s->bands) * s->images;
+    return (task){image, block, channel, nth_band(s->conv, s->bands, band), (int)sepnet_min(VL, s->conv->channels - channel),
+                  sepnet_min(s->images, s->conv->batch - image)};
 }
 
 /* First output channel of a block in a branch, and from one of its channels to the next. */

@@ -88,7 +88,7 @@ static void reduce_joined_sums(const job_state *s, int branches, double *first, 
 static float first_output(const job_state *s, int64_t channel, int branch) {
     const sepnet_depthwise *conv = s->conv;
     const sepnet_branch *b = &conv->branch[branch];
-    const entry e = open_input(s, &(task){0, 0, channel, {0}, 1}, (plane){0}, NULL).from.entry;
+    const entry e = open_input(s, &(task){0, 0, channel, {0}, 1, 1}, (plane){0}, NULL).from.entry;
     const float *weight = s->packed + channel / VL * s->filter_taps * VL + channel % VL;
     for (int j = 0; j < branch; j++) weight += conv->branch[j].kernel_h * conv->branch[j].kernel_w * VL;
     float sum = s->bias ? s->bias[output_channel(conv, channel, branch)] : 0;

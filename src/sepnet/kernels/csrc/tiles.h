@@ -81,12 +81,42 @@ DEFINE_PATCH(patch_bf16_1, VL, SEPNET_BFLOAT16)
 DEFINE_PATCH(patch_bf16_2, 2 * VL, SEPNET_BFLOAT16)
 DEFINE_PATCH(patch_bf16_n, p->col, SEPNET_BFLOAT16)
 
-/* Where results go: channels channel, channel + step, ... of a map. */
+/* Where results go: channels channel, channel + step, ... of a map, of an image or of several that share a vector. */
 typedef struct {
     void *map;
     int64_t index, row, col, step; /* element of the first result; elements from row to row, pixel to pixel, channel to channel */
     int lanes, dtype;
+    int64_t images, image; /* how many; elements from one to the next */
 } destination;
+
+/* The images' shares of a row of vectors. */
+INLINE void deal_row(const destination *to, int64_t index, const vf *from, int64_t cols, int lanes, int dtype) {
+    for (int64_t c = 0; c < cols; c++, index += to->col) {
+        uint16_t half[VL];
+        *(vhu *)half = narrow(from[c]);
+        for (int64_t i = 0; i < to->images; i++)
+            for (int k = 0; k < lanes; k++) {
+                int64_t at = index + i * to->image + k * to->step, lane = i * lanes + k;
+                if (dtype == SEPNET_BFLOAT16)
+                    ((uint16_t *)to->map)[at] = half[lane];
+                else
+                    ((float *)to->map)[at] = ((const float *)(from + c))[lane];
+            }
+    }
+}
+
+static void deal_by_kind(const destination *to, int64_t index, const vf *from, int64_t cols) {
+    switch (2 * to->lanes + (to->dtype == SEPNET_BFLOAT16)) {
+        case 2 * 1: deal_row(to, index, from, cols, 1, SEPNET_FLOAT32); break;
+        case 2 * 1 + 1: deal_row(to, index, from, cols, 1, SEPNET_BFLOAT16); break;
+        case 2 * 2: deal_row(to, index, from, cols, 2, SEPNET_FLOAT32); break;
+        case 2 * 2 + 1: deal_row(to, index, from, cols, 2, SEPNET_BFLOAT16); break;
+        case 2 * 3: deal_row(to, index, from, cols, 3, SEPNET_FLOAT32); break;
+        case 2 * 3 + 1: deal_row(to, index, from, cols, 3, SEPNET_BFLOAT16); break;
+        case 2 * 4: deal_row(to, index, from, cols, 4, SEPNET_FLOAT32); break;
+        case 2 * 4 + 1: deal_row(to, index, from, cols, 4, SEPNET_BFLOAT16); break;
+    }
+}
 
 /* `spare` holds the patch as float vectors where results are not whole vectors of neighbouring channels. */
 static void compute(patch p, const taps *t, const destination *to, float *spare) {
@@ -101,6 +131,11 @@ static void compute(patch p, const taps *t, const destination *to, float *spare)
     }
     p.to = (char *)spare, p.to_row = p.cols * VL, p.to_col = VL;
     by_type[0][by_stride](&p, t);
+    if (to->images > 1) {
+        for (int64_t r = 0; r < p.rows; r++)
+            deal_by_kind(to, to->index + r * to->row, (const vf *)(spare + r * p.cols * VL), p.cols);
+        return;
+    }
     for (int64_t r = 0; r < p.rows; r++)
         for (int64_t c = 0; c < p.cols; c++)
             store_strided(to->map, to->index + r * to->row + c * to->col, to->step, to->lanes, to->dtype,

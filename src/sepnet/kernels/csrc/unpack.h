@@ -12,11 +12,11 @@ typedef struct {
     const void *of; /* THROUGH_NORM: the map whose normalisation the gradient passes */
 } entry;
 
-/* One image's channels channel, channel + step, ... of a map with `pixel` channels. */
+/* Channels channel, channel + step, ... of an image, or of several that share a vector, of a map with `pixel` channels. */
 typedef struct {
     const void *map;
-    int64_t image, height, width, pixel, channel, step;
-    int lanes, dtype, zeroed; /* zeroed: the plane's border already holds zeros */
+    int64_t image, images, height, width, pixel, channel, step;
+    int lanes, dtype, zeroed; /* zeroed: the plane's border and the lanes that stay empty already hold zeros */
     entry entry;
 } source;
 
@@ -64,8 +64,36 @@ INLINE void unpack_row(const source *from, int64_t row, plane p, vf *out, int64_
     for (int64_t c = right; c < p.cols; c++) out[c] = splat(0);
 }
 
+/* A row of several images; what is not in `lanes` lanes an image stays as it is. */
+INLINE void interleave_row(const source *from, int64_t row, plane p, float *out, int lanes, int dtype) {
+    int64_t left = sepnet_max(-p.first_col, 0), right = sepnet_min(from->width - p.first_col, p.cols);
+    for (int64_t i = 0; i < from->images; i++, out += lanes) {
+        int64_t at = (((from->image + i) * from->height + row) * from->width + p.first_col) * from->pixel + from->channel;
+        for (int64_t c = left; c < right; c++)
+            for (int k = 0; k < lanes; k++) out[c * VL + k] = load_one(from->map, at + c * from->pixel + k * from->step, dtype);
+    }
+}
+
+static void interleave_by_kind(const source *from, int64_t row, plane p, vf *out) {
+    if (!from->zeroed) memset(out, 0, (size_t)p.cols * sizeof(vf));
+    switch (2 * from->lanes + (from->dtype == SEPNET_BFLOAT16)) {
+        case 2 * 1: interleave_row(from, row, p, (float *)out, 1, SEPNET_FLOAT32); break;
+        case 2 * 1 + 1: interleave_row(from, row, p, (float *)out, 1, SEPNET_BFLOAT16); break;
+        case 2 * 2: interleave_row(from, row, p, (float *)out, 2, SEPNET_FLOAT32); break;
+        case 2 * 2 + 1: interleave_row(from, row, p, (float *)out, 2, SEPNET_BFLOAT16); break;
+        case 2 * 3: interleave_row(from, row, p, (float *)out, 3, SEPNET_FLOAT32); break;
+        case 2 * 3 + 1: interleave_row(from, row, p, (float *)out, 3, SEPNET_BFLOAT16); break;
+        case 2 * 4: interleave_row(from, row, p, (float *)out, 4, SEPNET_FLOAT32); break;
+        case 2 * 4 + 1: interleave_row(from, row, p, (float *)out, 4, SEPNET_BFLOAT16); break;
+    }
+}
+
 /* Whole vectors of neighbouring channels have loops of their own for each type and way. */
 static void unpack_by_kind(const source *from, int64_t row, plane p, vf *out) {
+    if (from->images > 1) {
+        interleave_by_kind(from, row, p, out);
+        return;
+    }
     if (from->lanes != VL || from->step != 1) {
         unpack_row(from, row, p, out, from->step, from->lanes, from->dtype, from->entry.way);
         return;
@@ -111,10 +139,14 @@ static void need_rows(window_plane *w, int64_t rows) {
 /* Rows to compute between unpackings. */
 static int64_t chunk_rows(plane p) { return sepnet_max(4, CHUNK_BYTES / (p.cols * VL * (int64_t)sizeof(float))); }
 
+/* The scratch memory is cleared once where all tasks use the same rows and lanes of it. */
+static int is_zeroed(const job_state *s, const task *at) { return s->bands == 1 && at->images == s->images; }
+
 static window_plane open_input(const job_state *s, const task *at, plane p, float *start) {
     const sepnet_depthwise *c = s->conv;
     const sepnet_joined *j = s->joined;
-    source from = {s->x, at->image, c->in_h, c->in_w, c->channels, at->channel, 1, at->lanes, c->dtype, s->bands == 1,
+    source from = {s->x, at->image, at->images, c->in_h, c->in_w, c->channels, at->channel, 1, at->lanes, c->dtype,
+                   is_zeroed(s, at),
                    open_entry(j && j->before ? NORMALISED : AS_IS, j ? j->before : NULL, c->channels, at->channel, at->lanes,
                               j && j->before_relu, NULL)};
     return (window_plane){from, p, start, 0};
@@ -124,7 +156,8 @@ static window_plane open_gradient(const job_state *s, const task *at, plane p, i
     const sepnet_depthwise *c = s->conv;
     const sepnet_joined *j = s->joined;
     int64_t outputs = c->channels * c->branches, channel = output_channel(c, at->channel, branch);
-    source from = {s->grad, at->image, c->out_h, c->out_w, outputs, channel, output_step(c), at->lanes, c->dtype, s->bands == 1,
+    source from = {s->grad, at->image, at->images, c->out_h, c->out_w, outputs, channel, output_step(c), at->lanes, c->dtype,
+                   is_zeroed(s, at),
                    open_entry(j && j->after ? THROUGH_NORM : AS_IS, j ? j->after : NULL, outputs, channel, at->lanes,
                               j && j->after_relu, j ? j->y : NULL)};
     return (window_plane){from, p, start, 0};

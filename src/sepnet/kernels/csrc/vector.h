@@ -117,6 +117,14 @@ INLINE void store_strided(void *base, int64_t index, int64_t step, int lanes, in
     }
 }
 
+INLINE float load_one(const void *base, int64_t index, int dtype) {
+    if (dtype == SEPNET_FLOAT32) return ((const float *)base)[index];
+    uint32_t bits = (uint32_t)((const uint16_t *)base)[index] << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 /* --- sums over many pixels: short runs in float32, the runs in float64 --------------------------------------------------- */
 
 /* Moments of values relative to an origin a channel: without one, a large mean would eat the variance's digits. */
