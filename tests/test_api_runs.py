@@ -53,8 +53,8 @@ def test_a_folder_that_changed_has_no_test_images_any_more(trained: tuple[Path, 
     mine, theirs = tmp_path / "images", tmp_path / "run"
     shutil.copytree(images, mine)
     shutil.copytree(run, theirs)
-    config = theirs / "config.json"
-    config.write_text(config.read_text().replace(str(images), str(mine)))
+    note = theirs / "data.json"
+    note.write_text(note.read_text().replace(str(images), str(mine)))
     Image.new("RGB", (9, 9), (255, 0, 9)).save(mine / "cat" / "new.png")
     with pytest.raises(DataError, match=r"has changed since .* was trained on it"):
         sepnet.evaluate(theirs)

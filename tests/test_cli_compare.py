@@ -150,8 +150,18 @@ def test_run_folders_are_taken_as_they_are(compared: tuple[Path, Any], tmp_path:
     assert trained == []
     (network,) = found["networks"]
     assert (network["label"], network["validation"]["n"]) == (CONCAT, 2)
-    # the recipe's own length is another than that of these runs
-    assert "iterations 4 instead of None" in found["notes"][-1]
+    assert found["plan"] == "4 iterations of 32 images, recipe auto"
+    assert not any("instead of" in note for note in found["notes"])
+
+
+def test_a_run_of_another_length_is_marked(compared: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, _ = compared
+    concat = next(folder / name for name in runs_of(folder) if "concat" in name)
+    words = ("compare", MOBILE, concat, *SHORT, "--iterations", 6, "--json", "--output", tmp_path / "out")
+    found = json.loads(invoke(*words).stdout)
+    assert {network["label"] for network in found["networks"]} == {MOBILE, f"{CONCAT} (other settings)"}
+    (note,) = [note for note in found["notes"] if "instead of" in note]
+    assert note.startswith(f"{CONCAT} (other settings): iterations 4 instead of 6")
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:

@@ -125,17 +125,39 @@ def test_ctrl_c_tells_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sepnet.api.run_training", stop)
     result = invoke("train", "digits", *SHORT, "--output", "part", exit_code=130)
     assert result.stderr.splitlines()[-1] == "interrupted at iteration 1,234, saved; continue with: sepnet train --resume part"
-    result = invoke("train", "digits", *SHORT, "--output", "more", "--data-dir", "my data", exit_code=130)
-    assert result.stderr.endswith("sepnet train --resume more --data-dir 'my data'\n")
 
 
-def test_val_looks_where_training_found_the_data(tmp_path: Path) -> None:
+def test_a_run_finds_its_data_set_again_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_mnist(tmp_path / "elsewhere")
-    invoke("train", "mnist", "--data-dir", "elsewhere", "--iterations", 2, "--batch-size", 8, "--output", "run")
-    assert "20 images" in invoke("val", "run").stdout
+    run, words = tmp_path / "run", ("--iterations", 2, "--batch-size", 8)
+    invoke("train", "mnist", "--data-dir", "elsewhere", *words, "--output", run)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert "20 images" in invoke("val", run).stdout
+    for name in ("run.json", "model.safetensors", "config.json"):
+        (run / name).unlink()
+    assert "20 test images" in invoke("train", "--resume", run).stdout  # where a SIGKILL might have left it
+    assert str(tmp_path) not in (run / "config.json").read_text()
     (tmp_path / "elsewhere").rename(tmp_path / "moved")
-    assert "elsewhere" in error_of("val", "run")
-    assert "20 images" in invoke("val", "run", "--data-dir", "moved").stdout
+    assert "elsewhere" in error_of("val", run)
+    assert "20 images" in invoke("val", run, "--data-dir", tmp_path / "moved").stdout
+
+
+def test_a_run_finds_its_folder_again_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, shade in (("dark", 20), ("light", 200)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (8, 8), (shade + i, shade, shade)).save(tmp_path / "images" / name / f"{i}.png")
+    run = tmp_path / "run"
+    invoke("train", "images", "--size", 8, "--iterations", 2, "--batch-size", 4, "--output", run)
+    (tmp_path / "other" / "images").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "other")
+    assert "accuracy" in invoke("val", run).stdout  # and not of the empty folder of that name here
+    (run / "run.json").unlink()
+    assert "test images" in invoke("train", "--resume", run).stdout
+    assert "accuracy" in invoke("val", run).stdout
+    (run / "data.json").write_text("{")
+    assert error_of("val", run)
 
 
 def test_ctrl_c_before_the_first_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:

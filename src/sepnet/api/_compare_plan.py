@@ -41,7 +41,8 @@ class Contender:
     """One network of a comparison.
 
     Attributes:
-        label: its name, with those options in which it departs from the recipe.
+        label: its name, with those options in which it departs from the recipe; says so where a run that was handed in was trained
+            in another way than the rest.
         config: how it is trained with seed 0; of a finished run that was handed in, how it was trained.
         costs: its parameters and MACs.
         given: finished runs that were handed in, one a seed; such a network is not trained.
@@ -72,7 +73,8 @@ class ComparePlan:
     """What a call of ``compare`` will do.
 
     Attributes:
-        common: the settings that all networks share, as they are with seed 0 (its network is of no account).
+        common: the settings that all networks share, as they are with seed 0 (its network is of no account); those of
+            the first where only finished runs are compared.
         dataset: the data, with the validation split of seed 0.
         trials: every run of the networks that are trained here, in the order of execution.
         done: folders of the trials that are finished already.
@@ -107,8 +109,8 @@ class ComparePlan:
         """The common recipe and its length in a few words."""
         batch = min(self.common.batch_size, len(self.dataset.train))
         total = self.common.total_iterations(len(self.dataset.train) // batch)
-        seeds = "seed 0" if self.seeds == 1 else f"seeds 0 to {self.seeds - 1}"
-        return f"{total:,} iterations of {batch:,} images, recipe {self.common.recipe}, {seeds}"
+        seeds = "" if not self.trials else ", seed 0" if self.seeds == 1 else f", seeds 0 to {self.seeds - 1}"
+        return f"{total:,} iterations of {batch:,} images, recipe {self.common.recipe}{seeds}"
 
 
 def plan_comparison(
@@ -145,6 +147,9 @@ def plan_comparison(
     if dataset.val is None:
         raise DataError(f"{one_line(dataset.title)} has no validation split, by which networks are compared; raise --val-fraction")
     contenders = _contenders(entrants, records, request, dataset)
+    if all(contender.given for contender in contenders):  # nothing is trained: the first one's settings are what is common
+        common = contenders[0].config
+    contenders, notes = _marked(contenders, common, len(dataset.train))
     folder = output or Path("runs") / f"compare-{one_line(Path(dataset.name).name)}"
     trials = tuple(
         Trial(c, seed, folder / f"{_slug(c.label)}-seed{seed}") for seed in range(seeds) for c in contenders if not c.given
@@ -159,9 +164,9 @@ def plan_comparison(
         trials=trials,
         done=done,
         seconds={label: seconds_per_run(config, dataset, device) for label, config in todo.items()} if measure else {},
-        notes=_notes(contenders, common),
+        notes=notes,
         output=folder,
-        data_dir=request.data_dir,
+        data_dir=request.found_in,
         device=device,
     )
 
@@ -305,14 +310,24 @@ def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     return ", ".join(shown + (["..."] if len(other) > 3 else [])) or "of another version"
 
 
-def _notes(contenders: Sequence[Contender], common: TrainConfig) -> tuple[str, ...]:
-    """Where the runs that were handed in depart from the common recipe."""
-    wanted = {
-        k: v for k, v in common.model_dump(mode="json").items() if k not in ("seed", "model", "model_options", *FREE_TO_CHANGE)
-    }
-    notes = []
+def _marked(contenders: Sequence[Contender], common: TrainConfig, images: int) -> tuple[tuple[Contender, ...], tuple[str, ...]]:
+    """The contenders, those marked that were handed in and depart from the common settings, and a note on each of these."""
+    apart = ("seed", "model", "model_options", *FREE_TO_CHANGE)
+    wanted = {key: value for key, value in _with_length(common, images).items() if key not in apart}
+    marked, notes = [], []
     for contender in contenders:
-        saved = contender.config.model_dump(mode="json")
+        saved = _with_length(contender.config, images)
         if contender.given and any(saved[key] != wanted[key] for key in wanted):
-            notes.append(f"{contender.label} comes from a run with other settings: {_differences(saved, wanted)}")
-    return tuple(one_line(note, 400) for note in notes)
+            contender = replace(contender, label=f"{contender.label} (other settings)")
+            notes.append(one_line(f"{contender.label}: {_differences(saved, wanted)}", 400))
+        marked.append(contender)
+    return tuple(marked), tuple(notes)
+
+
+def _with_length(config: TrainConfig, images: int) -> dict[str, Any]:
+    """The settings as JSON values, the length always in iterations."""
+    settings = config.model_dump(mode="json")
+    del settings["epochs"]
+    return {"iterations": config.total_iterations(images // min(config.batch_size, images))} | {
+        key: value for key, value in settings.items() if key != "iterations"
+    }

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import torch
 
+from sepnet.api._place import find, place_of
 from sepnet.api._release import Release, load_release
 from sepnet.api._run import score_dict
-from sepnet.data import Dataset, EvalLoader, Split, datasets, load_dataset
+from sepnet.data import Dataset, EvalLoader, Place, Split, datasets, load_dataset
 from sepnet.engine import evaluate as evaluate_split
 from sepnet.engine import make_fabric
 from sepnet.errors import CheckpointError, ConfigError, DataError, one_line
@@ -60,8 +61,9 @@ def evaluate(
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split {one_line(split)}: choose train, val or test")
     release = load_release(Path(run))
-    place = data_dir or _data_dir(release)
-    dataset, chosen, name = _choose(release, data, split, Path(place), progress)
+    place = place_of(release.folder)
+    found_in = Path(data_dir) if data_dir is not None else place.data_dir or Path("data")
+    dataset, chosen, name = _choose(release, data, split, place, found_in, progress)
     amp: dict[str | None, Literal["auto", "bf16", "off"]] = {"bf16": "bf16", "fp32": "off", None: "auto"}
     fabric = make_fabric(device, amp[release.precision])  # as its run scored it
     model = fabric.to_device(release.model.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
@@ -70,18 +72,18 @@ def evaluate(
     return Evaluation(release, dataset.title, name, score_dict(result, release.classes))
 
 
-def _data_dir(release: Release) -> str:
-    found = release.data.get("data_dir")
-    return found if isinstance(found, str) else "data"
-
-
 def _choose(
-    release: Release, data: str | None, split: SplitName, data_dir: Path, progress: Callable[[int, int], None] | None
+    release: Release,
+    data: str | None,
+    split: SplitName,
+    place: Place,
+    data_dir: Path,
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[Dataset, Split, str]:
     """The images to score: a split of what the run was trained on, or all of another folder; and what to call them."""
     trained_on = release.data.get("data")
-    name = data or trained_on
-    if not isinstance(name, str):
+    name = data or (find(trained_on, place) if isinstance(trained_on, str) else None)
+    if name is None:
         raise ConfigError(f"{one_line(release.folder)} does not say what it was trained on; name a data set or folder")
     try:
         dataset = _splits(release, name, data_dir, progress)

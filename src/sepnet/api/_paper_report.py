@@ -44,8 +44,10 @@ def write_report(plan: Plan) -> list[Path]:
     """Write table-N.md and .json, figure-N.png for what ``plan`` covers, and return their paths.
 
     What the paper claims of a table stands in it, answered; what it claims of a figure, in figure-N.md and .json beside it.
-    Files of another budget than 1 carry it in their names. Runs that are missing yet show as such. Raises OutputError.
+    Every record of the budget counts, whatever else was asked for in this call. Files of another budget than 1 carry it in their
+    names. Runs that are missing yet show as such. Raises OutputError.
     """
+    plan = plan.of_all_records()
     found = records(plan)
     written: list[Path] = []
     for number in plan.tables:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sepnet.api._estimate import seconds_per_run
@@ -26,6 +27,7 @@ class Plan:
         models: rows of the tables: networks, or variants of them.
         budget: share of the iterations.
         experiments: every run behind them, in the order of execution.
+        reported: these, and every other run of the tables and figures that has a record.
         done: keys of the experiments whose record exists already.
         speed: every measurement of speed behind them.
         speed_todo: those that have no record for the device at hand.
@@ -44,6 +46,7 @@ class Plan:
     seeds: int
     budget: float
     experiments: tuple[Experiment, ...]
+    reported: tuple[Experiment, ...]
     done: frozenset[str]
     speed: tuple[SpeedTest, ...]
     speed_todo: tuple[SpeedTest, ...]
@@ -63,6 +66,12 @@ class Plan:
     def expected_seconds(self) -> float:
         """Expected time of all that is still to run."""
         return sum(self.seconds.values()) + self.speed_seconds
+
+    def of_all_records(self) -> Plan:
+        """The same with all that is reported as its experiments: a report of some runs must not forget the others."""
+        recipes = tuple(r for r in self.paper.recipes if r in self.recipes or r in {e.recipe for e in self.reported})
+        seeds = max([self.seeds, *(e.seed + 1 for e in self.reported)])
+        return replace(self, experiments=self.reported, recipes=recipes, seeds=seeds)
 
     @property
     def suffix(self) -> str:
@@ -109,6 +118,8 @@ def plan(
     items = [(kind, n) for kind, n in _items(wanted_tables, wanted_figures) if (kind, n) not in lacking]
     experiments = _experiments(chosen, items, kept_recipes, kept_models, seeds, budget)
     done = frozenset(e.key for e in experiments if recorded(e, folder, data) is not None)
+    recorded_too = _experiments(chosen, items, tuple(chosen.recipes), _rows(chosen, ()), _seeds_recorded(folder, seeds), budget)
+    asked = {e.key for e in experiments}
     todo = _unmeasured(speed := speed_tests(chosen, open_tables, kept_models), folder, device)
     return Plan(
         paper=chosen,
@@ -119,6 +130,7 @@ def plan(
         seeds=seeds,
         budget=budget,
         experiments=experiments,
+        reported=tuple(e for e in recorded_too if e.key in asked or recorded(e, folder, data) is not None),
         done=done,
         speed=speed,
         speed_todo=todo,
@@ -145,7 +157,7 @@ def _check_any(wanted: tuple[int, ...], reasons: Iterable[str]) -> None:
 
 def records(agreed: Plan) -> dict[str, RunRecord]:
     """The records that exist, by key of the experiment."""
-    found = ((e.key, recorded(e, agreed.output, agreed.data_dir)) for e in agreed.experiments)
+    found = ((e.key, recorded(e, agreed.output, agreed.data_dir)) for e in agreed.reported)
     return {key: record for key, record in found if record is not None}
 
 
@@ -256,6 +268,12 @@ def _expected(experiments: Sequence[Experiment], done: frozenset[str], data_dir:
             once[kind] = seconds_per_run(e.config, dataset_of(e.config, data_dir), device)
         seconds[e.key] = once[kind]
     return seconds
+
+
+def _seeds_recorded(output: Path, least: int) -> int:
+    """One more than the largest seed of any record."""
+    found = (re.search(r"-seed(\d{1,4})", path.stem) for path in (output / "records").glob("*.json"))
+    return max([least, *(int(match[1]) + 1 for match in found if match)])
 
 
 def _unmeasured(tests: Sequence[SpeedTest], output: Path, device: str) -> tuple[SpeedTest, ...]:

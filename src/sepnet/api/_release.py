@@ -27,7 +27,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 class Release:
     """A trained network (in evaluation mode, on the CPU), its class names and the preprocessing of its images.
 
-    ``data`` says what it was trained on, with the keys data (name or folder), data_dir, title, fingerprint, seed and val_fraction;
+    ``data`` says what it was trained on, with the keys data (name or folder), title, fingerprint, seed and val_fraction;
     ``precision`` in what it was scored ("bf16" or "fp32"), None in releases of older versions.
     """
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from sepnet.api._lock import writing_alone
+from sepnet.api._place import note_place
 from sepnet.api._release import save_release
 from sepnet.data import AugmentConfig, Dataset, EvalLoader, Split, TrainLoader
 from sepnet.engine import EvalResult, FitResult, Reporter, atomic_write, evaluate, fit, make_fabric
@@ -100,6 +101,7 @@ def _train_and_report(
         for stale in ("run.json", "last.pt"):  # of an earlier run: they would pass this one off as finished, or as begun
             (folder / stale).unlink(missing_ok=True)
         save_yaml(config, folder / "config.yaml")  # also shows at once whether the folder can be written
+        note_place(folder, dataset.place)
     result = fit(
         model,
         train,
@@ -202,7 +204,6 @@ def _write_results(folder: Path, config: TrainConfig, dataset: Dataset, model: n
         preprocessing=dataset.preprocessing,
         data={
             "data": config.data,
-            "data_dir": dataset.data_dir,
             "title": dataset.title,
             "fingerprint": dataset.fingerprint,
             "seed": config.seed,
@@ -210,6 +211,7 @@ def _write_results(folder: Path, config: TrainConfig, dataset: Dataset, model: n
         },
         precision=record.environment.precision,
     )
+    note_place(folder, dataset.place)  # once more: a resumed run may have been shown another place
     files = {"report.md": run_summary(record).encode()}
     if record.history:
         files["curves.png"] = run_curves(record)

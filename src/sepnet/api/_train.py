@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sepnet.api._place import find, place_of
 from sepnet.api._run import Run, run_training
-from sepnet.data import Dataset, datasets, load_dataset
+from sepnet.data import Dataset, Place, datasets, load_dataset
 from sepnet.engine import Reporter
 from sepnet.errors import CheckpointError, ConfigError, DataError, one_line
 from sepnet.models import models
@@ -30,6 +31,7 @@ class Request:
         config: YAML file of settings.
         flags: settings that go before all others, by field name of ``TrainConfig``.
         resume: folder of the run to continue.
+        data_dir: where registered data sets lie; None for where the resumed run found them, or "data".
     """
 
     data: str | None = None
@@ -37,7 +39,17 @@ class Request:
     config: Path | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
     resume: Path | None = None
-    data_dir: Path = Path("data")
+    data_dir: Path | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where the resumed run found its data."""
+        return Place() if self.resume is None else place_of(self.resume)
+
+    @property
+    def found_in(self) -> Path:
+        """Folder of the registered data sets: the one named, or that of the resumed run, or data."""
+        return self.data_dir or self.place.data_dir or Path("data")
 
 
 def resolve(
@@ -52,9 +64,8 @@ def resolve(
     Raises:
         ConfigError, UnknownNameError, DataError, CheckpointError: with one line for the user.
     """
+    _check_length(request.flags)
     written = _written(request)
-    if None not in (request.flags.get("epochs"), request.flags.get("iterations")):
-        raise ConfigError("epochs and iterations both say how long to train: give one of them")
     flags = dict(request.flags) | ({"data": request.data} if request.data is not None else {})
     recipe = request.recipe or str(written.get("recipe", "auto"))
     written.pop("recipe", None)
@@ -63,8 +74,8 @@ def resolve(
         raise ConfigError("nothing to train on: name a data set or an image folder, e.g. sepnet train digits")
     draft = _merged(TrainConfig(data=str(data)), _data_settings(written), _data_settings(flags), request)
     dataset = loaded or load_dataset(
-        draft.data,
-        data_dir=request.data_dir,
+        draft.data if flags.get("data") else find(draft.data, request.place),
+        data_dir=request.found_in,
         seed=draft.seed,
         size=draft.size,
         val_fraction=draft.val_fraction,
@@ -89,7 +100,7 @@ def train(
     config: Path | str | None = None,
     output: Path | str | None = None,
     resume: Path | str | None = None,
-    data_dir: Path | str = "data",
+    data_dir: Path | str | None = None,
     device: str = "auto",
     reporter: Reporter | None = None,
     **settings: Any,
@@ -102,12 +113,20 @@ def train(
         config: YAML file of settings.
         output: the run's folder; None for runs/<data>, with a number if that exists.
         resume: folder of an interrupted run to continue.
+        data_dir: where registered data sets lie; None for "data", or for where the resumed run found them.
         settings: any field of ``TrainConfig``: model, epochs, lr, batch_size, ...
 
     Raises:
         SepnetError: one line for the user; nothing is lost.
     """
-    request = Request(data, recipe, Path(config) if config else None, settings, Path(resume) if resume else None, Path(data_dir))
+    request = Request(
+        data,
+        recipe,
+        Path(config) if config else None,
+        settings,
+        Path(resume) if resume else None,
+        Path(data_dir) if data_dir else None,
+    )
     resolved, dataset = resolve(request)
     folder = run_folder(resolved, Path(output) if output else None, request.resume)
     return run_training(resolved, dataset, folder, device=device, resume=resume is not None, reporter=reporter)
@@ -152,8 +171,15 @@ def _written(request: Request) -> dict[str, Any]:
             )
         written |= load_yaml(saved)
     if request.config is not None:
-        written |= load_yaml(request.config)
+        own = load_yaml(request.config)
+        _check_length(own, f"{one_line(request.config)}: ")
+        written |= own
     return written
+
+
+def _check_length(settings: Mapping[str, Any], where: str = "") -> None:
+    if None not in (settings.get("epochs"), settings.get("iterations")):
+        raise ConfigError(f"{where}epochs and iterations both say how long to train: give one of them")
 
 
 def _options(settings: Mapping[str, Any]) -> Mapping[str, Any]:

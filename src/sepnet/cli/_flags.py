@@ -74,7 +74,7 @@ DataDir = Annotated[
 DataDirOfRun = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", metavar="DIR", rich_help_panel=DATA, help="Where named data sets lie; else where training found them."
+        "--data-dir", metavar="DIR", rich_help_panel=DATA, help="Where named data sets lie; else where the run found them, or data."
     ),
 ]
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME", rich_help_panel=NETWORK, help="See sepnet models.")]

@@ -53,6 +53,9 @@ def info(
         raise ConfigError(f"--classes must be at least 1, got {classes}")
     shape = input_shape(input_text, "--input") if input_text is not None else entry.card.native_size
     options = key_values(model_options or (), "--model-kwargs")
+    for key in SHAPE:
+        if key in options:
+            raise ConfigError(f"--model-kwargs {key}: it is set by --{'classes' if key == 'num_classes' else 'input'}")
     costs = _count(model, shape, classes, options)
     published = _published(entry.card, options.get("units", entry.options.get("units")))
     as_published = not options and (shape, classes) == (entry.card.native_size, entry.card.num_classes)

@@ -40,7 +40,7 @@ def train(
     data: flag.Data = None,
     size: flag.Size = None,
     val_fraction: flag.ValFraction = None,
-    data_dir: flag.DataDir = Path("data"),
+    data_dir: flag.DataDirOfRun = None,
     model: flag.Model = None,
     model_options: flag.ModelOptions = None,
     epochs: flag.Epochs = None,
@@ -116,13 +116,13 @@ def _run(request: Request, output: Path | None, device: str, workers: int | None
         facts.append(("time", f"about {duration(seconds_per_run(config, dataset, device))} on this machine"))
     out.facts(facts)
     reporter = training_reporter("val" if dataset.val is not None else None, fabric.world_size)
-    with _way_to_resume(folder, request.data_dir):
+    with _way_to_resume(folder):
         run = run_training(config, dataset, folder, device=device, resume=request.resume is not None, reporter=reporter)
     _show_result(run, out)
 
 
 @contextmanager
-def _way_to_resume(folder: Path, data_dir: Path) -> Iterator[None]:
+def _way_to_resume(folder: Path) -> Iterator[None]:
     """Let Ctrl-C tell how the run is continued."""
     try:
         yield
@@ -132,8 +132,7 @@ def _way_to_resume(folder: Path, data_dir: Path) -> Iterator[None]:
             raise Stopped(f"interrupted{at}") from stop
         if not (folder / "last.pt").exists():
             raise Stopped("interrupted before anything was saved") from stop
-        elsewhere = "" if data_dir == Path("data") else f" --data-dir {shell_word(data_dir)}"
-        raise Stopped(f"interrupted{at}, saved; continue with: sepnet train --resume {shell_word(folder)}{elsewhere}") from stop
+        raise Stopped(f"interrupted{at}, saved; continue with: sepnet train --resume {shell_word(folder)}") from stop
 
 
 def _before(config: TrainConfig, dataset: Dataset, fabric: Fabric, folder: Path, resumed: bool) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from sepnet.data._load import load_dataset
 from sepnet.data._loader import EvalLoader, TrainLoader
 from sepnet.data._registry import Entry, datasets
 from sepnet.data._source import Download, Source
-from sepnet.data._types import Dataset, Preprocessing, RawData, Split
+from sepnet.data._types import Dataset, Place, Preprocessing, RawData, Split
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -36,6 +36,7 @@ __all__ = [
     "EvalLoader",
     "FolderReport",
     "Patience",
+    "Place",
     "Preprocessing",
     "RawData",
     "SizeRange",

@@ -20,7 +20,7 @@ from sepnet.data._hub import PREFIX, read_hub
 from sepnet.data._registry import datasets
 from sepnet.data._scan import class_numbers
 from sepnet.data._split import carve, image_digests
-from sepnet.data._types import MAX_SIDE, Dataset, Preprocessing, RawData, ReadOptions, ResizeMode, Split
+from sepnet.data._types import MAX_SIDE, Dataset, Place, Preprocessing, RawData, ReadOptions, ResizeMode, Split
 from sepnet.errors import ConfigError, DataNotFoundError, UnknownNameError, one_line
 
 __all__ = ["load_dataset"]
@@ -74,20 +74,21 @@ def load_dataset(
     _check_options(seed, size, val_fraction, channels, mode)
     text = os.fspath(name_or_path)
     options = ReadOptions(size, channels, mode, on_bad, cache_dir, progress)
-    found_in = None
+    place = Place()
     if text.startswith(PREFIX):
         raw, name = _renumbered(read_hub(text, options), classes), text
     elif _is_path(text):
         raw, name = read_folder(Path(text), options, whole=whole, classes=classes), one_line(Path(text).resolve().name)
+        place = Place(folder=Path(text))
     else:
         raw, name = _renumbered(replace(datasets.get(text).read(data_dir, options), mode=mode), classes), text
-        found_in = os.fspath(data_dir)
+        place = Place(data_dir=data_dir)
     fingerprint = raw.fingerprint or _fingerprint(raw)
     raw = _convert(raw, size, channels)
-    return _dataset(name, raw if whole else _carve_splits(raw, val_fraction, seed), fingerprint, found_in)
+    return _dataset(name, raw if whole else _carve_splits(raw, val_fraction, seed), fingerprint, place)
 
 
-def _dataset(name: str, raw: RawData, fingerprint: str, data_dir: str | None) -> Dataset:
+def _dataset(name: str, raw: RawData, fingerprint: str, place: Place) -> Dataset:
     return Dataset(
         name=name,
         title=raw.title,
@@ -99,7 +100,7 @@ def _dataset(name: str, raw: RawData, fingerprint: str, data_dir: str | None) ->
         fingerprint=_with_settings(fingerprint, raw),
         notes=raw.notes,
         characters=raw.characters,
-        data_dir=data_dir,
+        place=place,
     )
 
 

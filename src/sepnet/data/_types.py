@@ -214,6 +214,14 @@ class RawData:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a data set's files lie, as it was named: an image folder, or the folder of the registered data sets."""
+
+    folder: Path | None = None
+    data_dir: Path | None = None
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data set ready for training.
 
@@ -228,7 +236,7 @@ class Dataset:
         fingerprint: hex sha256 over contents, labels, class names and size; independent of the seed and of where the files lie.
         notes: lines the user should read (skipped files, splits that could not be stratified, ...).
         characters: see ``RawData``.
-        data_dir: of a registered data set, the folder its files were looked for in, as it was named.
+        place: where its files were found.
     """
 
     name: str
@@ -241,4 +249,4 @@ class Dataset:
     fingerprint: str
     notes: tuple[str, ...] = ()
     characters: bool = False
-    data_dir: str | None = None
+    place: Place = Place()

@@ -88,7 +88,8 @@ def create_model(
     entry = models.get(name)
     unknown = sorted(set(options) - set(entry.options))
     if unknown:
-        raise ConfigError(f"model {name} has no option '{one_line(unknown[0])}'; it has: {', '.join(entry.options)}")
+        own = [option for option in entry.options if option not in ("num_classes", "in_channels")]
+        raise ConfigError(f"model {name} has no option '{one_line(unknown[0])}'; it has: {', '.join(own)}")
     if out_indices is not None and not features_only:
         raise ConfigError("out_indices needs features_only=True")
     try:

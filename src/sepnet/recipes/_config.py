@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from sepnet.data import AugmentConfig
 from sepnet.engine import FitConfig, atomic_write
@@ -35,6 +35,16 @@ OTHER_NAMES = {
 }
 
 
+# options of a network that are no choice of the user's here
+OF_THE_DATA = {
+    "num_classes": "leave it away",
+    "in_channels": "leave it away",
+    "input_size": "for images of another size there is --size",
+}
+# a setting whose flag has another name
+FLAGS = {"model_options": "model_kwargs"}
+
+
 class _Loader(yaml.SafeLoader):
     """Without anchors: a few lines of them stand for more values than fit into memory, and no configuration needs one."""
 
@@ -53,6 +63,14 @@ class TrainConfig(FitConfig, AugmentConfig):
     recipe: str = Field(default="auto", description="name of the recipe the run began from")
     size: int | None = Field(default=None, ge=4, le=1024, description="side of the images in pixels; None: the data set's own")
     val_fraction: float = Field(default=0.1, ge=0, lt=0.9, description="part of the training data held out for validation")
+
+    @field_validator("model_options")
+    @classmethod
+    def _not_the_datas(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for key, remedy in OF_THE_DATA.items():
+            if key in options:
+                raise ValueError(f"{key} follows from the data; {remedy}")
+        return options
 
 
 def merge(base: TrainConfig, changes: Mapping[str, Any], where: str | None = None) -> TrainConfig:
@@ -79,7 +97,7 @@ def merge(base: TrainConfig, changes: Mapping[str, Any], where: str | None = Non
         name = ".".join(str(part) for part in first["loc"]) or "configuration"
         value = f" (got {one_line(first['input'], 60)})" if first["loc"] else ""
         reason = one_line(first["msg"].removeprefix("Value error, "))
-        place = f"{where}: {name}" if where else f"--{name.replace('_', '-')}"
+        place = f"{where}: {name}" if where else f"--{FLAGS.get(name, name).replace('_', '-')}"
         raise ConfigError(f"{place}: {reason}{value}") from error
 
 
