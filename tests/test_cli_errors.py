@@ -153,6 +153,15 @@ def test_data_set_that_is_not_there() -> None:
 
 def test_two_lengths() -> None:
     assert "give one of them" in error_of("train", "digits", "--epochs", 2, "--iterations", 20)
+    Path("both.yaml").write_text("epochs: 3\niterations: 4\n")
+    assert "both.yaml: epochs and iterations" in error_of("train", "digits", "--config", "both.yaml")
+
+
+@pytest.mark.parametrize("key", ["num_classes", "in_channels", "input_size"])
+def test_options_that_follow_from_the_data(key: str) -> None:
+    for words in (("train", "digits", "--model-kwargs", f"{key}=5"), ("compare", f"multiscale_concat:{key}=5", "--data", "digits")):
+        assert f"{key} follows from the data" in error_of(*words)
+    assert f"--model-kwargs {key}: it is set by --" in error_of("info", "multiscale_concat", "--model-kwargs", f"{key}=5")
 
 
 def test_unknown_data_set() -> None:

@@ -69,6 +69,14 @@ def test_report_only_draws_what_is_recorded_and_runs_nothing(tmp_path: Path) -> 
     assert "(1 of 2)" in table
 
 
+def test_a_report_of_some_runs_keeps_the_others(tmp_path: Path) -> None:
+    invoke("reproduce", "small", "--seeds", 2, "--models", "mobilenet_units")
+    table = tmp_path / "runs/small/table-1.md"
+    before = table.read_text()
+    invoke("reproduce", "small", "--seeds", 1, "--models", "mobilenet_units", "--recipes", "plain", "--report-only")
+    assert table.read_text() == before
+
+
 def test_a_run_killed_before_its_record_is_not_run_again(tmp_path: Path) -> None:
     words = ("reproduce", "small", "--seeds", 1, "--recipes", "plain", "--models", "mobilenet_units")
     folder, kept = tmp_path / "runs/small/digits-mobilenet_units-plain-seed0", tmp_path / "last.pt"

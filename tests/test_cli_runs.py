@@ -294,6 +294,12 @@ def test_predict_csv(run: Path, images: Path) -> None:
 
 def test_predict_of_what_is_not_there(run: Path, tmp_path: Path) -> None:
     assert "none.png does not exist" in error_of("predict", run, "none.png")
+    Image.new("L", (8, 8), 9).save(tmp_path / "there.png")
+    result = invoke("predict", run, "none.png", "there.png", "--json", exit_code=2)
+    found = json.loads(result.stdout)
+    assert [entry["path"] for entry in found["predictions"]] == ["there.png"]
+    assert "none.png does not exist" in result.stderr
+    assert "batch" not in error_of("predict", run, "there.png", "--top", 0)
     assert "choose one" in error_of("predict", run, "none.png", "--csv", "--json")
     assert "--top" in error_of("predict", run, ".", "--top", 0)
     assert "finished run" in error_of("predict", "nowhere", ".")

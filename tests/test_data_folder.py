@@ -149,7 +149,7 @@ def test_hidden_files_and_others_are_passed_over(tmp_path: Path, load: Load) -> 
     data = load(root)
     assert data.classes == ("cat", "dog")
     assert len(data.train) + len(data.val or []) + len(data.test or []) == 40
-    assert any("1 file(s) that are not images" in note for note in data.notes)
+    assert any("1 file(s) of no type that is read" in note for note in data.notes)
 
 
 def test_links_out_of_the_root_are_not_followed(tmp_path: Path, load: Load) -> None:

@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -46,24 +47,24 @@ def predict(
 
     Raises:
         CheckpointError: the run is not finished or damaged.
-        DataNotFoundError: a source that does not exist, or holds no image.
+        DataNotFoundError: no source holds any image. One of several that does not exist becomes a ``Prediction`` with an error.
         DataError: a folder that cannot be read.
         ConfigError: ``top`` or ``batch_size`` below 1.
     """
-    if top < 1 or batch_size < 1:
-        raise ConfigError(f"--top and --batch-size must be at least 1, got {min(top, batch_size)}")
+    for name, value in (("top", top), ("batch-size", batch_size)):
+        if value < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {value}")
     release = run if isinstance(run, Release) else load_release(Path(run))
-    files = find_images([sources] if isinstance(sources, str | Path) else sources)
-    return _predictions(release, files, min(top, len(release.classes)), batch_size, device)
+    files, missing = find_images([sources] if isinstance(sources, str | Path) else sources)
+    if not files:
+        raise DataNotFoundError("; ".join(str(absent.error) for absent in missing) or "name at least one image to classify")
+    return chain(missing, _predictions(release, files, min(top, len(release.classes)), batch_size, device))
 
 
-def find_images(sources: Sequence[str | Path]) -> list[Path]:
-    """The files that ``sources`` name, each once, folders and patterns in alphabetical order.
-
-    Raises:
-        DataNotFoundError: a source that names nothing.
-    """
+def find_images(sources: Sequence[str | Path]) -> tuple[list[Path], list[Prediction]]:
+    """The files that ``sources`` name, each once, folders and patterns in alphabetical order; and the sources that name nothing."""
     found: dict[Path, None] = {}
+    missing: list[Prediction] = []
     for source in sources:
         path = Path(source)
         if path.is_dir():
@@ -74,9 +75,9 @@ def find_images(sources: Sequence[str | Path]) -> list[Path]:
             files = sorted(Path(m) for m in glob.glob(str(source), recursive=True) if Path(m).is_file())  # noqa: PTH207
         if not files:
             what = "holds no image files" if path.is_dir() else "does not exist, and no file matches it"
-            raise DataNotFoundError(f"{one_line(source)} {what}")
+            missing.append(Prediction(path, (), f"{one_line(source)} {what}"))
         found.update(dict.fromkeys(files))
-    return list(found)
+    return list(found), missing
 
 
 def _walk(root: Path) -> Iterator[Path]:

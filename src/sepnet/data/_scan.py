@@ -115,6 +115,7 @@ class _Walker:
         self.skipped: Counter[str] = Counter()
         self.runs: list[str] = []
         self.hidden: list[str] = []
+        self.empty: list[str] = []
 
     def collect(self, parts: Iterable[_Part]) -> None:
         """The images of all class folders of ``parts``."""
@@ -128,6 +129,8 @@ class _Walker:
             if self._collect(entry.path, walk):
                 self.found += [_Found(split, entry.name, path, stamp) for path, stamp in walk.files]
                 self.skipped += walk.skipped
+                if not walk.files:
+                    self.empty.append(os.path.relpath(entry.path, self.root))
             else:
                 self.runs.append(os.path.relpath(entry.path, self.root))
 
@@ -181,6 +184,8 @@ class _Walker:
             lines.append(
                 f"{len(self.runs)} folder(s) that hold runs of sepnet are no classes and were passed over: {some(self.runs)}"
             )
+        if self.empty:
+            lines.append(f"{len(self.empty)} folder(s) without any image that can be read are no classes: {some(self.empty)}")
         if self.hidden:
             lines.append(f"{len(self.hidden)} hidden folder(s) with images were passed over: {some(self.hidden)}")
         if self.skipped["outside"]:
@@ -188,7 +193,7 @@ class _Walker:
         if self.skipped["circular"]:
             lines.append(f"{self.skipped['circular']} link(s) to a folder above them or of another class were not followed")
         if self.skipped["ignored"]:
-            lines.append(f"{self.skipped['ignored']} file(s) that are not images were passed over")
+            lines.append(f"{self.skipped['ignored']} file(s) of no type that is read were passed over")
         return lines
 
 
