@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,6 +92,7 @@ def plan(
     output: Path | str | None = None,
     device: str = "auto",
     measure: bool = True,
+    timing: Callable[[str], None] | None = None,
 ) -> Plan:
     """Settle what is to be run, what is done already, and how long the rest takes on this machine.
 
@@ -101,6 +102,7 @@ def plan(
         recipes, models: only these; none is all. A network's name stands for all rows of it.
         budget: share of each run's iterations, above 0 and at most 1; the schedule is scaled, and the records are kept apart.
         measure: time a few steps of each network that is still to run; without it ``seconds`` is empty.
+        timing: called with the name of each, before.
 
     Raises:
         ConfigError: a number, recipe or network the paper does not have, or nothing that can be run (with the reason).
@@ -134,7 +136,7 @@ def plan(
         done=done,
         speed=speed,
         speed_todo=todo,
-        seconds=_expected(experiments, done, data, device) if measure else {},
+        seconds=_expected(experiments, done, data, device, timing) if measure else {},
         speed_seconds=sum(expected_seconds(test, device) for test in todo) if measure else 0.0,
         blocked=tuple(dict.fromkeys(lacking.values())),
         output=folder,
@@ -257,7 +259,13 @@ def _sources(paper: Paper, needed: Sequence[tuple[str, int]]) -> list[tuple[int 
     return [(table, data, rows) for table, data, rows in [*found, *own] if data is not None]
 
 
-def _expected(experiments: Sequence[Experiment], done: frozenset[str], data_dir: Path, device: str) -> dict[str, float]:
+def _expected(
+    experiments: Sequence[Experiment],
+    done: frozenset[str],
+    data_dir: Path,
+    device: str,
+    timing: Callable[[str], None] | None,
+) -> dict[str, float]:
     once: dict[tuple[str, str, str], float] = {}
     seconds: dict[str, float] = {}
     for e in experiments:
@@ -265,6 +273,8 @@ def _expected(experiments: Sequence[Experiment], done: frozenset[str], data_dir:
             continue
         kind = (e.config.data, e.row, e.recipe)
         if kind not in once:
+            if timing is not None:
+                timing(f"{e.config.data}, {e.row}, {e.recipe}")
             once[kind] = seconds_per_run(e.config, dataset_of(e.config, data_dir), device)
         seconds[e.key] = once[kind]
     return seconds

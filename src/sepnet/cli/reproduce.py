@@ -87,6 +87,7 @@ def reproduce(
         output=output,
         device=device,
         measure=not report_only,
+        timing=lambda name: console(stderr=True).print(f"timing a few steps: {name}", style="dim", soft_wrap=True),
     )
     _show_plan(out, agreed)
     files = _files(agreed, device, dry_run, report_only)
