@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,6 +55,16 @@ def test_mean_and_sample_standard_deviation():
     assert mean_sd([70.0]).sd is None
     with pytest.raises(ValueError, match="no values"):
         mean_sd([])
+
+
+def test_a_part_of_the_classes_is_not_set_beside_the_paper():
+    runs = [record(a, seed=s) for s, a in enumerate((70.0, 72.0, 74.0))]
+    whole, part = (markdown(replace(row(plain=runs), classes=number)) for number in (3, 200))
+    assert "+0.50" in whole
+    assert "+0.50" not in part
+    assert "72.00" in part
+    assert "3 of 200 classes" in part
+    assert "200 classes" not in whole
 
 
 def test_row_of_complete_incomplete_and_missing_cells():

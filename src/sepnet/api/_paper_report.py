@@ -117,6 +117,7 @@ def _scores(plan: Plan, table: PaperTable, title: str, found: Mapping[str, RunRe
                 runs={r: _runs(plan, table.data, name, r, found) for r in plan.recipes},
                 published_ms=published.ms_per_image,
                 speed=[record for test in tests for record in speed_records(test, plan.output)],
+                classes=table.classes,
             )
         )
     recipes = {r: plan.paper.recipes[r] for r in plan.recipes}

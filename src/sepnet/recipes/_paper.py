@@ -56,6 +56,7 @@ class PaperTable:
         speed: also a column of time.
         layers: a table without data shows the layers of its networks, not the counts of units.
         notes: what its reader must know.
+        classes: of the whole data set, where a part of it may be at hand.
     """
 
     number: int
@@ -67,6 +68,7 @@ class PaperTable:
     speed: Speed | None = None
     layers: bool = False
     notes: tuple[str, ...] = ()
+    classes: int | None = None
 
 
 @dataclass(frozen=True)

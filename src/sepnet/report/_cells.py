@@ -31,6 +31,7 @@ class PaperRow:
         runs: the records of each recipe, one a seed; a recipe may be absent.
         published_ms: milliseconds an image as printed.
         speed: measurements of speed, one a device.
+        classes: of the paper's data; runs on a part of them are marked, and no difference is taken. None: any number will do.
     """
 
     label: str
@@ -43,6 +44,7 @@ class PaperRow:
     runs: Mapping[str, Sequence[RunRecord]] = field(default_factory=dict)
     published_ms: float | None = None
     speed: Sequence[SpeedRecord] = ()
+    classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,16 @@ def _cell(row: PaperRow, recipe: str, metrics: Sequence[Metric], iterations: int
     budgets = distinct(f"{run.iterations} x {run.config.get('batch_size')}" for run in runs)
     if len(budgets) > 1:
         raise ConfigError(f"{where}: runs of different length ({_listed(budgets)}) have no common mean; give those of one length")
+    part = row.classes is not None and any(run.classes != row.classes for run in runs)
+    notes = [f"{runs[0].classes} of {row.classes} classes, not to be set beside the paper"] if part else []
+    if runs and (budget := _budget_note(runs[0], iterations, batch_size)):
+        notes.append(budget)
     return Cell(
         runs=runs,
         values={metric: tuple(metric.of(run.result["test"]) for run in runs) for metric in wanted},
-        published=row.published,
+        published={} if part else row.published,
         minutes=statistics.fmean(run.seconds for run in runs) / 60 if runs else None,
-        note=_budget_note(runs[0], iterations, batch_size) if runs else None,
+        note=", ".join(notes) or None,
     )
 
 
