@@ -13,7 +13,7 @@ from sepnet.api._estimate import seconds_per_run
 from sepnet.api._evaluate import Evaluation, evaluate
 from sepnet.api._experiment import Experiment
 from sepnet.api._paper_report import write_report
-from sepnet.api._plan import Plan, plan
+from sepnet.api._plan import Plan, plan, timed
 from sepnet.api._predict import Prediction, predict
 from sepnet.api._release import Release, load_release, save_release
 from sepnet.api._reproduce import Listener, reproduce
@@ -50,6 +50,7 @@ __all__ = [
     "run_training",
     "save_release",
     "seconds_per_run",
+    "timed",
     "train",
     "write_report",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sepnet.api._estimate import seconds_per_run
@@ -15,7 +15,7 @@ from sepnet.models import model_card
 from sepnet.recipes import Paper, papers
 from sepnet.report import RunRecord, hardware
 
-__all__ = ["Plan", "plan", "records"]
+__all__ = ["Plan", "plan", "records", "timed"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Plan:
         done: keys of the experiments whose record exists already.
         speed: every measurement of speed behind them.
         speed_todo: those that have no record for the device at hand.
-        seconds: expected seconds of each experiment still to run, by key, measured on this machine.
-        speed_seconds: expected seconds of the measurements of speed, together.
+        seconds: expected seconds of each experiment still to run, by key, once they are measured (``timed``).
+        speed_seconds: expected seconds of the measurements of speed, together; likewise.
         blocked: one line for each table or figure that cannot be made, or not in full, and why.
         output: where records, tables and figures go.
         work: where the runs' own folders go.
@@ -50,12 +50,12 @@ class Plan:
     done: frozenset[str]
     speed: tuple[SpeedTest, ...]
     speed_todo: tuple[SpeedTest, ...]
-    seconds: dict[str, float]
-    speed_seconds: float
     blocked: tuple[str, ...]
     output: Path
     work: Path
     data_dir: Path
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    speed_seconds: float = 0.0
 
     @property
     def todo(self) -> tuple[Experiment, ...]:
@@ -91,8 +91,6 @@ def plan(
     data_dir: Path | str = "data",
     output: Path | str | None = None,
     device: str = "auto",
-    measure: bool = True,
-    timing: Callable[[str], None] | None = None,
 ) -> Plan:
     """Settle what is to be run, what is done already, and how long the rest takes on this machine.
 
@@ -101,8 +99,6 @@ def plan(
         seeds: runs of each network and recipe, seeds 0 .. seeds - 1.
         recipes, models: only these; none is all. A network's name stands for all rows of it.
         budget: share of each run's iterations, above 0 and at most 1; the schedule is scaled, and the records are kept apart.
-        measure: time a few steps of each network that is still to run; without it ``seconds`` is empty.
-        timing: called with the name of each, before.
 
     Raises:
         ConfigError: a number, recipe or network the paper does not have, or nothing that can be run (with the reason).
@@ -120,8 +116,7 @@ def plan(
     items = [(kind, n) for kind, n in _items(wanted_tables, wanted_figures) if (kind, n) not in lacking]
     experiments = _experiments(chosen, items, kept_recipes, kept_models, seeds, budget)
     done = frozenset(e.key for e in experiments if recorded(e, folder, data) is not None)
-    recorded_too = _experiments(chosen, items, tuple(chosen.recipes), _rows(chosen, ()), _seeds_recorded(folder, seeds), budget)
-    asked = {e.key for e in experiments}
+    every = _experiments(chosen, items, tuple(chosen.recipes), _rows(chosen, ()), _seeds_recorded(folder, seeds), budget)
     todo = _unmeasured(speed := speed_tests(chosen, open_tables, kept_models), folder, device)
     return Plan(
         paper=chosen,
@@ -132,16 +127,34 @@ def plan(
         seeds=seeds,
         budget=budget,
         experiments=experiments,
-        reported=tuple(e for e in recorded_too if e.key in asked or recorded(e, folder, data) is not None),
+        reported=tuple(e for e in every if e in experiments or recorded(e, folder, data) is not None),
         done=done,
         speed=speed,
         speed_todo=todo,
-        seconds=_expected(experiments, done, data, device, timing) if measure else {},
-        speed_seconds=sum(expected_seconds(test, device) for test in todo) if measure else 0.0,
         blocked=tuple(dict.fromkeys(lacking.values())),
         output=folder,
         work=Path("runs") / chosen.name,
         data_dir=data,
+    )
+
+
+def timed(agreed: Plan, device: str = "auto", before: Callable[[str], None] | None = None) -> Plan:
+    """The plan with the expected times, from a few timed steps of each network that is still to run.
+
+    Args:
+        before: called with the name of what is timed next.
+    """
+    once: dict[tuple[str, str, str], float] = {}
+    for e in agreed.todo:
+        kind = (e.config.data, e.row, e.recipe)
+        if kind not in once:
+            if before is not None:
+                before(", ".join(kind))
+            once[kind] = seconds_per_run(e.config, dataset_of(e.config, agreed.data_dir), device)
+    return replace(
+        agreed,
+        seconds={e.key: once[e.config.data, e.row, e.recipe] for e in agreed.todo},
+        speed_seconds=sum(expected_seconds(test, device) for test in agreed.speed_todo),
     )
 
 
@@ -257,27 +270,6 @@ def _sources(paper: Paper, needed: Sequence[tuple[str, int]]) -> list[tuple[int 
     found = [(n, paper.tables[n].data, list(paper.tables[n].rows)) for n in sorted(tables)]
     own = [(None, figure.data, list(figure.rows)) for figure in figures if figure.table is None]
     return [(table, data, rows) for table, data, rows in [*found, *own] if data is not None]
-
-
-def _expected(
-    experiments: Sequence[Experiment],
-    done: frozenset[str],
-    data_dir: Path,
-    device: str,
-    timing: Callable[[str], None] | None,
-) -> dict[str, float]:
-    once: dict[tuple[str, str, str], float] = {}
-    seconds: dict[str, float] = {}
-    for e in experiments:
-        if e.key in done:
-            continue
-        kind = (e.config.data, e.row, e.recipe)
-        if kind not in once:
-            if timing is not None:
-                timing(f"{e.config.data}, {e.row}, {e.recipe}")
-            once[kind] = seconds_per_run(e.config, dataset_of(e.config, data_dir), device)
-        seconds[e.key] = once[kind]
-    return seconds
 
 
 def _seeds_recorded(output: Path, least: int) -> int:

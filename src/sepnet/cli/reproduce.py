@@ -86,9 +86,8 @@ def reproduce(
         data_dir=data_dir,
         output=output,
         device=device,
-        measure=not report_only,
-        timing=lambda name: console(stderr=True).print(f"timing a few steps: {name}", style="dim", soft_wrap=True),
     )
+    agreed = agreed if report_only else api.timed(agreed, device, _tell_timing)
     _show_plan(out, agreed)
     files = _files(agreed, device, dry_run, report_only)
     if json:
@@ -96,6 +95,10 @@ def reproduce(
     elif files:
         out.line()
         out.facts([("written", one_line(file)) for file in files])
+
+
+def _tell_timing(name: str) -> None:
+    console(stderr=True).print(f"timing a few steps: {name}", style="dim", soft_wrap=True)
 
 
 def _files(agreed: Plan, device: str, dry_run: bool, report_only: bool) -> list[Path]:
