@@ -33,6 +33,7 @@ __all__ = [
     "Report",
     "command",
     "common_options",
+    "earlier",
     "figures_of",
     "in_turns",
     "keep",
@@ -250,6 +251,22 @@ class Report:
             rows = ",\n".join("    " + json.dumps(row, ensure_ascii=False) for row in self.figures)
             return f'{text},\n  "figures": [\n{rows}\n  ]\n}}\n'
         return json.dumps(content | {"figures": self.figures}, indent=2, ensure_ascii=False) + "\n"
+
+
+def earlier(folder: Path | None, name: str, args: argparse.Namespace, free: Sequence[str]) -> Any:
+    """The figures of an earlier call with the same code, PyTorch, machine and options, those that are ``free`` aside; else None."""
+    path = Path(folder or "", f"{name}.json")
+    if folder is None or not path.exists():
+        return None
+    any_ = dict.fromkeys(free)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        here = environment(torch.device("cpu"), "").model_dump()
+        same = content["options"] | any_ == settings(args) | any_
+        same &= all(content["environment"][key] == here[key] for key in ("commit", "torch", "processor", "cores"))
+        return content["figures"] if same else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def keep(report: Report, folder: Path | None) -> list[Path]:

@@ -25,14 +25,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from _bench import Report, common_options, keep, method, set_up, settings, write
-from sepnet.report import environment, markdown_table, mean_sd
+from _bench import Report, common_options, earlier, keep, method, set_up, settings, write
+from sepnet.report import markdown_table, mean_sd
 
 NAME = "same_accuracy"
 KERNELS = {"native": "kernels", "reference": "PyTorch's operations"}
 PRECISIONS = ("fp32", "bf16")
+BUDGET = 5_000  # iterations of the recipe
 
 Run = dict[str, Any]
 
@@ -75,22 +74,6 @@ def trained(run: Run, args: argparse.Namespace) -> Run:
     if (computed == "PyTorch") != (run["kernels"] == "reference"):
         raise SystemExit(f"{NAME}: asked for the {run['kernels']} path, '{computed}' has served; see sepnet info --kernels")
     return run | {"accuracy": round(record["result"]["val"]["accuracy"], 3), "data": record["data_title"], "computed": computed}
-
-
-def kept(args: argparse.Namespace) -> list[Run]:
-    """Runs of an earlier call with the same settings, code, PyTorch and machine."""
-    path = args.output / f"{NAME}.json" if args.output else None
-    if path is None or not path.exists():
-        return []
-    free = {"seeds": 0, "models": []}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        here = environment(torch.device("cpu"), "").model_dump()
-        same = content["options"] | free == settings(args) | free
-        same &= all(content["environment"][key] == here[key] for key in ("commit", "torch", "processor"))
-        return list(content["figures"]) if same else []
-    except (ValueError, KeyError, TypeError):
-        return []
 
 
 def difference(runs: Sequence[Run], model: str, precision: str) -> tuple[float, float] | None:
@@ -136,8 +119,9 @@ def headline(runs: Sequence[Run], models: Sequence[str]) -> list[str]:
 
 def report(runs: Sequence[Run], args: argparse.Namespace, machine: Mapping[str, Any]) -> Report:
     asked = [run for run in runs if run["model"] in args.models]
+    budget = f"; a reduced budget, {BUDGET:,} in the recipe" if args.iterations < BUDGET else ""
     sections = [
-        f"Data: {asked[0]['data']}. {args.iterations} iterations of 128, a reduced budget: the paper trains 5,000.",
+        f"Data: {asked[0]['data']}. {args.iterations:,} iterations of the recipe's batch{budget}.",
         "Validation accuracy in percent, mean ± standard deviation (number of seeds).",
         table(asked, args.models),
     ]
@@ -157,7 +141,7 @@ def report(runs: Sequence[Run], args: argparse.Namespace, machine: Mapping[str, 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     machine = set_up(args)
-    runs = kept(args)
+    runs: list[Run] = earlier(args.output, NAME, args, ("seeds", "models")) or []
     done = [{key: run[key] for key in ("model", "precision", "kernels", "seed")} for run in runs]
     missing = [run for run in wanted(args) if run not in done]
     for number, run in enumerate(missing, 1):

@@ -15,7 +15,6 @@ With --output, a finished seed is kept: the same command continues with the seed
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,11 +22,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from _bench import Report, common_options, method, set_up, settings, threads_suffix, write
+from _bench import Report, common_options, earlier, method, set_up, settings, threads_suffix, write
 from _workers import Worker, WorkerError, worker
-from sepnet.report import environment, markdown_table, mean_sd
+from sepnet.report import markdown_table, mean_sd
 
 OURS, PLAIN = "sepnet", "PyTorch"
 JOBS = {OURS: "ours", PLAIN: "plain"}
@@ -91,18 +88,9 @@ def _one_interval(runner: Worker, run: dict[str, Any], target: float, last: int)
 
 
 def kept(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Runs of an earlier call with the same settings, code, PyTorch and machine, and the facts they stand on."""
-    path = args.output / f"{name_of(args)}.json" if args.output else None
-    if path is None or not path.exists():
-        return [], {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        here = environment(torch.device("cpu"), "").model_dump()
-        same = {**content["options"], "seeds": 0} == {**settings(args), "seeds": 0}
-        same &= all(content["environment"][key] == here[key] for key in ("commit", "torch", "processor", "cores"))
-        return (content["figures"]["runs"], content["figures"]["facts"]) if same else ([], {})
-    except (ValueError, KeyError, TypeError):
-        return [], {}
+    """Runs of an earlier call that this one continues, and the facts they stand on."""
+    figures = earlier(args.output, name_of(args), args, ("seeds",)) or {}
+    return figures.get("runs", []), figures.get("facts", {})
 
 
 def name_of(args: argparse.Namespace) -> str:

@@ -185,7 +185,9 @@ class _Walker:
                 f"{len(self.runs)} folder(s) that hold runs of sepnet are no classes and were passed over: {some(self.runs)}"
             )
         if self.empty:
-            lines.append(f"{len(self.empty)} folder(s) without any image that can be read are no classes: {some(self.empty)}")
+            lines.append(
+                f"{len(self.empty)} folder(s) without any image of a type that is read were passed over: {some(self.empty)}"
+            )
         if self.hidden:
             lines.append(f"{len(self.hidden)} hidden folder(s) with images were passed over: {some(self.hidden)}")
         if self.skipped["outside"]:
