@@ -164,6 +164,12 @@ def test_options_that_follow_from_the_data(key: str) -> None:
     assert f"--model-kwargs {key}: it is set by --" in error_of("info", "multiscale_concat", "--model-kwargs", f"{key}=5")
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "a/" * 3000])
+def test_names_that_no_file_system_takes(name: str) -> None:
+    assert "too long" in error_of("train", name)
+    assert "too long" in error_of("train", "mnist", "--data-dir", name)
+
+
 def test_unknown_data_set() -> None:
     assert "did you mean digits" in error_of("train", "digit")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -73,6 +74,7 @@ def load_dataset(
     """
     _check_options(seed, size, val_fraction, channels, mode)
     text = os.fspath(name_or_path)
+    _check_names(text, data_dir)
     options = ReadOptions(size, channels, mode, on_bad, cache_dir, progress)
     place = Place()
     if text.startswith(PREFIX):
@@ -129,6 +131,18 @@ def _check_options(seed: int, size: int | None, val_fraction: float, channels: i
         raise ConfigError(f"channels must be 1 or 3, got {channels}")
     if mode not in get_args(ResizeMode):
         raise ConfigError(f"resize mode must be {' or '.join(get_args(ResizeMode))}, got {one_line(mode)}")
+
+
+def _check_names(*paths: str | Path) -> None:
+    """Refuse names that no file system takes: asked whether such a file exists, Python raises instead of saying no."""
+    for path in paths:
+        try:
+            os.lstat(path)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise DataNotFoundError(f"no folder or data set {one_line(path, 60)}: the name is too long") from error
+        except ValueError as error:
+            raise DataNotFoundError(f"no folder or data set {one_line(path, 60)}: {one_line(error)}") from error
 
 
 def _is_path(text: str) -> bool:
