@@ -199,7 +199,15 @@ def test_a_value_that_cannot_be_used(words: list[str], hint: str) -> None:
     assert hint in error_of("train", "digits", "--iterations", "2", *words)
 
 
-@pytest.mark.parametrize(("text", "hint"), [("epoch: 3", "did you mean epochs"), ("- 1", "key: value"), ("a: [", "not valid YAML")])
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("epoch: 3", "did you mean epochs"),
+        ("- 1", "key: value"),
+        ("a: [", "not valid YAML"),
+        ("lr: 1\nlr: 2", "stands there twice"),
+    ],
+)
 def test_a_configuration_that_cannot_be_used(text: str, hint: str, tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text(text)
     line = error_of("train", "digits", "--config", "my.yaml")

@@ -11,36 +11,13 @@ import pytest
 from cli_runner import error_of, invoke
 from sepnet.data import TrainLoader
 from sepnet.engine import Interrupted
-from sepnet.recipes import Figure, Paper, PaperTable, Published, TrainConfig, papers
-
-
-def configure(data: str, model: str, recipe: str, seed: int) -> TrainConfig:
-    return TrainConfig(
-        data=data,
-        model=model,
-        model_options={"units": [8, 16]},
-        iterations=20,
-        batch_size=32,
-        eval_every=10,
-        seed=seed,
-        lr=0.05 if recipe == "plain" else 0.1,
-        val_fraction=0.0,
-        amp="off",
-    )
+from sepnet.recipes import papers
+from small_paper import small_paper
 
 
 @pytest.fixture(autouse=True)
 def _small_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = {"multiscale_concat": Published("method 1", 90.0, 70), "mobilenet_units": Published("MobileNet", 80.0, 40)}
-    paper = Paper(
-        name="small",
-        title="A small paper",
-        reference="Nobody 2018",
-        tables={1: PaperTable(1, "digits", "digits", rows), 3: PaperTable(3, "absent", "mnist", rows, "there is no reader yet")},
-        figures={2: Figure(2, "digits: accuracy against iterations", 1)},
-        recipes={"plain": "plain", "modern": "modern"},
-        configure=configure,
-    )
+    paper = small_paper()
     monkeypatch.setattr(papers, "get", lambda _: paper)
     monkeypatch.chdir(tmp_path)
 

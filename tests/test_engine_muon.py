@@ -115,3 +115,29 @@ def test_learns() -> None:
     result = run(config(opt="muon", iterations=100, sched="triangular"), evaluation=Synthetic(seed=1, batches=20))
     assert result.last is not None
     assert result.last.accuracy > 90
+
+
+def test_matrices_of_one_shape_go_through_together() -> None:
+    matrices = torch.randn(3, 12, 40)
+    together = orthogonalise(matrices)
+    for one, stacked in zip(matrices, together, strict=True):
+        torch.testing.assert_close(orthogonalise(one), stacked, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("opt", ["muon", "sgd", "adam", "adamw"])
+def test_a_learning_rate_that_is_a_tensor_is_that_number(opt: str) -> None:
+    """As a recorded step has it, on a GPU."""
+    results = []
+    for as_tensor in (False, True):
+        torch.manual_seed(0)
+        model = network()
+        optimizer = build_optimizer(model, config(opt=opt))
+        if as_tensor:
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(group["lr"])
+        for step in range(3):
+            model(torch.full((2, 2, 6, 6), 0.1 * step + 0.1)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append([p.detach().clone() for p in model.parameters()])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)

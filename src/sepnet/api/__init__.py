@@ -12,6 +12,7 @@ from sepnet.api._compare_plan import ComparePlan, Contender, NamedNetwork, Trial
 from sepnet.api._estimate import seconds_per_run
 from sepnet.api._evaluate import Evaluation, evaluate
 from sepnet.api._experiment import Experiment
+from sepnet.api._jobs import check_jobs
 from sepnet.api._paper_report import write_report
 from sepnet.api._plan import Plan, plan, timed
 from sepnet.api._predict import Prediction, predict
@@ -38,6 +39,7 @@ __all__ = [
     "SpeedTest",
     "Trial",
     "build_model",
+    "check_jobs",
     "compare",
     "evaluate",
     "load_release",

@@ -18,6 +18,8 @@ from sepnet.cli._registry import command
 from sepnet.errors import one_line
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sepnet.api import Experiment, Plan, SpeedTest
     from sepnet.engine import Reporter
     from sepnet.report import RunRecord, SpeedRecord
@@ -33,6 +35,19 @@ Budget = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", rich_help_panel=flag.RUN, help="Only say what would run, and how long.")]
+ReportOnly = Annotated[
+    bool, typer.Option("--report-only", rich_help_panel=flag.RUN, help="Run nothing: draw tables and figures from the records.")
+]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs",
+        metavar="N",
+        rich_help_panel=flag.MACHINE,
+        help="Runs at a time, in processes that share the threads or the GPU.",
+        show_default=True,
+    ),
+]
 
 
 @command("reproduce", order=4, example="sepnet reproduce wang2018 --table 4 --seeds 3 --data-dir data")
@@ -62,11 +77,10 @@ def reproduce(
         typer.Option("--output", metavar="DIR", rich_help_panel=flag.RUN, help="Folder of tables and records; else runs/PAPER."),
     ] = None,
     dry_run: DryRun = False,
-    report_only: Annotated[
-        bool, typer.Option("--report-only", rich_help_panel=flag.RUN, help="Run nothing: draw tables and figures from the records.")
-    ] = False,
+    report_only: ReportOnly = False,
     json: flag.Json = False,
     device: flag.Device = "auto",
+    jobs: Jobs = 1,
 ) -> None:
     """Run a paper's experiments and write its tables and figures, the paper's number beside the measured one.
 
@@ -75,6 +89,7 @@ def reproduce(
     from sepnet import api
 
     out = Output(json)
+    api.check_jobs(jobs)
     agreed = api.plan(
         paper,
         tables=numbers(table or (), "--table"),
@@ -88,10 +103,10 @@ def reproduce(
         device=device,
     )
     agreed = agreed if report_only else api.timed(agreed, device, _tell_timing)
-    _show_plan(out, agreed)
-    files = _files(agreed, device, dry_run, report_only)
+    _show_plan(out, agreed, jobs)
+    files = _files(agreed, device, jobs, dry_run, report_only)
     if json:
-        out.json(_as_json(agreed, files))
+        out.json(_as_json(agreed, jobs, files))
     elif files:
         out.line()
         out.facts([("written", one_line(file)) for file in files])
@@ -101,26 +116,27 @@ def _tell_timing(name: str) -> None:
     console(stderr=True).print(f"timing a few steps: {name}", style="dim", soft_wrap=True)
 
 
-def _files(agreed: Plan, device: str, dry_run: bool, report_only: bool) -> list[Path]:
+def _files(agreed: Plan, device: str, jobs: int, dry_run: bool, report_only: bool) -> list[Path]:
     """What is written: nothing, the report of what is recorded, or that after all runs."""
     from sepnet import api
 
     if dry_run:
         return []
-    return api.write_report(agreed) if report_only else _run(agreed, device)
+    return api.write_report(agreed) if report_only else _run(agreed, device, jobs)
 
 
-def _run(agreed: Plan, device: str) -> list[Path]:
+def _run(agreed: Plan, device: str, jobs: int) -> list[Path]:
     """Carry the plan out; the files written."""
     from sepnet import api
 
     try:
-        return api.reproduce(agreed, device=device, listener=_Follower(agreed))
+        listener = _Follower(agreed) if jobs == 1 else _SideBySideFollower()
+        return api.reproduce(agreed, device=device, jobs=jobs, listener=listener)
     except KeyboardInterrupt as stop:
         raise Stopped("interrupted; what is finished is kept: the same command goes on from here") from stop
 
 
-def _show_plan(out: Output, agreed: Plan) -> None:
+def _show_plan(out: Output, agreed: Plan, jobs: int) -> None:
     """What will be made, from how many runs, in what time."""
     todo = agreed.todo
     made = [_numbered("table", agreed.tables), _numbered("figure", agreed.figures)]
@@ -136,13 +152,21 @@ def _show_plan(out: Output, agreed: Plan) -> None:
     if agreed.speed:
         facts.append(("speed", f"{counted(len(agreed.speed), 'network')} to time, {len(agreed.speed_todo)} not yet on this device"))
     if agreed.expected_seconds:
-        facts.append(("time", f"about {duration(agreed.expected_seconds)} on this machine"))
+        facts.append(("time", f"about {duration(agreed.expected_seconds)} on this machine{_at_a_time(todo, jobs)}"))
     facts += [("left out", one_line(reason, 1000)) for reason in agreed.blocked]
     out.facts([*facts, ("into", one_line(agreed.output))])
     if todo and agreed.seconds:
         out.line()
-        out.table(["data", "model", "recipe", "runs to go", "each about"], _time_rows(agreed, todo), right=(3, 4))
+        each = "each about" if jobs == 1 else "each alone about"
+        out.table(["data", "model", "recipe", "runs to go", each], _time_rows(agreed, todo), right=(3, 4))
         out.line()
+
+
+def _at_a_time(todo: Sequence[Experiment], jobs: int) -> str:
+    """What several jobs make of the expected time: how well the machine shares itself out is not measured."""
+    if jobs == 1 or not todo:
+        return ""
+    return f" if the runs followed one another; {min(jobs, len(todo))} go on at a time"
 
 
 def _numbered(name: str, which: Sequence[int]) -> str:
@@ -169,8 +193,7 @@ class _Follower:
         """Announce a run."""
         left = sum(self.seconds.values())
         self.screen.print(
-            f"[{number}/{total}] {experiment.config.data}, {experiment.row}, {experiment.recipe}, seed {experiment.seed} "
-            f"({duration(left)} left in all)",
+            f"[{number}/{total}] {_named(experiment)} ({duration(left)} left in all)",
             style="bold",
             soft_wrap=True,
         )
@@ -182,13 +205,53 @@ class _Follower:
         accuracy = record.result.get("test", {}).get("accuracy")
         self.screen.print(f"    test accuracy {percent(accuracy)} in {duration(record.seconds)}", soft_wrap=True)
 
+    def failed(self, experiment: Experiment, reason: str) -> None:
+        """Nothing to do: a run on its own raises its error."""
+
     def timed(self, test: SpeedTest, record: SpeedRecord) -> None:
         """Tell a measured speed."""
-        figures = f"{record.ms_per_image:.3f} ± {record.sd_per_image:.3f} ms an image ({record.n} passes of {record.batch_size})"
-        self.screen.print(f"    {test.data}, {test.row}: {figures}", soft_wrap=True)
+        _tell_speed(self.screen, test, record)
 
 
-def _as_json(agreed: Plan, files: list[Path]) -> dict[str, object]:
+class _SideBySideFollower:
+    """Follows several runs at a time on stderr: a line at the beginning and the end of each."""
+
+    def __init__(self) -> None:
+        self.screen = console(stderr=True)
+        self.places: dict[str, str] = {}
+
+    def begin(self, experiment: Experiment, number: int, total: int) -> None:
+        """Announce a run."""
+        self.places[experiment.key] = f"[{number}/{total}]"
+        self._tell(experiment, "begins")
+
+    def finished(self, experiment: Experiment, record: RunRecord) -> None:
+        """Tell its result."""
+        accuracy = record.result.get("test", {}).get("accuracy")
+        self._tell(experiment, f"test accuracy {percent(accuracy)} in {duration(record.seconds)}")
+
+    def failed(self, experiment: Experiment, reason: str) -> None:
+        """Tell why it has none."""
+        self._tell(experiment, f"failed: {reason}")
+
+    def timed(self, test: SpeedTest, record: SpeedRecord) -> None:
+        """Tell a measured speed."""
+        _tell_speed(self.screen, test, record)
+
+    def _tell(self, experiment: Experiment, what: str) -> None:
+        self.screen.print(f"{self.places[experiment.key]} {_named(experiment)}: {what}", soft_wrap=True, markup=False)
+
+
+def _named(experiment: Experiment) -> str:
+    return f"{experiment.config.data}, {experiment.row}, {experiment.recipe}, seed {experiment.seed}"
+
+
+def _tell_speed(screen: Console, test: SpeedTest, record: SpeedRecord) -> None:
+    figures = f"{record.ms_per_image:.3f} ± {record.sd_per_image:.3f} ms an image ({record.n} passes of {record.batch_size})"
+    screen.print(f"    {test.data}, {test.row}: {figures}", soft_wrap=True)
+
+
+def _as_json(agreed: Plan, jobs: int, files: list[Path]) -> dict[str, object]:
     return {
         "paper": agreed.paper.name,
         "tables": agreed.tables,
@@ -197,6 +260,7 @@ def _as_json(agreed: Plan, files: list[Path]) -> dict[str, object]:
         "models": agreed.models,
         "seeds": agreed.seeds,
         "budget": agreed.budget,
+        "jobs": jobs,
         "output": os.fspath(agreed.output),
         "blocked": agreed.blocked,
         "runs": [

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -280,7 +281,13 @@ def _colour(x: Tensor, brightness: Tensor | None, contrast: Tensor | None, satur
 
 def _grey(x: Tensor) -> Tensor:
     """(B, H, W, C) -> (B, H, W): the luma of ITU-R BT.601, as Pillow's "L"."""
-    return x @ torch.tensor(LUMA, device=x.device) if x.shape[-1] == 3 else x[..., 0]
+    return x @ _numbers(tuple(LUMA), x.device) if x.shape[-1] == 3 else x[..., 0]
+
+
+@cache
+def _numbers(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A tensor of them; kept, as a GPU is waited for when numbers go there."""
+    return torch.tensor(values, device=device)
 
 
 def _cut(x: Tensor, centre: Tensor, side: int, fill: Sequence[float] | None) -> Tensor:
@@ -293,6 +300,6 @@ def _cut(x: Tensor, centre: Tensor, side: int, fill: Sequence[float] | None) -> 
         inside.append(((position >= first[:, None]) & (position < first[:, None] + side)).to(x.dtype))
     # Whole rows of pixels at a time, as in normalise, and products with 0 and 1: five times as fast as torch.where on bytes.
     hole = inside[0][:, :, None] * inside[1].repeat_interleave(channels, 1)[:, None, :]
-    colour = torch.tensor(fill if fill is not None else [0.0] * channels, device=x.device)
+    colour = _numbers(tuple(fill) if fill is not None else (0.0,) * channels, x.device)
     row = (colour.round() if x.dtype == torch.uint8 else colour).to(x.dtype).repeat(width)
     return (x.view(len(x), height, -1) * (1 - hole)).add_(hole.mul_(row)).view(x.shape)

@@ -32,7 +32,7 @@ class _Pixels:
 
     def take(self, indices: Tensor) -> Tensor:
         """uint8 (B, C, H, W) on the device, for int64 (B,) indices on the CPU."""
-        return self._split.gather(indices.to(self._split.images.device)).to(self._device, non_blocking=True)
+        return self._split.gather(indices.to(self._split.images.device, non_blocking=True)).to(self._device, non_blocking=True)
 
 
 class TrainLoader:

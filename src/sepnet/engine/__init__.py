@@ -1,5 +1,6 @@
 """Training and evaluation of a module on loaders: it never sees the name of a network or of a data set."""
 
+from sepnet.engine._step import TrainingStep
 from sepnet.engine.checkpoint import atomic_write, load_checkpoint, save_checkpoint
 from sepnet.engine.config import FitConfig
 from sepnet.engine.devices import make_fabric, prefers_bf16
@@ -14,6 +15,7 @@ __all__ = [
     "FitResult",
     "Interrupted",
     "Reporter",
+    "TrainingStep",
     "atomic_write",
     "build_optimizer",
     "evaluate",

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import platform
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ __all__ = ["Fabric", "keep_large_buffers", "make_fabric", "prefers_bf16"]
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
+@cache
 def prefers_bf16(device: torch.device) -> bool:
     """Whether bf16 arithmetic is fast there: the instructions are present (CPU: AVX512-BF16 or AMX; CUDA: compute 8.0 on)."""
     if device.type == "cuda":

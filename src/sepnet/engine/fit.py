@@ -21,13 +21,11 @@ from torch import Tensor, nn
 from sepnet.engine._history import Row, write_history
 from sepnet.engine._interrupt import StopRequest
 from sepnet.engine._meter import Meter
+from sepnet.engine._step import TrainingStep
 from sepnet.engine.checkpoint import load_checkpoint, remove_leftovers, save_checkpoint
 from sepnet.engine.config import FitConfig
-from sepnet.engine.devices import Fabric, keep_large_buffers
-from sepnet.engine.ema import Ema
+from sepnet.engine.devices import Fabric
 from sepnet.engine.evaluate import Batches, EvalResult, evaluate
-from sepnet.engine.loss import classification_loss
-from sepnet.engine.optim import build_optimizer
 from sepnet.engine.schedule import lr_factor
 from sepnet.errors import CheckpointError, NonFiniteLossError, one_line
 
@@ -147,19 +145,15 @@ class _Run:
     ) -> None:
         if evaluation is None and (config.patience or config.keep == "best"):
             raise ValueError("patience and keep='best' need a split to evaluate on")
-        keep_large_buffers()
         self.config, self.fabric, self.loader = config, fabric, loader
         self.num_classes, self.evaluation, self.run_dir = num_classes, evaluation, run_dir
         self.reporter = reporter if fabric.is_global_zero else None
         self.total = config.total_iterations(loader.batches_per_epoch)
         self.identity = {**identity, "length": f"{self.total} iterations", "optimiser": config.opt}
         self.eval_every = config.eval_every or loader.batches_per_epoch
-        if config.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = model
-        self.wrapped, self.optimizer = fabric.setup(model, build_optimizer(model, config))
-        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
-        self.ema = Ema(model, config.ema) if config.ema else None
+        self.step = TrainingStep(model, config, fabric)
+        self.model, self.wrapped, self.optimizer = self.step.model, self.step.wrapped, self.step.optimizer
+        self.ema = self.step.ema
         self.state = _State()
         self.meter = Meter()
         self.best_weights: dict[str, Tensor] | None = None
@@ -210,19 +204,9 @@ class _Run:
         return self.state.iteration >= self.total or (patience is not None and self.state.stale >= patience)
 
     def _step(self, iteration: int) -> tuple[Tensor, Tensor, int]:
-        factor = lr_factor(self.config, iteration, self.total)
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
         x, y = self.loader.batch(iteration)
-        loss, logits = classification_loss(self.wrapped(x), y, self.config.smoothing)
-        self.optimizer.zero_grad()
-        self.fabric.backward(loss)
-        if self.config.clip_grad:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad, foreach=True)
-        self.optimizer.step()
-        if self.ema:
-            self.ema.update(self.model)
-        return loss.detach(), (logits.detach().argmax(1) == y).sum(), y.numel()
+        loss, hits = self.step(x, y, lr_factor(self.config, iteration, self.total))
+        return loss, hits, y.numel()
 
     def _evaluate(self) -> None:
         """Add a row to the history."""

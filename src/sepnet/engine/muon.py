@@ -5,15 +5,18 @@ The hidden matrices (pointwise and standard convolutions, hidden linear layers) 
 matrices of two dimensions only, so it cannot train the convolutions; the update here is the same (momentum as an
 exponential mean, Nesterov, decoupled weight decay, step scaled by sqrt(max(1, rows / columns))), except that three
 Newton-Schulz iterations are enough here and halve its cost, and that those of a wide matrix run on its Gram matrix (LOG.md).
+They run in bf16 where the device computes in it, else in float32; on a GPU, matrices of one shape go through them together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sepnet.engine.devices import prefers_bf16
 
 __all__ = ["Muon", "orthogonalise"]
 
@@ -24,28 +27,28 @@ ON_GRAM = 3  # steps on the Gram matrix, whose rounding grows from one to the ne
 
 
 def orthogonalise(matrix: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
-    """A matrix near U V^T of ``matrix`` = U S V^T, by Newton-Schulz iterations in bf16.
+    """A matrix near U V^T of ``matrix`` = U S V^T, by Newton-Schulz iterations in bf16; in float32 where bf16 is slow.
 
-    Shape: (rows, columns) -> (rows, columns), bf16; singular values come to lie about 1, between 0.3 and 1.5 where the
-    matrix is well conditioned. A matrix of zeros stays zero.
+    Shape: (rows, columns) -> (rows, columns), or a stack of them (n, rows, columns); singular values come to lie about 1,
+    between 0.3 and 1.5 where the matrix is well conditioned. A matrix of zeros stays zero.
     """
-    x = matrix.bfloat16()
-    tall = x.shape[0] > x.shape[1]
+    x = matrix.to(torch.bfloat16 if prefers_bf16(matrix.device) else torch.float32)
+    tall = x.shape[-2] > x.shape[-1]
     if tall:
-        x = x.T
-    x = x / x.norm().clamp(min=1e-7)
-    on_gram = min(steps, ON_GRAM) if x.shape[1] >= 2 * x.shape[0] else 0
+        x = x.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    on_gram = min(steps, ON_GRAM) if x.shape[-1] >= 2 * x.shape[-2] else 0
     if on_gram:
         x = _iterate_gram(x, on_gram)
     x = _iterate(x, steps - on_gram)
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 def _iterate(x: Tensor, steps: int) -> Tensor:
     a, b, c = QUINTIC
     for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = x @ x.mT
+        x = _add_product(x, _add_product(gram, gram, gram, b, c), x, a)
     return x
 
 
@@ -56,15 +59,21 @@ def _iterate_gram(x: Tensor, steps: int) -> Tensor:
     identity is kept out of every stored matrix: within bf16's 8 bits it would drown what is small beside it.
     """
     a, b, c = QUINTIC
-    gram = x @ x.T
+    gram = x @ x.mT
     product = torch.zeros_like(gram)  # all steps so far: a^k (I + product)
     for step in range(steps):
-        p = torch.addmm(gram, gram, gram, beta=b / a, alpha=c / a)
-        product = torch.addmm(product + p, product, p) if step else p
+        p = _add_product(gram, gram, gram, b / a, c / a)
+        product = _add_product(product + p, product, p) if step else p
         if step + 1 < steps:
-            half = torch.addmm(gram, gram, p)
-            gram = torch.addmm(half, p, half, beta=a * a, alpha=a * a)
-    return torch.addmm(x, product, x, beta=a**steps, alpha=a**steps)
+            half = _add_product(gram, gram, p)
+            gram = _add_product(half, p, half, a * a, a * a)
+    return _add_product(x, product, x, a**steps, a**steps)
+
+
+def _add_product(x: Tensor, left: Tensor, right: Tensor, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
+    """beta x + alpha (left @ right), of matrices or of stacks of them."""
+    add = torch.addmm if x.ndim == 2 else torch.baddbmm
+    return add(x, left, right, beta=beta, alpha=alpha)
 
 
 class Muon(torch.optim.Optimizer):
@@ -96,9 +105,12 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, means, momentum)
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        for p, update in zip(params, ahead, strict=True):
-            direction = orthogonalise(update.flatten(1)).view(update.shape)
-            p.add_(direction, alpha=-lr * max(1.0, p.shape[0] / (p.numel() // p.shape[0])) ** 0.5)
+        for p, direction in zip(params, _directions(ahead), strict=True):
+            rate = -lr * max(1.0, p.shape[0] / (p.numel() // p.shape[0])) ** 0.5
+            if isinstance(rate, Tensor):  # of a step that is recorded: it must stay on its device
+                p.add_(direction * rate)
+            else:
+                p.add_(direction, alpha=rate)
 
     def _sgd(self, group: dict[str, Any], params: list[Tensor]) -> None:
         momentum = group["momentum"]
@@ -107,10 +119,30 @@ class Muon(torch.optim.Optimizer):
             gradients = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, gradients)
-        torch._foreach_add_(params, torch._foreach_add(gradients, buffers, alpha=momentum), alpha=-group["lr"])
+        ahead = torch._foreach_add(gradients, buffers, alpha=momentum)
+        if isinstance(group["lr"], Tensor):
+            torch._foreach_mul_(ahead, -group["lr"])
+            torch._foreach_add_(params, ahead)
+        else:
+            torch._foreach_add_(params, ahead, alpha=-group["lr"])
 
     def _gradients_and_buffers(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return [p.grad for p in params if p.grad is not None], [self.state[p]["momentum_buffer"] for p in params]
+
+
+def _directions(updates: Sequence[Tensor]) -> list[Tensor]:
+    """Each update made orthogonal, in its own shape."""
+    if not updates[0].is_cuda:  # a processor is busy with one matrix at a time
+        return [orthogonalise(u.flatten(1)).view(u.shape) for u in updates]
+    alike: dict[torch.Size, list[int]] = {}
+    for i, update in enumerate(updates):
+        alike.setdefault(update.flatten(1).shape, []).append(i)
+    found = list(updates)
+    for members in alike.values():
+        stack = orthogonalise(torch.stack([updates[i].flatten(1) for i in members]))
+        for i, direction in zip(members, stack.unbind(), strict=True):
+            found[i] = direction.reshape(updates[i].shape)
+    return found

@@ -1,7 +1,9 @@
-"""Kernels for the CPU: depthwise convolution and batch normalisation, forward and backward; docs/kernels.md tells how they work.
+"""Kernels for the CPU (C) and NVIDIA GPUs (Triton): depthwise convolution and batch normalisation, forward and backward;
+docs/kernels.md tells how they work.
 
 The functions take PyTorch's operations where those are faster, or where the compiled library cannot serve: on other devices, in
-other types, without a compiler at installation. ``why_not_native()`` says which; ``use("reference")`` asks for it.
+other types, without a compiler at installation, without triton. ``why_not_native()`` and ``gpu_path()`` say which;
+``use("reference")`` asks for it.
 """
 
 from sepnet.kernels._depthwise import (
@@ -16,7 +18,7 @@ from sepnet.kernels._library import isa_names, library, use, why_not_native
 from sepnet.kernels._native import Averages
 from sepnet.kernels._norm import batch_norm_relu
 from sepnet.kernels._pointwise import pointwise_conv2d
-from sepnet.kernels._status import KernelPath, kernel_paths, kernels_in_use
+from sepnet.kernels._status import KernelPath, gpu_path, kernel_paths, kernels_in_use
 from sepnet.kernels._tracing import is_written_down
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "batch_norm_relu",
     "depthwise_branches",
     "depthwise_conv2d",
+    "gpu_path",
     "is_written_down",
     "isa_names",
     "joined_depthwise",

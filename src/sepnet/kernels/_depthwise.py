@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sepnet.kernels import _native, _reference
+from sepnet.kernels import _gpu, _native, _reference
 from sepnet.kernels._geometry import Geometry, Pair
 from sepnet.kernels._library import MAX_BRANCHES, MAX_KERNEL, Library, library
 from sepnet.kernels._tensors import compute_dtype, dense, is_plain, is_trifle
@@ -178,6 +178,8 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> 
         return operator(x, weight, bias, geometry)
     if x.device != weight.device or (bias is not None and x.device != bias.device):  # PyTorch reads what is not there
         raise ValueError(f"input, weight and bias must be on one device, the input is on {x.device}, the weight on {weight.device}")
+    if x.is_cuda:
+        return _gpu.depthwise_conv2d(x, weight, bias, geometry)
     lib = library() if is_plain(x) and is_plain(weight) and (bias is None or is_plain(bias)) else None
     if lib is not None:
         x = x.to(compute_dtype(x))

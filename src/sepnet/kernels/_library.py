@@ -22,7 +22,20 @@ import torch
 
 from sepnet.errors import ConfigError, one_line
 
-__all__ = ["Branch", "Depthwise", "Joined", "Library", "Mode", "Norm", "Running", "isa_names", "library", "use", "why_not_native"]
+__all__ = [
+    "Branch",
+    "Depthwise",
+    "Joined",
+    "Library",
+    "Mode",
+    "Norm",
+    "Running",
+    "isa_names",
+    "library",
+    "reference_wanted",
+    "use",
+    "why_not_native",
+]
 
 Mode = Literal["native", "reference"]
 
@@ -215,6 +228,16 @@ def library() -> Library | None:
             raise ConfigError(f"native kernels: {loaded}")
         return loaded
     return _choose()
+
+
+def reference_wanted() -> bool:
+    """Whether PyTorch's operations are asked for, on whatever device."""
+    return _asked_at_start() == "reference" if _override is None else _override == "reference"
+
+
+@cache
+def _asked_at_start() -> Mode | None:
+    return _asked_for()
 
 
 @contextmanager

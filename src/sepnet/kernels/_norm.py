@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sepnet.kernels import _native, _reference
+from sepnet.kernels import _gpu, _native, _reference
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._tensors import dense, is_plain, is_trifle
 from sepnet.kernels._tracing import is_traced
@@ -58,6 +58,12 @@ def batch_norm_relu(
             scale = weight.detach() * torch.rsqrt(running_var + eps)
             shift = torch.addcmul(bias.detach(), running_mean, scale, value=-1)
             return _native.norm_apply(lib, dense(x), scale, shift, pool, relu, None if shortcut is None else dense(shortcut))
+    if x.is_cuda and training and not is_traced():
+        result = _gpu.batch_norm_relu(
+            x, weight, bias, running_mean, running_var, momentum=momentum, eps=eps, pool=pool, relu=relu, shortcut=shortcut
+        )
+        if result is not None:
+            return result
     return _reference.batch_norm_relu(
         x,
         weight,

@@ -8,10 +8,11 @@ import torch
 
 from sepnet.kernels._depthwise import serves, torch_backward_is_faster, torch_forward_is_faster
 from sepnet.kernels._geometry import Geometry
+from sepnet.kernels._gpu import why_not_triton
 from sepnet.kernels._library import library, why_not_native
 from sepnet.kernels._pointwise import matmul_is_faster
 
-__all__ = ["KernelPath", "kernel_paths", "kernels_in_use"]
+__all__ = ["KernelPath", "gpu_path", "kernel_paths", "kernels_in_use"]
 
 _CPU = torch.device("cpu")
 
@@ -26,10 +27,22 @@ class KernelPath(NamedTuple):
     why: str
 
 
-def kernels_in_use() -> str:
-    """The instruction set of the kernels in use, or "PyTorch" where they do not serve."""
-    lib = library()
-    return "PyTorch" if lib is None else lib.isa
+def kernels_in_use(device: torch.device = _CPU) -> str:
+    """The instruction set that the library computes with, "Triton" on a GPU where that serves, or "PyTorch"."""
+    if device.type == "cuda":
+        return "PyTorch" if why_not_triton(device) else "Triton"
+    lib = library() if device.type == "cpu" else None
+    return lib.isa if lib is not None else "PyTorch"
+
+
+def gpu_path() -> str | None:
+    """Who computes on the GPU; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    reason = why_not_triton(torch.device("cuda", torch.cuda.current_device()))
+    if reason is not None:
+        return f"PyTorch's own operations: {reason}"
+    return "Triton: depthwise convolution (up to 7x7, stride 2, one filter a channel), and in training batch norm, shortcut, ReLU"
 
 
 def _plain(kernel: int, stride: int = 1, dilation: int = 1, branches: int = 1, interleaved: bool = False) -> Geometry:

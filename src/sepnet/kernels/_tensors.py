@@ -27,4 +27,5 @@ def dense(x: Tensor) -> Tensor:
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The type that a convolution of ``x`` is computed in: autocast's, which leaves float64 alone, or its own."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64 else x.dtype
+    kind = "cuda" if x.is_cuda else "cpu"
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x.dtype

@@ -46,12 +46,22 @@ FLAGS = {"model_options": "model_kwargs"}
 
 
 class _Loader(yaml.SafeLoader):
-    """Without anchors: a few lines of them stand for more values than fit into memory, and no configuration needs one."""
+    """Without anchors: a few lines of them stand for more values than fit into memory, and no configuration needs one.
+
+    A key that stands there twice is refused: the first value would be lost without a word.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("anchors are not supported")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"the key {one_line(name)} stands there twice")
+        return super().construct_mapping(node, deep)
 
 
 class TrainConfig(FitConfig, AugmentConfig):

@@ -112,7 +112,7 @@ def environment(device: torch.device, precision: str, processes: int = 1) -> Env
         precision=precision,
         processes=processes,
         commit=source_commit(),
-        kernels=kernels_in_use() if device.type == "cpu" else "PyTorch",
+        kernels=kernels_in_use(device),
     )
 
 
