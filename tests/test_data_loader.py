@@ -255,3 +255,14 @@ def test_evaluation_covers_everything_once_in_order(world_size: int, channels_la
     wanted = torch.channels_last if channels_last else torch.contiguous_format
     assert all(x.is_contiguous(memory_format=wanted) for b in batches for x, _ in b)
     assert {loader.dataset_size for loader in loaders} == {50}
+
+
+def test_batches_made_together_are_those_made_one_by_one() -> None:
+    """As an accelerator gets them; 7 batches an epoch, so that what is made together crosses its end."""
+    config = AugmentConfig(hflip="alternate", shift=2, rotate=10, scale=0.1, cutout=3, brightness=0.2)
+    one, many = (TrainLoader(numbered(), PRE, batch_size=7, seed=3, augment=config) for _ in range(2))
+    many._ahead = 4
+    for iteration in [*range(9), 3, 30]:
+        for ours, theirs in zip(many.batch(iteration), one.batch(iteration), strict=True):
+            torch.testing.assert_close(ours, theirs)
+            assert ours.stride() == theirs.stride()

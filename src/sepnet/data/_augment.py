@@ -94,6 +94,14 @@ class AugmentParameters:
         """The draws of some of the images."""
         return AugmentParameters(*(None if v is None else v[index] for v in self._values()))
 
+    @classmethod
+    def cat(cls, parts: Sequence[AugmentParameters]) -> AugmentParameters:
+        """The draws of several batches, of one configuration, as those of one."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = zip(*(part._values() for part in parts), strict=True)
+        return cls(*(None if column[0] is None else torch.cat([v for v in column if v is not None]) for column in columns))
+
     def to(self, device: torch.device | str) -> AugmentParameters:
         """The draws on ``device``."""
         return AugmentParameters(*(None if v is None else v.to(device, non_blocking=True) for v in self._values()))

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sepnet.data._augment import Augment, AugmentConfig
+from sepnet.data._augment import Augment, AugmentConfig, AugmentParameters
 from sepnet.data._types import MEMORY_BYTES, Preprocessing, Split
 from sepnet.errors import ConfigError
 
 __all__ = ["EvalLoader", "TrainLoader"]
 
+MOST_AHEAD, AHEAD_BYTES = 16, 128 << 20
 PERMUTATION, AUGMENTATION = 1, 2  # streams of random numbers that must not meet
 
 
@@ -88,6 +89,10 @@ class TrainLoader:
         if augment is not None and augment != AugmentConfig():
             self._augment = Augment(augment, seed, fill=[255 * m for m in preprocessing.mean])
             self._augment.check_size(*split.images.shape[2:])
+        # an accelerator is kept from waiting for many small operations: it gets them for several batches at once
+        ahead = AHEAD_BYTES // (4 * self.batch_size * split.images[0].numel())
+        self._ahead = 1 if self.device.type == "cpu" else max(1, min(MOST_AHEAD, ahead))
+        self._ready: dict[int, tuple[Tensor, Tensor]] = {}
         self._epoch = -1
         self._permutation = torch.empty(0, dtype=torch.int64)
 
@@ -97,15 +102,30 @@ class TrainLoader:
         Returns:
             Normalised float32 images (B, C, H, W) and int64 labels (B,), B = batch_size / world_size, on the device.
         """
-        epoch, position = divmod(iteration, self.batches_per_epoch)
-        indices = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
-        mine = indices[self._share]
+        if iteration not in self._ready:
+            wanted = range(iteration, iteration + self._ahead)
+            self._ready = dict(zip(wanted, self._make(wanted), strict=True))
+        return self._ready.pop(iteration)
+
+    def _make(self, iterations: range) -> list[tuple[Tensor, Tensor]]:
+        """Several batches by one pass of the augmentation over them all."""
+        chosen: list[Tensor] = []
+        draws: list[AugmentParameters] = []
+        for iteration in iterations:
+            epoch, position = divmod(iteration, self.batches_per_epoch)
+            indices = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
+            chosen.append(indices[self._share])
+            if self._augment is not None:
+                drawn = self._augment.draw(len(indices), _generator(self.seed, AUGMENTATION, iteration), epoch, indices)
+                draws.append(drawn[self._share])
+        mine = torch.cat(chosen)
         images = self._pixels.take(mine)
         if self._augment is not None:
-            draws = self._augment.draw(len(indices), _generator(self.seed, AUGMENTATION, iteration), epoch, indices)
-            images = self._augment.apply(images, draws[self._share].to(self.device))
+            images = self._augment.apply(images, AugmentParameters.cat(draws).to(self.device))
         x = self._preprocessing.normalise(images).contiguous(memory_format=self._format)
-        return x, self._labels[mine].to(self.device, non_blocking=True)
+        y = self._labels[mine].to(self.device, non_blocking=True)
+        share = len(chosen[0])
+        return list(zip(torch.split(x, share), torch.split(y, share), strict=True))
 
     def _order(self, epoch: int) -> Tensor:
         if epoch != self._epoch:

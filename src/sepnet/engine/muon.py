@@ -5,7 +5,7 @@ The hidden matrices (pointwise and standard convolutions, hidden linear layers) 
 matrices of two dimensions only, so it cannot train the convolutions; the update here is the same (momentum as an
 exponential mean, Nesterov, decoupled weight decay, step scaled by sqrt(max(1, rows / columns))), except that three
 Newton-Schulz iterations are enough here and halve its cost, and that those of a wide matrix run on its Gram matrix (LOG.md).
-They run in bf16 where the device computes in it, else in float32; on a GPU, matrices of one shape go through them together.
+They run in bf16 where the device computes in it, else in float32; on a GPU, matrices of about one size go through them together.
 """
 
 from __future__ import annotations
@@ -137,12 +137,30 @@ def _directions(updates: Sequence[Tensor]) -> list[Tensor]:
     """Each update made orthogonal, in its own shape."""
     if not updates[0].is_cuda:  # a processor is busy with one matrix at a time
         return [orthogonalise(u.flatten(1)).view(u.shape) for u in updates]
-    alike: dict[torch.Size, list[int]] = {}
-    for i, update in enumerate(updates):
-        alike.setdefault(update.flatten(1).shape, []).append(i)
+    return _directions_together(updates)
+
+
+def _directions_together(updates: Sequence[Tensor]) -> list[Tensor]:
+    """The same for a device whose time is in the number of calls: matrices of about one size go through in one stack.
+
+    Each is padded with zeros, which the iterations leave zero, and lies with its longer side across.
+    """
+    matrices = [m.T if m.shape[0] > m.shape[1] else m for m in (u.flatten(1) for u in updates)]
+    members: dict[tuple[int, int], list[int]] = {}
+    for i, (rows, columns) in enumerate(m.shape for m in matrices):
+        members.setdefault((_rounded(rows), _rounded(columns)), []).append(i)
     found = list(updates)
-    for members in alike.values():
-        stack = orthogonalise(torch.stack([updates[i].flatten(1) for i in members]))
-        for i, direction in zip(members, stack.unbind(), strict=True):
-            found[i] = direction.reshape(updates[i].shape)
+    for (rows, columns), group in members.items():
+        stack = updates[0].new_zeros(len(group), rows, columns)
+        for place, i in zip(stack, group, strict=True):
+            place[: matrices[i].shape[0], : matrices[i].shape[1]] = matrices[i]
+        for direction, i in zip(orthogonalise(stack), group, strict=True):
+            own = direction[: matrices[i].shape[0], : matrices[i].shape[1]]
+            tall = updates[i].flatten(1).shape != matrices[i].shape
+            found[i] = (own.T if tall else own).reshape(updates[i].shape)
     return found
+
+
+def _rounded(side: int) -> int:
+    """Sides that are padded to one length: up to 256, then the next power of two."""
+    return max(256, 1 << (side - 1).bit_length())

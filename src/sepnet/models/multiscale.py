@@ -11,6 +11,7 @@ MNIST has two units (32, 64) on 28x28. Differs from the paper / our reading: see
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -18,6 +19,7 @@ from sepnet.models._card import ModelCard
 from sepnet.models._factory import register_model
 from sepnet.models._network import StagedNetwork
 from sepnet.models._wang import PAPER, stack_units
+from sepnet.nn.init import spread_shifts_
 from sepnet.nn.multiscale import Border, Merge, MultiScaleUnit
 
 __all__ = ["multiscale_add", "multiscale_concat"]
@@ -43,9 +45,15 @@ def _build(
     input_size: int,
     residual: bool,
     border: Border,
+    spread: float,
 ) -> StagedNetwork:
+    if isinstance(spread, bool) or not isinstance(spread, int | float) or not 0 <= spread < math.inf:
+        raise ValueError(f"spread must be a number of at least 0, got {spread!r}")
     unit = partial(MultiScaleUnit, merge=merge, residual=residual, border=border)
-    return stack_units(unit, units, in_channels=in_channels, num_classes=num_classes, input_size=input_size)
+    network = stack_units(unit, units, in_channels=in_channels, num_classes=num_classes, input_size=input_size)
+    if spread:
+        spread_shifts_(network.get_submodule("stages.0"), spread)
+    return network
 
 
 @register_model(
@@ -69,9 +77,14 @@ def multiscale_concat(
     input_size: int = 32,
     residual: bool = True,
     border: Border = "once",
+    spread: float = 0.0,
 ) -> StagedNetwork:
-    """Method 1: branches concatenated (Eq. 2). Shape: (B, in_channels, input_size, input_size) -> (B, num_classes)."""
-    return _build("concat", units, in_channels, num_classes, input_size, residual, border)
+    """Method 1: branches concatenated (Eq. 2). Shape: (B, in_channels, input_size, input_size) -> (B, num_classes).
+
+    Args:
+        spread: of the first unit's initial shifts, see ``sepnet.nn.init.spread_shifts_``; 0 as published networks begin.
+    """
+    return _build("concat", units, in_channels, num_classes, input_size, residual, border, spread)
 
 
 @register_model(
@@ -95,6 +108,11 @@ def multiscale_add(
     input_size: int = 32,
     residual: bool = True,
     border: Border = "once",
+    spread: float = 0.0,
 ) -> StagedNetwork:
-    """Method 2: branches added (Eq. 3). Shape: (B, in_channels, input_size, input_size) -> (B, num_classes)."""
-    return _build("add", units, in_channels, num_classes, input_size, residual, border)
+    """Method 2: branches added (Eq. 3). Shape: (B, in_channels, input_size, input_size) -> (B, num_classes).
+
+    Args:
+        spread: as for ``multiscale_concat``.
+    """
+    return _build("add", units, in_channels, num_classes, input_size, residual, border, spread)

@@ -6,7 +6,7 @@ import math
 
 from torch import nn
 
-__all__ = ["glorot_", "he_normal_"]
+__all__ = ["glorot_", "he_normal_", "spread_shifts_"]
 
 
 def glorot_(network: nn.Module) -> None:
@@ -29,3 +29,14 @@ def he_normal_(network: nn.Module) -> None:
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def spread_shifts_(unit: nn.Module, spread: float) -> None:
+    """The shifts of a unit's batch normalisations drawn uniformly from -spread to spread, in deviations, instead of 0.
+
+    Where a pointwise convolution reads few maps, its many outputs are, once normalised, nearly the same few functions of them
+    (of a single map: two, it and its negative). With shifts of their own the ReLUs behind them cut at thresholds of their own.
+    """
+    for module in unit.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.bias, -spread, spread)
