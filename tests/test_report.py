@@ -124,6 +124,16 @@ def test_runs_that_have_no_common_mean_are_refused(runs, message):
     assert "\n" not in str(caught.value)
 
 
+def test_times_of_runs_on_several_devices_are_told_apart():
+    here = record(seconds=600.0)
+    there = record(seed=1, seconds=30.0)
+    there = there.model_copy(update={"environment": there.environment.model_copy(update={"device": "Some GPU"})})
+    rows = [row(plain=[here, there])]
+    assert f"10.0 on {here.environment.device}, 0.5 on Some GPU" in markdown(rows[0])
+    cell = paper_table_json("Table 4", rows, RECIPES, **BUDGET)["rows"][0]["recipes"]["plain"]
+    assert (cell["minutes"], cell["minutes_by_device"]["Some GPU"]) == (None, 0.5)
+
+
 def test_json_holds_the_unrounded_figures_and_survives_a_round_trip():
     rows = [row(plain=[record(70.0), record(70.333, seed=1, seconds=60.0)])]
     content = paper_table_json("Table 4", rows, RECIPES, **BUDGET)

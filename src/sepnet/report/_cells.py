@@ -78,14 +78,14 @@ class Cell:
     Attributes:
         values: of each metric that the table has, one a run, in percent; and always of the top-1 accuracy.
         published: as in the row.
-        minutes: mean time of a run.
+        minutes: mean time of a run, by the device that the runs were made on.
         note: where the runs' budget departs from the paper's.
     """
 
     runs: tuple[RunRecord, ...]
     values: Mapping[Metric, tuple[float, ...]]
     published: Mapping[str, float]
-    minutes: float | None
+    minutes: Mapping[str, float]
     note: str | None
 
     def figure(self, metric: Metric) -> MeanSd | None:
@@ -140,9 +140,16 @@ def _cell(row: PaperRow, recipe: str, metrics: Sequence[Metric], iterations: int
         runs=runs,
         values={metric: tuple(metric.of(run.result["test"]) for run in runs) for metric in wanted},
         published={} if part else row.published,
-        minutes=statistics.fmean(run.seconds for run in runs) / 60 if runs else None,
+        minutes=_minutes(runs),
         note=", ".join(notes) or None,
     )
+
+
+def _minutes(runs: Sequence[RunRecord]) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {}
+    for run in runs:
+        seconds.setdefault(run.environment.device, []).append(run.seconds)
+    return {device: statistics.fmean(values) / 60 for device, values in seconds.items()}
 
 
 def _budget_note(run: RunRecord, iterations: int, batch_size: int) -> str | None:

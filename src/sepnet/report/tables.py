@@ -216,8 +216,15 @@ def _times(row: PaperRow, devices: Sequence[str]) -> list[str]:
 
 
 def _costs(row: PaperRow, cells: Mapping[str, Cell]) -> list[str]:
-    minutes = [MISSING if cell.minutes is None else f"{cell.minutes:.1f}" for cell in cells.values()]
+    minutes = [_minutes(cell.minutes) for cell in cells.values()]
     return [_count(row.published_params), _count(row.params_trainable), human_count(row.macs), *minutes]
+
+
+def _minutes(by_device: Mapping[str, float]) -> str:
+    """One figure; of runs on several devices one each, as a mean over them would say nothing."""
+    if len(by_device) < 2:
+        return next((f"{value:.1f}" for value in by_device.values()), MISSING)
+    return ", ".join(f"{value:.1f} on {escape(device)}" for device, value in by_device.items())
 
 
 def _label(row: PaperRow, cells: Mapping[str, Cell]) -> str:
@@ -257,7 +264,8 @@ def _json_cell(cell: Cell, metrics: Sequence[Metric], budget: float) -> dict[str
         "accuracies": list(cell.values[ACCURACY]),
         "seeds": [run.config.get("seed") for run in cell.runs],
         "difference": cell.difference(ACCURACY),
-        "minutes": cell.minutes,
+        "minutes": next(iter(cell.minutes.values())) if len(cell.minutes) == 1 else None,
+        "minutes_by_device": dict(cell.minutes),
         "iterations": cell.runs[0].iterations if cell.runs else None,
         "batch_size": cell.runs[0].config.get("batch_size") if cell.runs else None,
         "budget_note": cell.note,
