@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sepnet.errors import ConfigError
 from sepnet.models import create_model
 from sepnet.nn import Bottleneck, DilatedSeparableBlock, Fire, FlattenMLPHead, Inception, PoolHead, SeparableBlock, depthwise
-from sepnet.nn.init import glorot_, he_normal_
+from sepnet.nn.init import glorot_, he_normal_, spread_shifts_
 
 
 def ready(block: Any) -> Any:
@@ -163,8 +164,38 @@ def test_he_weights_count_the_fan_out_of_a_group() -> None:
     assert torch.equal(layers[2].weight, before)
 
 
+@pytest.mark.parametrize("rate", [0, 1, 2])
+def test_an_output_of_the_dilated_network_sees_pixels_a_multiple_of_the_dilation_apart(rate: int) -> None:
+    """What the reading of the paper's rate means for small images: strides do not mix the remainders."""
+    network = ready(create_model("dilated_separable", rate=rate, input_size=32))
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    network.forward_features(x)[0, :, 1, 2].square().sum().backward()
+    seen = x.grad[0].abs().sum(0).nonzero()
+    assert {len(set((seen[:, axis] % (2 * rate + 1)).tolist())) for axis in (0, 1)} == {1}
+    assert len(seen) > 20
+
+
 def test_strides_of_the_dilated_network_are_free() -> None:
     flat, steep = (create_model("dilated_separable", strides=s, input_size=16) for s in ((1,) * 9, (2, 2, 2, 2, 1, 1, 1, 1, 1)))
     steep.load_state_dict(flat.state_dict())
     assert [i.reduction for i in flat.feature_info] == [1]
     assert [(i.channels, i.reduction) for i in steep.feature_info] == [(32, 2), (64, 4), (128, 8), (1024, 16)]
+
+
+def test_spread_shifts_of_the_first_unit_only() -> None:
+    plain, spread = (create_model("multiscale_add", units=(4, 8), in_channels=1, input_size=8, spread=s) for s in (0, 2.0))
+    first, second = (spread.get_submodule(f"stages.{i}.bn").bias for i in (0, 1))
+    assert first.abs().max() <= 2
+    assert first.std() > 0.5
+    assert not second.any()
+    assert not plain.get_submodule("stages.0.bn").bias.any()
+    unit = nn.Sequential(nn.BatchNorm2d(50), nn.Conv2d(50, 3, 1))
+    before = unit[1].bias.clone()
+    spread_shifts_(unit, 1.0)
+    assert torch.equal(unit[1].bias, before)
+
+
+@pytest.mark.parametrize("spread", [-1, True, "1", math.inf, math.nan])
+def test_a_spread_that_is_none_is_refused(spread: Any) -> None:
+    with pytest.raises(ConfigError, match="spread must be a number of at least 0"):
+        create_model("multiscale_concat", spread=spread)

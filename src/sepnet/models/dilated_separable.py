@@ -7,8 +7,9 @@
 
     global average pooling, classifier: 30 layers as the paper counts them (9 dilated, 9 separable, 9 BN, pooling, FC, softmax).
 
-Differs from the paper / our reading: widths and strides are not given; see the card, and ``DilatedSeparableBlock`` for
-the dilated rate.
+Differs from the paper / our reading: widths, strides and the size of the images are not given; see the card, and
+``DilatedSeparableBlock`` for the dilated rate. All pixels that an output sees lie a multiple of the dilation apart, so that rates
+above 0 want large images: at 32x32, rate 2 (dilation 5) leaves 6x6 of them.
 """
 
 from __future__ import annotations
