@@ -19,7 +19,7 @@ from sepnet.recipes import TrainConfig
 def digits(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """1,295 training, 143 validation and 359 test images."""
 
-    def once(action: Any, _device: object) -> float:
+    def once(action: Any, _device: object, _warm_up: int) -> float:
         action(0)
         return 1.0
 
@@ -63,5 +63,5 @@ def test_slow_steps_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(0, 1000, 5))
     calls = []
     monkeypatch.setattr(_estimate.time, "perf_counter", lambda: float(next(now)))
-    assert _estimate._median_seconds(calls.append, torch.device("cpu")) == 5.0
+    assert _estimate._median_seconds(calls.append, torch.device("cpu"), 2) == 5.0
     assert len(calls) == 2
