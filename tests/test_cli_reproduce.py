@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,41 @@ def test_ctrl_c_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_the_paper_does_not_have(words: list[object], hint: str) -> None:
     assert hint in error_of("reproduce", "small", *words)
+
+
+@pytest.mark.parametrize("flag", ["--models", "--recipes", "--table"])
+def test_a_list_of_nothing_is_not_everything(flag: str) -> None:
+    assert f"{flag} ,: it names nothing" in error_of("reproduce", "small", flag, ",")
+
+
+def test_a_report_of_nothing_is_refused() -> None:
+    assert "no run is recorded in runs/small" in error_of("reproduce", "small", "--report-only")
+
+
+def test_an_output_that_cannot_be_written_is_found_before_anything_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sepnet.api.timed", lambda *_: pytest.fail("timed before it was found"))
+    (tmp_path / "file").touch()
+    assert "cannot write into file/deeper: Not a directory" in error_of("reproduce", "small", "--output", "file/deeper")
+
+
+def test_an_interrupted_run_goes_on_from_beside_the_output_whatever_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("reproduce", "small", "--seeds", 1, "--recipes", "plain", "--models", "mobilenet_units", "--output", tmp_path / "out")
+    batch, seen = TrainLoader.batch, []
+
+    def stop(loader: TrainLoader, iteration: int) -> object:
+        seen.append(iteration)
+        if iteration == 3 and seen.count(3) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(loader, iteration)
+
+    monkeypatch.setattr("sepnet.api._plan.seconds_per_run", lambda *_: 1.0)
+    monkeypatch.setattr(TrainLoader, "batch", stop)
+    invoke(*words, exit_code=130)
+    assert (tmp_path / "out/runs/digits-mobilenet_units-plain-seed0/last.pt").exists()
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(elsewhere)
+    seen.clear()
+    assert "1 to go, 1 of them from a checkpoint in" in invoke(*words).stdout
+    assert min(seen) == 4

@@ -16,7 +16,7 @@ from sepnet.api import Request, resolve, run_training
 from sepnet.data import load_dataset
 from sepnet.errors import ConfigError, DataError, UnknownNameError
 from sepnet.models import create_model, model_card, models
-from sepnet.recipes import DataFacts, TrainConfig, load_yaml, merge, papers, recipes, save_yaml
+from sepnet.recipes import DataFacts, TrainConfig, load_yaml, merge, papers, parse_yaml, recipes, save_yaml
 
 BASE = TrainConfig(data="digits")
 
@@ -343,3 +343,11 @@ def test_a_recipe_sees_no_labels_and_no_test_images() -> None:
     dataset = load_dataset("digits")
     facts = DataFacts("digits", len(dataset.train), len(dataset.classes), 1, 8)
     assert resolved(flags={}) == recipes.get("auto")(facts)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-3", 1e-3), ("-2E4", -2e4), ("1e9", 1e9), ("1e", "1e"), ("e3", "e3"), ("12", 12), ("1e-3x", "1e-3x")]
+)
+def test_powers_of_ten_are_numbers_in_yaml(text: str, value: object) -> None:
+    assert parse_yaml(text) == value
+    assert type(parse_yaml(text)) is type(value)

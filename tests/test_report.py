@@ -260,3 +260,13 @@ def test_summary_says_why_there_is_no_confusion_matrix(classes, missing):
     run = record(result={"test": record().result["test"] | {"per_class": rows, "confusion": [[1] * classes] * classes}})
     assert ("There is no confusion.png" in run_summary(run)) == missing
     assert (run_confusion(run) is None) == missing
+
+
+def test_versions_that_differ_in_the_commit_alone_stand_together():
+    first = record()
+    other = record(seed=1)
+    other = other.model_copy(update={"environment": other.environment.model_copy(update={"commit": "fedcba987654"})})
+    text = markdown(row(plain=[first, other]))
+    line = next(line for line in text.splitlines() if line.startswith("- **Versions:**"))
+    assert line.count("torch") == 1
+    assert "fedcba987654" in line

@@ -14,7 +14,7 @@ from sepnet.api._evaluate import Evaluation, evaluate
 from sepnet.api._experiment import Experiment
 from sepnet.api._jobs import check_jobs
 from sepnet.api._paper_report import write_report
-from sepnet.api._plan import Plan, plan, timed
+from sepnet.api._plan import Plan, plan, records, timed
 from sepnet.api._predict import Prediction, predict
 from sepnet.api._release import Release, load_release, save_release
 from sepnet.api._reproduce import Listener, reproduce
@@ -46,6 +46,7 @@ __all__ = [
     "plan",
     "plan_comparison",
     "predict",
+    "records",
     "reproduce",
     "resolve",
     "run_folder",

@@ -63,6 +63,11 @@ class Plan:
         return tuple(e for e in self.experiments if e.key not in self.done)
 
     @property
+    def begun(self) -> int:
+        """How many of those have a checkpoint to go on from."""
+        return sum((self.work / e.key / "last.pt").exists() for e in self.todo)
+
+    @property
     def expected_seconds(self) -> float:
         """Expected time of all that is still to run."""
         return sum(self.seconds.values()) + self.speed_seconds
@@ -133,7 +138,7 @@ def plan(
         speed_todo=todo,
         blocked=tuple(dict.fromkeys(lacking.values())),
         output=folder,
-        work=Path("runs") / chosen.name,
+        work=folder if output is None else folder / "runs",
         data_dir=data,
     )
 

@@ -14,7 +14,7 @@ from sepnet.api._paper_report import write_report
 from sepnet.api._plan import Plan, plan
 from sepnet.api._run import run_training
 from sepnet.api._speed import SpeedTest, run_speed_test
-from sepnet.engine import Reporter, atomic_write
+from sepnet.engine import Reporter, atomic_write, check_writable
 from sepnet.errors import CheckpointError, SepnetError, TrainingError
 from sepnet.recipes import load_yaml
 from sepnet.report import RunRecord, SpeedRecord, save_record
@@ -62,6 +62,7 @@ def reproduce(agreed: Plan | str, *, device: str = "auto", jobs: int = 1, listen
     """
     check_jobs(jobs)
     todo_plan = plan(agreed, device=device) if isinstance(agreed, str) else agreed
+    check_writable(todo_plan.output)
     for test in todo_plan.speed_todo:
         speed = run_speed_test(test, todo_plan.output, device)
         if listener:

@@ -22,6 +22,8 @@ def key_values(pairs: Sequence[str], flag: str) -> dict[str, Any]:
     """
     import yaml
 
+    from sepnet.recipes import parse_yaml
+
     values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -30,8 +32,8 @@ def key_values(pairs: Sequence[str], flag: str) -> dict[str, Any]:
         if key in values:
             raise ConfigError(f"{flag} {key} is given twice")
         try:
-            values[key] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
+            values[key] = parse_yaml(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{flag} {one_line(pair)}: the value is not valid YAML") from error
     return values
 
@@ -51,14 +53,21 @@ def input_shape(text: str, flag: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def listed(values: Sequence[str]) -> list[str]:
-    """A repeatable flag that also takes commas: ["plain,modern", "x"] -> ["plain", "modern", "x"]."""
-    return [part.strip() for value in values for part in value.split(",") if part.strip()]
+def listed(values: Sequence[str], flag: str) -> list[str]:
+    """A repeatable flag that also takes commas: ["plain,modern", "x"] -> ["plain", "modern", "x"].
+
+    Raises:
+        ConfigError: the flag is given without any name.
+    """
+    parts = [part.strip() for value in values for part in value.split(",") if part.strip()]
+    if values and not parts:
+        raise ConfigError(f"{flag} {one_line(','.join(values))}: it names nothing; leave it away for all")
+    return parts
 
 
 def numbers(values: Sequence[str], flag: str) -> list[int]:
     """``listed``, as whole numbers. Raises ConfigError."""
-    parts = listed(values)
+    parts = listed(values, flag)
     for part in parts:
         if not re.fullmatch(r"\d{1,4}", part, re.ASCII):
             raise ConfigError(f"{flag} {one_line(part)}: give a number, as in {flag} 4")

@@ -15,7 +15,7 @@ from sepnet.cli._output import Output, console, counted, duration, percent
 from sepnet.cli._parse import listed, numbers
 from sepnet.cli._progress import training_reporter
 from sepnet.cli._registry import command
-from sepnet.errors import one_line
+from sepnet.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,14 +95,14 @@ def reproduce(
         tables=numbers(table or (), "--table"),
         figures=numbers(figure or (), "--figure"),
         seeds=seeds,
-        recipes=listed(recipes or ()),
-        models=listed(models or ()),
+        recipes=listed(recipes or (), "--recipes"),
+        models=listed(models or (), "--models"),
         budget=budget,
         data_dir=data_dir,
         output=output,
         device=device,
     )
-    agreed = agreed if report_only else api.timed(agreed, device, _tell_timing)
+    agreed = _prepared(agreed, device, dry_run, report_only)
     _show_plan(out, agreed, jobs)
     files = _files(agreed, device, jobs, dry_run, report_only)
     if json:
@@ -110,6 +110,25 @@ def reproduce(
     elif files:
         out.line()
         out.facts([("written", one_line(file)) for file in files])
+
+
+def _prepared(agreed: Plan, device: str, dry_run: bool, report_only: bool) -> Plan:
+    """With the expected times, and with what would stop it later found now.
+
+    Raises:
+        ConfigError: there is nothing to report.
+        OutputError: the results cannot be written.
+    """
+    from sepnet import api
+    from sepnet.engine import check_writable
+
+    if report_only:
+        if agreed.experiments and not api.records(agreed.of_all_records()) and agreed.speed_todo == agreed.speed:
+            raise ConfigError(f"--report-only: no run is recorded in {one_line(agreed.output)}; without it they are run")
+        return agreed
+    if not dry_run:
+        check_writable(agreed.output)
+    return api.timed(agreed, device, _tell_timing)
 
 
 def _tell_timing(name: str) -> None:
@@ -133,14 +152,16 @@ def _run(agreed: Plan, device: str, jobs: int) -> list[Path]:
         listener = _Follower(agreed) if jobs == 1 else _SideBySideFollower()
         return api.reproduce(agreed, device=device, jobs=jobs, listener=listener)
     except KeyboardInterrupt as stop:
-        raise Stopped("interrupted; what is finished is kept: the same command goes on from here") from stop
+        kept = "what is finished is kept, and what was begun as far as it was saved: the same command goes on from here"
+        raise Stopped(f"interrupted; {kept}") from stop
 
 
 def _show_plan(out: Output, agreed: Plan, jobs: int) -> None:
     """What will be made, from how many runs, in what time."""
     todo = agreed.todo
     made = [_numbered("table", agreed.tables), _numbered("figure", agreed.figures)]
-    runs = f"{counted(len(agreed.experiments), 'run')}, {len(agreed.done):,} done already, {len(todo):,} to go"
+    begun = f", {agreed.begun:,} of them from a checkpoint in {one_line(agreed.work)}" if agreed.begun else ""
+    runs = f"{counted(len(agreed.experiments), 'run')}, {len(agreed.done):,} done already, {len(todo):,} to go{begun}"
     facts = [
         ("paper", agreed.paper.title),
         ("", agreed.paper.reference),

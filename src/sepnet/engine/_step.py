@@ -18,7 +18,7 @@ __all__ = ["TrainingStep"]
 class TrainingStep:
     """Forward pass, loss, backward pass, update of weights and of their average.
 
-    On a GPU that one process has to itself the step is a CUDA graph after the first few calls.
+    In a run of one process on a GPU the step is a CUDA graph after the first few calls.
 
     Args:
         model: (B, C, H, W) -> logits, or a tuple of them, see ``classification_loss``; brought to the fabric's device and into

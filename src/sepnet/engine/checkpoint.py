@@ -16,7 +16,7 @@ import torch
 
 from sepnet.errors import CheckpointError, OutputError, one_line
 
-__all__ = ["FORMAT", "atomic_write", "load_checkpoint", "remove_leftovers", "save_checkpoint"]
+__all__ = ["FORMAT", "atomic_write", "check_writable", "load_checkpoint", "remove_leftovers", "save_checkpoint"]
 
 FORMAT = 1
 PART = ".part"  # ends the name of a file that is being written
@@ -50,6 +50,19 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` and see that files can be written there, before hours of work rely on it.
+
+    Raises:
+        OutputError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=PART).close()
+    except OSError as error:
+        raise OutputError(f"cannot write into {one_line(folder)}: {error.strerror or one_line(error)}; choose another") from error
 
 
 def remove_leftovers(folder: Path) -> None:

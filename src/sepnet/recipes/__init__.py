@@ -1,7 +1,7 @@
 """Complete, frozen configurations; one file a paper, with the paper's numbers and the expected result."""
 
 from sepnet.recipes._claims import NOT_MEASURED, Claim, Findings, parameters
-from sepnet.recipes._config import TrainConfig, load_yaml, merge, save_yaml
+from sepnet.recipes._config import TrainConfig, load_yaml, merge, parse_yaml, save_yaml
 from sepnet.recipes._paper import Figure, Paper, PaperTable, Published, Speed, papers
 from sepnet.recipes._registry import DataFacts, Recipe, recipes, register_recipe
 
@@ -21,6 +21,7 @@ __all__ = [
     "merge",
     "papers",
     "parameters",
+    "parse_yaml",
     "recipes",
     "register_recipe",
     "save_yaml",

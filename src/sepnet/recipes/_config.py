@@ -6,6 +6,7 @@ Order of precedence: defaults < recipe < YAML file < flags. The resolved configu
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from sepnet.data import AugmentConfig
 from sepnet.engine import FitConfig, atomic_write
 from sepnet.errors import ConfigError, one_line
 
-__all__ = ["TrainConfig", "load_yaml", "merge", "save_yaml"]
+__all__ = ["TrainConfig", "load_yaml", "merge", "parse_yaml", "save_yaml"]
 
 # what other tools call a setting, where that is too far from its name here to be found as a close match
 OTHER_NAMES = {
@@ -83,6 +84,10 @@ class TrainConfig(FitConfig, AugmentConfig):
         return options
 
 
+# 1e-3 is a number in YAML 1.2 and for everybody who writes one; PyYAML's 1.1 takes it as text
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
+
+
 def merge(base: TrainConfig, changes: Mapping[str, Any], where: str | None = None) -> TrainConfig:
     """``base`` with ``changes`` over it, validated; options of the network are changed one by one.
 
@@ -111,6 +116,11 @@ def merge(base: TrainConfig, changes: Mapping[str, Any], where: str | None = Non
         raise ConfigError(f"{place}: {reason}{value}") from error
 
 
+def parse_yaml(text: str) -> Any:
+    """The value that a YAML text stands for. Raises yaml.YAMLError, ValueError or RecursionError."""
+    return yaml.load(text, _Loader)
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """Keys and values of a configuration file.
 
@@ -119,11 +129,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """
     name = one_line(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {name}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date that does not exist
-        raise ConfigError(f"{name} is not valid YAML: {one_line(' '.join(str(error).split()))}") from error
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        raise ConfigError(f"{name} is not valid YAML: {one_line(reason)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

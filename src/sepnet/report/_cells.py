@@ -78,7 +78,7 @@ class Cell:
     Attributes:
         values: of each metric that the table has, one a run, in percent; and always of the top-1 accuracy.
         published: as in the row.
-        minutes: mean time of a run, by the device that the runs were made on.
+        minutes: median time of a run, by the device that the runs were made on.
         note: where the runs' budget departs from the paper's.
     """
 
@@ -149,7 +149,7 @@ def _minutes(runs: Sequence[RunRecord]) -> dict[str, float]:
     seconds: dict[str, list[float]] = {}
     for run in runs:
         seconds.setdefault(run.environment.device, []).append(run.seconds)
-    return {device: statistics.fmean(values) / 60 for device, values in seconds.items()}
+    return {device: statistics.median(values) / 60 for device, values in seconds.items()}
 
 
 def _budget_note(run: RunRecord, iterations: int, batch_size: int) -> str | None:

@@ -57,7 +57,7 @@ def provenance(runs: Sequence[Measured], command: str | None = None) -> list[str
     return [
         bullet("Hardware", _joined(_hardware(e) for e in environments)),
         bullet("Execution", _joined(_execution(e) for e in environments)),
-        bullet("Versions", _joined(_versions(e) for e in environments)),
+        bullet("Versions", _joined(_versions(environments))),
         bullet("Command", "; ".join(shown)),
         bullet("Finished", escape(days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}") + " (UTC)"),
     ]
@@ -85,7 +85,15 @@ def _execution(e: Environment) -> str:
     )
 
 
-def _versions(e: Environment) -> str:
-    commit = f" (commit {e.commit})" if e.commit else ""
-    packages = "".join(f", {name} {version}" for name, version in e.packages.items())
-    return f"sepnet {e.sepnet}{commit}, Python {e.python}, torch {e.torch}{packages}, {e.platform}"
+def _versions(environments: Iterable[Environment]) -> list[str]:
+    """What the runs were made with; those that differ in the commit alone stand together."""
+    commits: dict[tuple[str, str], list[str]] = {}
+    for e in environments:
+        packages = "".join(f", {name} {version}" for name, version in e.packages.items())
+        rest = f", Python {e.python}, torch {e.torch}{packages}, {e.platform}"
+        commits.setdefault((f"sepnet {e.sepnet}", rest), []).append(e.commit or "")
+    return [f"{sepnet}{_commits(distinct(c for c in found if c))}{rest}" for (sepnet, rest), found in commits.items()]
+
+
+def _commits(names: Sequence[str]) -> str:
+    return f" (commit{'s' if len(names) > 1 else ''} {', '.join(names)})" if names else ""

@@ -23,6 +23,7 @@ from sepnet.report.record import RunRecord
 __all__ = ["MAX_CLASSES", "Curve", "confusion_matrix", "curve_of", "paper_figure", "run_confusion", "run_curves", "training_curves"]
 
 MAX_CLASSES = 40
+FEW_POINTS = 13  # of a curve that is drawn with its points
 # settings that change training images only, by their names in a configuration; each is off when 0, None or "off"
 AUGMENTATIONS = ("hflip", "shift", "cutout", "rotate", "scale", "brightness", "contrast", "saturation")
 
@@ -126,7 +127,10 @@ def _draw_curve(axes: Axes, curve: Curve, index: int) -> None:
     colour = COLOURS[index % len(COLOURS)]
     if any(high > low for low, high in zip(curve.low, curve.high, strict=True)):
         axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(curve.x, curve.mean, color=colour, linestyle=LINES[index % len(LINES)], solid_capstyle="round")
+    dot = "o" if len(curve.x) < FEW_POINTS else ""  # a line through one point is none
+    axes.plot(
+        curve.x, curve.mean, color=colour, linestyle=LINES[index % len(LINES)], solid_capstyle="round", marker=dot, markersize=4
+    )
 
 
 def _draw_published(axes: Axes, published: Mapping[str, float], labels: Sequence[str], end: float, strip: float) -> None:
@@ -255,7 +259,7 @@ def _draw_run(axes: Axes, history: Sequence[Mapping[str, Any]], split: str, quan
         [row[key] for row in rows],
         color=COLOURS[index],
         linestyle=LINES[index],
-        marker=MARKERS[index] if len(rows) <= 12 else "",  # a run of one point must show too
+        marker=MARKERS[index] if len(rows) < FEW_POINTS else "",  # a run of one point must show too
         markersize=4,
     )[0]
 

@@ -80,7 +80,7 @@ def paper_table_markdown(
             _label(row, found),
             *(text for metric in metrics for text in _scores(metric, row, rows, found, wanted)),
             *(_times(row, devices) if speed_batch else []),
-            *_costs(row, found),
+            *_costs(row, found, len({run.environment.device for run in runs}) > 1),
         ]
         for row, found in zip(rows, cells, strict=True)
     ]
@@ -215,16 +215,15 @@ def _times(row: PaperRow, devices: Sequence[str]) -> list[str]:
     return [MISSING if row.published_ms is None else f"{row.published_ms:.3f}", *(measured or [MISSING])]
 
 
-def _costs(row: PaperRow, cells: Mapping[str, Cell]) -> list[str]:
-    minutes = [_minutes(cell.minutes) for cell in cells.values()]
+def _costs(row: PaperRow, cells: Mapping[str, Cell], mixed: bool) -> list[str]:
+    minutes = [_minutes(cell.minutes, mixed) for cell in cells.values()]
     return [_count(row.published_params), _count(row.params_trainable), human_count(row.macs), *minutes]
 
 
-def _minutes(by_device: Mapping[str, float]) -> str:
-    """One figure; of runs on several devices one each, as a mean over them would say nothing."""
-    if len(by_device) < 2:
-        return next((f"{value:.1f}" for value in by_device.values()), MISSING)
-    return ", ".join(f"{value:.1f} on {escape(device)}" for device, value in by_device.items())
+def _minutes(by_device: Mapping[str, float], mixed: bool) -> str:
+    """With the device's name where the table's runs were made on several."""
+    told = [f"{value:.1f} on {escape(device)}" if mixed else f"{value:.1f}" for device, value in by_device.items()]
+    return ", ".join(told) or MISSING
 
 
 def _label(row: PaperRow, cells: Mapping[str, Cell]) -> str:
