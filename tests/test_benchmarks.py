@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from benchmark_scripts import FOLDER, script, written
 from sepnet.kernels import library
 
 SCRIPTS = ("augment", "inference", "kernels", "roofline", "run", "same_accuracy", "time_to_accuracy", "train_step")
+ON_A_GPU = ("gpu_kernels",)  # of its own options: there are no threads to choose there
 DESCRIBED = (
     "multiscale_concat",
     "multiscale_add",
@@ -40,7 +42,14 @@ def test_every_script_has_its_options(name: str, capsys: pytest.CaptureFixture[s
 
 
 def test_all_scripts_are_known() -> None:
-    assert sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")) == sorted(SCRIPTS)
+    assert sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")) == sorted(SCRIPTS + ON_A_GPU)
+
+
+def test_the_shapes_for_a_gpu_are_listed_without_one() -> None:
+    command = [sys.executable, str(FOLDER / "gpu_kernels.py"), "--list", "--networks", "dilated_separable"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "128 x 512 x 8x8, 3x3, stride 2, dilation 5" in done.stdout
 
 
 # --- the shared part -------------------------------------------------------------------------------------------------------
