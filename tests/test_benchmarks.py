@@ -191,6 +191,7 @@ def test_augment(tmp_path: Path) -> None:
     assert content["figures"][-1]["operation"] == "training step of multiscale_concat"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(library() is None, reason="the kernels are not built here")
 def test_same_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both paths serve as asked, a second call repeats nothing, and a difference wants two seeds of both."""

@@ -102,6 +102,7 @@ def test_the_expected_time_says_that_it_is_of_one_after_the_other() -> None:
     assert "if the runs" not in invoke(*words).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX's")
 def test_a_process_that_dies_takes_its_run_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
