@@ -168,6 +168,9 @@ def test_an_output_that_cannot_be_written_is_found_before_anything_is_run(tmp_pa
     monkeypatch.setattr("sepnet.api.timed", lambda *_: pytest.fail("timed before it was found"))
     (tmp_path / "file").touch()
     assert "cannot write into file/deeper: Not a directory" in error_of("reproduce", "small", "--output", "file/deeper")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/runs").touch()
+    assert "cannot write into out/runs: File exists" in error_of("reproduce", "small", "--output", "out")
 
 
 def test_an_interrupted_run_goes_on_from_beside_the_output_whatever_the_folder(

@@ -63,6 +63,11 @@ class Plan:
         return tuple(e for e in self.experiments if e.key not in self.done)
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where files will be written: the output, and where the runs lie if there are any to make."""
+        return (self.output, self.work) if self.todo else (self.output,)
+
+    @property
     def begun(self) -> int:
         """How many of those have a checkpoint to go on from."""
         return sum((self.work / e.key / "last.pt").exists() for e in self.todo)

@@ -62,7 +62,8 @@ def reproduce(agreed: Plan | str, *, device: str = "auto", jobs: int = 1, listen
     """
     check_jobs(jobs)
     todo_plan = plan(agreed, device=device) if isinstance(agreed, str) else agreed
-    check_writable(todo_plan.output)
+    for folder in todo_plan.folders:
+        check_writable(folder)
     for test in todo_plan.speed_todo:
         speed = run_speed_test(test, todo_plan.output, device)
         if listener:

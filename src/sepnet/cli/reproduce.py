@@ -127,7 +127,8 @@ def _prepared(agreed: Plan, device: str, dry_run: bool, report_only: bool) -> Pl
             raise ConfigError(f"--report-only: no run is recorded in {one_line(agreed.output)}; without it they are run")
         return agreed
     if not dry_run:
-        check_writable(agreed.output)
+        for folder in agreed.folders:
+            check_writable(folder)
     return api.timed(agreed, device, _tell_timing)
 
 
