@@ -133,7 +133,7 @@ def _accuracy(model: nn.Module, batches: Batches) -> float:
 def work(job: dict[str, Any], ready: Ready, turns: Turns) -> None:
     torch.set_num_threads(job["threads"])
     dataset = load_dataset(job["data"], data_dir=Path(job["data_dir"]), val_fraction=0.0)
-    channels, size, _ = dataset.train.images.shape[1:]
+    channels, size, _ = dataset.train.shape
     facts = DataFacts(job["data"], len(dataset.train), len(dataset.classes), channels, size)
     changes = {"model": job["model"], "seed": job["seed"], "eval_every": job["eval_every"], "val_fraction": 0.0}
     config = recipes.get(RECIPE)(facts)

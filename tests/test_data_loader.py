@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sepnet.data import Augment, AugmentConfig, EvalLoader, Preprocessing, Split, TrainLoader
+from sepnet.data._augment import AugmentParameters
 from sepnet.data._split import carve
 from sepnet.errors import ConfigError
 
@@ -68,7 +69,9 @@ CONFIGS = st.builds(
     pad_mode=st.sampled_from(["reflect", "zeros"]),
     cutout=st.integers(0, 12),
     rotate=st.floats(0, 180),
+    shear=st.floats(0, 80),
     scale=st.floats(0, 0.9),
+    elastic=st.floats(0, 5),
     brightness=st.floats(0, 1),
     contrast=st.floats(0, 1),
     saturation=st.floats(0, 1),
@@ -100,6 +103,8 @@ def test_off_is_the_identity() -> None:
         assert torch.equal(Augment(AugmentConfig(shift=2, pad_mode=mode)).apply(images, still), images)
     turned = Augment(AugmentConfig()).apply(images, type(params)(angle=zero, magnify=zero + 1))
     torch.testing.assert_close(turned, images.float(), atol=0.02, rtol=0)
+    still = type(params)(shear=zero, elastic=torch.zeros(50, 2, 5, 5))
+    torch.testing.assert_close(Augment(AugmentConfig()).apply(images, still), images.float(), atol=0.02, rtol=0)
     coloured = Augment(AugmentConfig()).apply(images, type(params)(brightness=zero + 1, contrast=zero + 1, saturation=zero + 1))
     torch.testing.assert_close(coloured, images.float(), atol=0.02, rtol=0)
 
@@ -155,6 +160,34 @@ def test_a_quarter_turn_turns() -> None:
     assert min(sides) < 1
 
 
+def test_a_shear_slides_rows_about_the_middle() -> None:
+    images = torch.zeros(1, 1, 9, 9, dtype=torch.uint8)
+    images[..., 4] = 255  # a vertical line
+    params = AugmentParameters(shear=torch.tensor([torch.pi / 4]))
+    out = Augment(AugmentConfig(pad_mode="zeros")).apply(images, params)[0, 0]
+    assert out.argmax(1).tolist() == [8, 7, 6, 5, 4, 3, 2, 1, 0], "45 degrees: a pixel a row"
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 20)])
+def test_an_elastic_field_moves_in_pixels(height: int, width: int) -> None:
+    """The same at every node is a shift by so many pixels: each place shows what lies 2 to the right of it and 1 above."""
+    images = torch.randint(0, 256, (3, 3, height, width), dtype=torch.uint8)
+    nodes = torch.tensor([2.0, -1.0]).view(1, 2, 1, 1).expand(3, 2, 5, 5)
+    out = Augment(AugmentConfig()).apply(images, AugmentParameters(elastic=nodes))
+    torch.testing.assert_close(out[:, :, 1:, :-2], images[:, :, :-1, 2:].float(), atol=0.02, rtol=0)
+
+
+def test_an_elastic_field_is_smooth_and_of_the_given_strength() -> None:
+    augment = Augment(AugmentConfig(elastic=2.0))
+    nodes = augment.draw(2000, torch.Generator().manual_seed(1), 0, torch.arange(2000)).elastic
+    assert nodes is not None
+    assert float(nodes.std()) == pytest.approx(2.0, rel=0.02)
+    ramp = torch.arange(32, dtype=torch.uint8).mul(8).expand(2000, 1, 32, 32)  # tells where a pixel came from
+    moved = (augment.apply(ramp, AugmentParameters(elastic=nodes)) / 8 - torch.arange(32.0))[:, 0, 8:24, 8:24]
+    assert 1.0 < float(moved.std()) < 2.2
+    assert float(moved.diff(dim=2).abs().max()) < 3, "neighbours move alike"
+
+
 @pytest.mark.parametrize(
     ("given_value", "meant"), [("off", "off"), (False, "off"), (None, "off"), (True, "random"), ("alternate", "alternate")]
 )
@@ -163,12 +196,23 @@ def test_hflip_as_yaml_reads_it(given_value: object, meant: str) -> None:
 
 
 def test_none_and_false_are_off() -> None:
-    off = dict.fromkeys(("shift", "cutout", "rotate", "scale", "brightness", "contrast", "saturation"))
+    off = dict.fromkeys(("shift", "cutout", "rotate", "shear", "scale", "elastic", "brightness", "contrast", "saturation"))
     assert AugmentConfig.model_validate(off) == AugmentConfig()
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"hflip": "left"}, {"shift": -1}, {"scale": 1.0}, {"rotate": 181}, {"contrast": 2}, {"zoom": 1}, {"shift": 1.5}]
+    "wrong",
+    [
+        {"hflip": "left"},
+        {"shift": -1},
+        {"scale": 1.0},
+        {"rotate": 181},
+        {"shear": 90},
+        {"elastic": -1},
+        {"contrast": 2},
+        {"zoom": 1},
+        {"shift": 1.5},
+    ],
 )
 def test_configuration_out_of_range(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

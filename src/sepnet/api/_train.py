@@ -83,7 +83,7 @@ def resolve(
     )
     if len(dataset.classes) < 2:
         raise DataError(f"{one_line(dataset.title)} has one class only; a classifier needs two or more")
-    channels, height, _ = dataset.train.images.shape[1:]
+    channels, height, _ = dataset.train.shape
     facts = DataFacts(draft.data, len(dataset.train), len(dataset.classes), channels, height, dataset.characters)
     if request.resume is not None:  # the run's own file says all; what its recipe is today must not matter
         base = draft.model_copy(update={"recipe": recipe})

@@ -150,6 +150,14 @@ Rotate = Annotated[
     typer.Option("--rotate", metavar="DEGREES", rich_help_panel=AUGMENTATION, help="Turn by up to so far, either way."),
 ]
 Scale = Annotated[float | None, typer.Option("--scale", rich_help_panel=AUGMENTATION, help="Magnify; 0.1: by 0.9 to 1.1.")]
+Shear = Annotated[
+    float | None,
+    typer.Option("--shear", metavar="DEGREES", rich_help_panel=AUGMENTATION, help="Slide rows by up to so far, either way."),
+]
+Elastic = Annotated[
+    float | None,
+    typer.Option("--elastic", metavar="PIXELS", rich_help_panel=AUGMENTATION, help="Distort smoothly, by about so far."),
+]
 Brightness = Annotated[float | None, typer.Option("--brightness", rich_help_panel=AUGMENTATION, help="Strength, 0 to 1.")]
 Contrast = Annotated[float | None, typer.Option("--contrast", rich_help_panel=AUGMENTATION, help="Strength, 0 to 1.")]
 Saturation = Annotated[float | None, typer.Option("--saturation", rich_help_panel=AUGMENTATION, help="Strength, 0 to 1.")]

@@ -61,7 +61,9 @@ def train(
     shift: flag.Shift = None,
     cutout: flag.Cutout = None,
     rotate: flag.Rotate = None,
+    shear: flag.Shear = None,
     scale: flag.Scale = None,
+    elastic: flag.Elastic = None,
     brightness: flag.Brightness = None,
     contrast: flag.Contrast = None,
     saturation: flag.Saturation = None,
@@ -143,12 +145,10 @@ def _before(config: TrainConfig, dataset: Dataset, fabric: Fabric, folder: Path,
     from sepnet.engine import prefers_bf16
     from sepnet.measure import count
 
-    images = dataset.train.images
-    shape = (images.shape[1], images.shape[2], images.shape[3])
     splits = [("training", dataset.train), ("validation", dataset.val), ("test", dataset.test)]
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits if split is not None)
     classes = counted(len(dataset.classes), "class", "classes")
-    costs = count(build_model(config, dataset), shape)
+    costs = count(build_model(config, dataset), dataset.train.shape)
     batch = min(config.batch_size, len(dataset.train))
     per_epoch = len(dataset.train) // batch
     total = config.total_iterations(per_epoch)
@@ -158,7 +158,7 @@ def _before(config: TrainConfig, dataset: Dataset, fabric: Fabric, folder: Path,
     place += ["bf16" if bf16 else "fp32", counted(torch.get_num_threads(), "thread")]
     place += [counted(fabric.world_size, "process", "processes")] if fabric.world_size > 1 else []
     return [
-        ("data", f"{one_line(dataset.title)}: {classes}, {counts} images of {shape_text(shape)}"),
+        ("data", f"{one_line(dataset.title)}: {classes}, {counts} images of {shape_text(dataset.train.shape)}"),
         *(("note", one_line(note, 400)) for note in dataset.notes),
         ("network", f"{config.model}: {costs.params_trainable:,} parameters, {human_count(costs.macs)} MACs an image"),
         ("plan", f"{counted(total, 'iteration')} of {counted(batch, 'image')} ({epochs}), recipe {config.recipe}"),

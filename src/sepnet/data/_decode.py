@@ -23,7 +23,6 @@ from sepnet.errors import DataError, ImageError, UnsafeFileError, one_line
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "LUMA",
     "MAX_PIXELS",
     "ImageHeader",
     "crop_note",
@@ -39,8 +38,6 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
 MAX_PIXELS = 100_000_000
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R BT.601), as Pillow's mode "L"."""
 
 GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L"})
 ORIENTATION = 0x0112

@@ -12,10 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
 
-from sepnet.data._decode import LUMA
 from sepnet.data._folder import read_folder
 from sepnet.data._hub import PREFIX, read_hub
 from sepnet.data._registry import datasets
@@ -185,43 +182,24 @@ def _carve_splits(raw: RawData, val_fraction: float, seed: int) -> RawData:
 
 def _convert(raw: RawData, size: int | None, channels: int | None) -> RawData:
     """Bring the images to another size or number of channels; published constants then no longer hold."""
-    have = raw.train.images.shape[1:]
+    have = raw.train.shape
     want = (channels or have[0], size or have[1], size or have[2])
-    if want == tuple(have):
+    if want == have:
         return raw
-
-    def convert(split: Split | None) -> Split | None:
-        return None if split is None else Split(_resize(split, *want), split.labels)
-
-    train = convert(raw.train)
-    assert train is not None
+    val, test = (None if split is None else split.converted(want) for split in (raw.val, raw.test))
     constants = (raw.mean, raw.std) if want[0] == have[0] else (None, None)
-    return replace(raw, train=train, val=convert(raw.val), test=convert(raw.test), mean=constants[0], std=constants[1])
-
-
-def _resize(split: Split, channels: int, height: int, width: int) -> Tensor:
-    """uint8 (N, C, H, W) -> uint8 (N, channels, height, width), channels innermost; bilinear with antialiasing, as Pillow's."""
-    parts = []
-    for chunk in split.chunks():
-        x = chunk.to(torch.float32)
-        if channels == 1 and x.shape[1] == 3:
-            x = (x * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-        if x.shape[2:] != (height, width):
-            x = functional.interpolate(x, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
-        x = x.round_().clamp_(0, 255).to(torch.uint8).expand(-1, channels, -1, -1)
-        parts.append(x.permute(0, 2, 3, 1).contiguous())
-    return torch.cat(parts).permute(0, 3, 1, 2)
+    return replace(raw, train=raw.train.converted(want), val=val, test=test, mean=constants[0], std=constants[1])
 
 
 def _preprocessing(raw: RawData) -> Preprocessing:
-    channels, height, width = raw.train.images.shape[1:]
+    channels, height, width = raw.train.shape
     mean, std = (raw.mean, raw.std) if raw.mean and raw.std else _constants(raw.train)
     return Preprocessing((height, width), channels, raw.mode, mean, std)
 
 
 def _constants(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel on the scale 0..1, four digits; a constant channel gets the deviation 1."""
-    channels = split.images.shape[1]
+    channels = split.shape[0]
     counts = np.zeros((channels, 256))  # of each value: exact, and two times faster than sums of converted pixels
     for chunk in split.chunks():
         for channel in range(channels):
@@ -237,7 +215,7 @@ def _fingerprint(raw: RawData) -> str:
     digest = hashlib.sha256(repr(raw.classes).encode("utf-8", "surrogateescape"))
     for name, split in (("train", raw.train), ("val", raw.val), ("test", raw.test)):
         if split is not None:
-            digest.update(f"{name} {tuple(split.images.shape)}".encode())
+            digest.update(f"{name} {(len(split), *split.shape)}".encode())
             for chunk in split.chunks():
                 digest.update(chunk.permute(0, 2, 3, 1).contiguous().numpy().data)
             digest.update(split.labels.numpy().data)
@@ -245,4 +223,4 @@ def _fingerprint(raw: RawData) -> str:
 
 
 def _with_settings(fingerprint: str, raw: RawData) -> str:
-    return hashlib.sha256(f"{fingerprint} {tuple(raw.train.images.shape[1:])} {raw.mode}".encode()).hexdigest()
+    return hashlib.sha256(f"{fingerprint} {raw.train.shape} {raw.mode}".encode()).hexdigest()

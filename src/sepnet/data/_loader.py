@@ -6,6 +6,7 @@ see together exactly the batches of one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sepnet.data._augment import Augment, AugmentConfig, AugmentParameters
-from sepnet.data._types import MEMORY_BYTES, Preprocessing, Split
+from sepnet.data._types import Preprocessing, Split
 from sepnet.errors import ConfigError
 
 __all__ = ["EvalLoader", "TrainLoader"]
@@ -26,9 +27,7 @@ class _Pixels:
     """Images by index, from the memory of the device where they fit."""
 
     def __init__(self, split: Split, device: torch.device) -> None:
-        if device.type != "cpu" and split.index is None and split.images.nbytes <= MEMORY_BYTES:
-            split = Split(split.images.to(device), split.labels)
-        self._split = split
+        self._split = split.on(device)
         self._device = device
 
     def take(self, indices: Tensor) -> Tensor:
@@ -88,9 +87,9 @@ class TrainLoader:
         self._augment = None
         if augment is not None and augment != AugmentConfig():
             self._augment = Augment(augment, seed, fill=[255 * m for m in preprocessing.mean])
-            self._augment.check_size(*split.images.shape[2:])
+            self._augment.check_size(*split.shape[1:])
         # an accelerator is kept from waiting for many small operations: it gets them for several batches at once
-        ahead = AHEAD_BYTES // (4 * self.batch_size * split.images[0].numel())
+        ahead = AHEAD_BYTES // (4 * self.batch_size * math.prod(split.shape))
         self._ahead = 1 if self.device.type == "cpu" else max(1, min(MOST_AHEAD, ahead))
         self._ready: dict[int, tuple[Tensor, Tensor]] = {}
         self._epoch = -1

@@ -17,10 +17,10 @@ __all__ = ["carve", "image_digests"]
 
 
 def image_digests(split: Split) -> tuple[bytes, ...]:
-    """A 16-byte content hash of each image."""
+    """A 16-byte content hash of each image as it is stored."""
     return tuple(
         hashlib.blake2b(image.data, digest_size=16).digest()
-        for chunk in split.chunks()
+        for chunk in split.stored_chunks()
         for image in chunk.permute(0, 2, 3, 1).contiguous().numpy()
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal, cast
@@ -16,6 +16,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from sepnet.data._convert import convert
 from sepnet.errors import CheckpointError, ConfigError, one_line
 
 __all__ = ["MAX_SIDE", "MEMORY_BYTES", "Dataset", "Preprocessing", "RawData", "ReadOptions", "ResizeMode", "Split"]
@@ -23,7 +24,8 @@ __all__ = ["MAX_SIDE", "MEMORY_BYTES", "Dataset", "Preprocessing", "RawData", "R
 ResizeMode = Literal["crop", "squash"]
 MAX_SIDE = 4096
 MEMORY_BYTES = 2**30
-"""A set of images up to this size is held in memory, and on the device; a larger one stays memory-mapped."""
+"""A set of images up to this size is held in memory, and on the device; a larger one stays memory-mapped, or, if it is only
+the size asked for that makes it so large, is brought to that size batch by batch."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Split:
         images: uint8 (N, C, H, W); of a set too large for memory, the whole memory-mapped source (M, C, H, W).
         labels: int64 (N,), class numbers.
         index: which rows of ``images`` are this part, int64 (N,), when they are not copied out of the source; else None.
+        wanted: channels, height and width that images are brought to when they are taken, where a set of them would be too large
+            for memory at that size; None for those they are stored with.
 
     Raises:
         ValueError: types or lengths that do not fit together.
@@ -42,6 +46,7 @@ class Split:
     images: Tensor
     labels: Tensor
     index: Tensor | None = None
+    wanted: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -53,23 +58,51 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image as it is taken."""
+        channels, height, width = self.images.shape[1:]
+        return self.wanted or (channels, height, width)
+
     def gather(self, indices: Tensor) -> Tensor:
         """Copy images out: int64 (B,) -> uint8 (B, C, H, W), channels innermost in memory."""
-        rows = self.images.permute(0, 2, 3, 1)
-        return rows.index_select(0, indices if self.index is None else self.index[indices]).permute(0, 3, 1, 2)
+        taken = self._stored(indices)
+        return taken if self.wanted is None else convert(taken, self.wanted)
 
     def chunks(self, size: int = 1024) -> Iterator[Tensor]:
         """All images in order, uint8 (up to ``size``, C, H, W) at a time."""
+        for part in self.stored_chunks(size):
+            yield part if self.wanted is None else convert(part, self.wanted)
+
+    def stored_chunks(self, size: int = 1024) -> Iterator[Tensor]:
+        """All images in order as they are stored, before they are brought to the size that is wanted."""
         for start in range(0, len(self), size):
             stop = min(start + size, len(self))
-            yield self.images[start:stop] if self.index is None else self.gather(torch.arange(start, stop))
+            yield self.images[start:stop] if self.index is None else self._stored(torch.arange(start, stop))
+
+    def converted(self, shape: tuple[int, int, int]) -> Split:
+        """The same images at another size or number of channels: at once, or, above ``MEMORY_BYTES``, as they are taken."""
+        if len(self) * math.prod(shape) > MEMORY_BYTES:
+            return replace(self, wanted=shape)
+        rows = torch.cat([convert(chunk, shape).permute(0, 2, 3, 1) for chunk in self.chunks()])
+        return Split(rows.permute(0, 3, 1, 2), self.labels)
+
+    def on(self, device: torch.device) -> Split:
+        """With the images in the memory of ``device``, if they fit there and are no file's."""
+        if self.index is not None or self.images.nbytes > MEMORY_BYTES:
+            return self
+        return replace(self, images=self.images.to(device))
 
     def select(self, indices: Tensor) -> Split:
         """The images ``indices`` (int64 (M,)) in that order: a copy, or above ``MEMORY_BYTES`` an index into the same storage."""
         labels = self.labels.index_select(0, indices)
         if self.index is None and self.images.nbytes <= MEMORY_BYTES:
-            return Split(self.gather(indices), labels)
-        return Split(self.images, labels, indices if self.index is None else self.index[indices])
+            return replace(self, images=self._stored(indices), labels=labels)
+        return replace(self, labels=labels, index=indices if self.index is None else self.index[indices])
+
+    def _stored(self, indices: Tensor) -> Tensor:
+        rows = self.images.permute(0, 2, 3, 1)
+        return rows.index_select(0, indices if self.index is None else self.index[indices]).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
