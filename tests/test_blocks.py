@@ -175,6 +175,11 @@ def test_an_output_of_the_dilated_network_sees_pixels_a_multiple_of_the_dilation
     assert len(seen) > 20
 
 
+@pytest.mark.parametrize(("side", "reduction"), [(32, 8), (64, 8), (127, 8), (128, 16), (224, 16)])
+def test_the_dilated_network_reduces_large_images_more(side: int, reduction: int) -> None:
+    assert create_model("dilated_separable", input_size=side).feature_info[-1].reduction == reduction
+
+
 def test_strides_of_the_dilated_network_are_free() -> None:
     flat, steep = (create_model("dilated_separable", strides=s, input_size=16) for s in ((1,) * 9, (2, 2, 2, 2, 1, 1, 1, 1, 1)))
     steep.load_state_dict(flat.state_dict())

@@ -20,6 +20,7 @@ from sepnet.errors import ConfigError
 __all__ = ["EvalLoader", "TrainLoader"]
 
 MOST_AHEAD, AHEAD_BYTES = 16, 128 << 20
+MOST_SCORED, SCORED_PIXELS = 1000, 1000 * 64 * 64  # images a batch of evaluation, so that maps of large ones fit into memory
 PERMUTATION, AUGMENTATION = 1, 2  # streams of random numbers that must not meet
 
 
@@ -143,7 +144,7 @@ class EvalLoader:
     Args:
         split: the images.
         preprocessing: constants to normalise with.
-        batch_size: images per batch of one process.
+        batch_size: images per batch of one process; None for 1,000, or fewer of images larger than 64x64.
         device: where the batches are wanted.
         rank, world_size: which of how many processes this is; together they cover every image once.
         channels_last: memory layout of the batches.
@@ -157,12 +158,14 @@ class EvalLoader:
         split: Split,
         preprocessing: Preprocessing,
         *,
-        batch_size: int = 1000,
+        batch_size: int | None = None,
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
         channels_last: bool = True,
     ) -> None:
+        if batch_size is None:
+            batch_size = max(1, min(MOST_SCORED, SCORED_PIXELS // math.prod(split.shape[1:])))
         _check(split, batch_size, rank, world_size)
         self.batch_size = batch_size
         self.device = torch.device(device)
