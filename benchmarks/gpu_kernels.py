@@ -1,25 +1,25 @@
 """The Triton kernels on an NVIDIA GPU against PyTorch's operations: every shape of four networks at 32x32, bf16, batch 128.
 
-    python benchmarks/gpu_kernels.py --output gpu_kernels.json
+    python benchmarks/gpu_kernels.py --output docs/results/performance
     python benchmarks/gpu_kernels.py --networks dsrnet50 --only depthwise
 
 Depthwise convolution: Triton against F.conv2d in channels_last (cuDNN's) and in PyTorch's default layout NCHW (its own kernel).
 Normalisation with ReLU (and shortcut): Triton against F.batch_norm, addition and F.relu in channels_last. Milliseconds by CUDA
 events, of a captured graph of several calls, so that the launches from Python are outside the clock; medians. Forward: as in
-training. Backward: of all gradients that training wants. GB/s: of Triton, each map that a pass must move counted once.
+training. Backward: of all gradients that training wants. GB/s: of Triton, each map that a pass must move counted once. Inputs stay
+in the L2 cache from call to call where they fit.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
+from functools import cache
+from itertools import zip_longest
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -27,17 +27,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from _bench import Report, common_options, keep, method, set_up, settings, write
 from _describe import build
+from _on_gpu import demand_gpu, versions
 from _shapes import BATCH, Shape, network_shapes
 from sepnet.kernels import _gpu
 from sepnet.nn import joined
 from sepnet.nn.norm import BatchNormReLU
+from sepnet.report import markdown_table
 
 NETWORKS = ("dsrnet50", "dilated_separable", "mobilenet_v1", "separable_cnn")
 RATES = range(4)  # of dilated_separable
 SIZE = 32
 CALLS = 8  # in a graph
 TRITON, CHANNELS_LAST, NCHW = "triton", "channels_last", "nchw"
+KINDS = {"depthwise": "Depthwise convolution", "norm": "Normalisation with ReLU"}
+DIRECTIONS = ("forward", "backward")
 
 
 class NormShape(NamedTuple):
@@ -163,11 +168,30 @@ def measure_norm(shape: NormShape, rounds: int) -> dict[str, tuple[float, float]
     return {TRITON: both(ours, leaves, rounds), CHANNELS_LAST: both(theirs, leaves, rounds)}
 
 
-def compile_all(shapes: list[AnyShape], jobs: int) -> None:
-    """Triton's compiler takes seconds a kernel: several processes fill its cache on disk first."""
+@cache
+def side_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
+
+
+def measure(shape: AnyShape, rounds: int) -> dict[str, tuple[float, float]]:
+    """Forward and backward milliseconds of each contender."""
+    with torch.cuda.stream(side_stream()):  # autograd's backward pass runs on the stream of the forward pass
+        return measure_depthwise(shape, rounds) if isinstance(shape, Shape) else measure_norm(shape, rounds)
+
+
+def compiled(shapes: Sequence[tuple[str, AnyShape]], jobs: int) -> Iterator[tuple[str, AnyShape]]:
+    """The shapes, ``jobs`` at a time with their kernels in the cache on disk: Triton's compiler takes seconds a kernel.
+
+    The processes that compile rest while their shapes are measured, and a limit of time finds some measured.
+    """
+    if jobs < 2:
+        yield from shapes
+        return
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for _ in pool.map(compile_one, shapes):
-            pass
+        for first in range(0, len(shapes), jobs):
+            some = shapes[first : first + jobs]
+            list(pool.map(compile_one, [shape for _, shape in some]))
+            yield from some
 
 
 def compile_one(shape: AnyShape) -> None:
@@ -197,7 +221,7 @@ def moved(shape: AnyShape) -> tuple[int, int]:
 
 def row(kind: str, shape: AnyShape, times: dict[str, tuple[float, float]]) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": kind, "shape": shape.label()}
-    for i, direction in enumerate(("forward", "backward")):
+    for i, direction in enumerate(DIRECTIONS):
         for name, values in times.items():
             found[f"{direction}_{name}_ms"] = round(values[i], 5)
         best = min(values[i] for name, values in times.items() if name != TRITON)
@@ -206,56 +230,91 @@ def row(kind: str, shape: AnyShape, times: dict[str, tuple[float, float]]) -> di
     return found
 
 
-def show(found: dict[str, Any]) -> str:
-    cells = [f"{found['shape']:<58}"]
-    for direction in ("forward", "backward"):
-        times = [f"{found.get(f'{direction}_{name}_ms', float('nan')):8.4f}" for name in (TRITON, CHANNELS_LAST, NCHW)]
-        cells.append("".join(times) + f"{found[f'{direction}_ratio']:6.2f}{found[f'{direction}_gb_per_s']:7.0f}")
-    return " |".join(cells)
+def show(found: Mapping[str, Any]) -> str:
+    parts = [f"{d} {found[f'{d}_{TRITON}_ms']:.4f} ms, ratio {found[f'{d}_ratio']:.2f}" for d in DIRECTIONS]
+    return f"{found['shape']}: {'; '.join(parts)}"
 
 
-HEADER = " |".join([f"{'':<58}", *(f"{d + ' triton':>8}{'ch.last':>8}{'nchw':>8}{'ratio':>6}{'GB/s':>7}" for d in ("f", "b"))])
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of rows of one kind."""
+    names = [name for name in (TRITON, CHANNELS_LAST, NCHW) if f"forward_{name}_ms" in rows[0]]
+    header = ["shape"]
+    for direction in DIRECTIONS:
+        header += [f"{direction}: {names[0]} ms", *(f"{name} ms" for name in names[1:]), "ratio", "GB/s"]
+    lines = []
+    for found in rows:
+        line = [found["shape"]]
+        for d in DIRECTIONS:
+            line += [f"{found[f'{d}_{name}_ms']:.4f}" for name in names]
+            line += [f"{found[f'{d}_ratio']:.2f}", f"{found[f'{d}_gb_per_s']:.0f}"]
+        lines.append(line)
+    return markdown_table(header, lines)
+
+
+def headline(rows: Sequence[Mapping[str, Any]], wanted: int) -> list[str]:
+    lines = []
+    for kind in dict.fromkeys(found["kind"] for found in rows):
+        for direction in DIRECTIONS:
+            ratios = [found[f"{direction}_ratio"] for found in rows if found["kind"] == kind]
+            span = f"{min(ratios):.2f} to {max(ratios):.2f} (median {statistics.median(ratios):.2f})"
+            lines.append(f"{kind}, {direction}: {span} times as fast as the better of PyTorch's, {len(ratios)} shapes")
+    return lines + ([f"cut off: {len(rows)} of {wanted} shapes"] if len(rows) < wanted else [])
+
+
+def report(rows: Sequence[Mapping[str, Any]], wanted: int, args: argparse.Namespace, machine: Mapping[str, Any]) -> Report:
+    sections = ["Milliseconds. Ratio: the faster of PyTorch's to Triton's."]
+    for kind, title in KINDS.items():
+        if some := [found for found in rows if found["kind"] == kind]:
+            sections += [f"## {title}", table(some)]
+    return Report(
+        name="gpu_kernels",
+        title="Triton kernels on a GPU",
+        intro=method(__doc__),
+        body="\n\n".join(sections),
+        headline=headline(rows, wanted),
+        figures=list(rows),
+        options=settings(args),
+        precision="bf16",
+        machine=machine,
+        versions=versions(),
+        device="cuda",
+    )
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = common_options(__doc__, threads=2)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), metavar="NAME")
-    parser.add_argument("--only", choices=["depthwise", "norm"])
+    parser.add_argument("--only", choices=list(KINDS))
     parser.add_argument("--rounds", type=int, default=20, help="graphs measured of each contender (default 20)")
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="processes that compile beforehand")
     parser.add_argument("--list", action="store_true", help="only name the shapes; needs no GPU")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="leave the figures there, as JSON")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.networks, args.rounds = args.networks[:1], 2
+    return args
+
+
+def wanted_shapes(args: argparse.Namespace) -> list[tuple[str, AnyShape]]:
+    """Both kinds by turns, so that a limit of time leaves some of each."""
+    depthwise = [] if args.only == "norm" else [("depthwise", shape) for shape in depthwise_shapes(args.networks)]
+    norm = [] if args.only == "depthwise" else [("norm", shape) for shape in norm_shapes(args.networks)]
+    return [found for pair in zip_longest(depthwise, norm) for found in pair if found is not None]
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    shapes: list[tuple[str, AnyShape]] = []
-    if args.only != "norm":
-        shapes += [("depthwise", s) for s in depthwise_shapes(args.networks)]
-    if args.only != "depthwise":
-        shapes += [("norm", s) for s in norm_shapes(args.networks)]
     if args.list:
-        print("\n".join(f"{kind}: {shape.label()}" for kind, shape in shapes))
+        print("\n".join(f"{kind}: {shape.label()}" for kind, shape in wanted_shapes(args)))
         return
-    reason = "no CUDA device" if not torch.cuda.is_available() else _gpu.why_not_triton(torch.device("cuda", 0))
-    if reason is not None:
-        raise SystemExit(f"gpu_kernels: {reason}")
+    demand_gpu("gpu_kernels")
+    machine, shapes = set_up(args), wanted_shapes(args)
     torch.backends.cudnn.benchmark = True
-    if args.jobs > 1:
-        compile_all([shape for _, shape in shapes], args.jobs)
-    rows, stream = [], torch.cuda.Stream()
-    print(HEADER)
-    for kind, shape in shapes:
-        with torch.cuda.stream(stream):  # autograd's backward pass runs on the stream of the forward pass
-            times = measure_depthwise(shape, args.rounds) if isinstance(shape, Shape) else measure_norm(shape, args.rounds)
-        rows.append(row(kind, shape, times))
+    rows: list[dict[str, Any]] = []
+    for kind, shape in compiled(shapes, args.jobs):
+        rows.append(row(kind, shape, measure(shape, args.rounds)))
         print(show(rows[-1]), flush=True)
-    if args.output is not None:
-        head = {"device": torch.cuda.get_device_name(0), "torch": torch.__version__, "batch": BATCH, "dtype": "bf16"}
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
-        print(f"wrote {args.output}", file=sys.stderr)
+        keep(report(rows, len(shapes), args, machine), args.output)  # a limit of time loses nothing that is measured
+    write(report(rows, len(shapes), args, machine), args.output)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +17,10 @@ import torch
 
 from benchmark_scripts import FOLDER, script, written
 from sepnet.kernels import library
+from sepnet.kernels._library import reference_wanted
 
 SCRIPTS = ("augment", "inference", "kernels", "roofline", "run", "same_accuracy", "time_to_accuracy", "train_step")
-ON_A_GPU = ("gpu_kernels",)  # of its own options: there are no threads to choose there
+ON_A_GPU = ("gpu_kernels", "gpu_train_step")  # not among those of run.py
 DESCRIBED = (
     "multiscale_concat",
     "multiscale_add",
@@ -33,7 +36,7 @@ DESCRIBED = (
 KERAS_PYTHON = os.environ.get("SEPNET_KERAS_PYTHON") or (sys.executable if find_spec("tensorflow") else None)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", SCRIPTS + ON_A_GPU)
 def test_every_script_has_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         script(name).parse(["--help"])
@@ -43,13 +46,6 @@ def test_every_script_has_its_options(name: str, capsys: pytest.CaptureFixture[s
 
 def test_all_scripts_are_known() -> None:
     assert sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")) == sorted(SCRIPTS + ON_A_GPU)
-
-
-def test_the_shapes_for_a_gpu_are_listed_without_one() -> None:
-    command = [sys.executable, str(FOLDER / "gpu_kernels.py"), "--list", "--networks", "dilated_separable"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "128 x 512 x 8x8, 3x3, stride 2, dilation 5" in done.stdout
 
 
 # --- the shared part -------------------------------------------------------------------------------------------------------
@@ -235,3 +231,140 @@ def test_roofline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     macs = sum(flops for flops, _ in work.products) / 2
     assert 2.5 < macs / 31_397_888 < 3  # three passes of the card's, without the depthwise ones'
     assert work.values > 0
+
+
+# --- on a GPU, as far as it goes without one -------------------------------------------------------------------------------
+
+
+def test_the_shapes_for_a_gpu_are_listed_without_one() -> None:
+    command = [sys.executable, str(FOLDER / "gpu_kernels.py"), "--list", "--networks", "dilated_separable"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "128 x 512 x 8x8, 3x3, stride 2, dilation 5" in done.stdout
+
+
+@pytest.mark.parametrize("name", ON_A_GPU)
+def test_without_a_gpu_there_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for there, reason in ((False, "this machine has no CUDA device"), (True, "no triton")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        monkeypatch.setattr(script("_on_gpu"), "why_not_triton", lambda device: "no triton")
+        with pytest.raises(SystemExit) as end:
+            script(name).main([])
+        assert end.value.code == 2
+        assert capsys.readouterr() == ("", f"{name}: {reason}\n")
+
+
+def test_a_limit_of_time_loses_no_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, measured = script("gpu_kernels"), 0
+
+    def measure(shape: Any, rounds: int) -> Any:
+        nonlocal measured
+        measured += 1
+        if measured == 4:
+            raise KeyboardInterrupt
+        names = (bench.TRITON, bench.CHANNELS_LAST, *([] if isinstance(shape, bench.NormShape) else [bench.NCHW]))
+        return dict(zip(names, ((0.1, 0.2), (0.3, 0.3), (0.2, 0.9)), strict=False))
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench, "demand_gpu", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    options = ["--networks", "separable_cnn", "--jobs", "1", "--threads", "1", "--output", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(options)
+    cut = written(tmp_path, "gpu_kernels")
+    assert [row["kind"] for row in cut["figures"]] == ["depthwise", "norm", "depthwise"]
+    assert cut["headline"][-1].startswith("cut off: 3 of ")
+    bench.main(options)
+    whole = written(tmp_path, "gpu_kernels")
+    assert cut["headline"][-1] == f"cut off: 3 of {len(whole['figures'])} shapes"
+    assert whole["headline"][0].startswith("depthwise, forward: 2.00 to 2.00 (median 2.00) times as fast as")
+    assert "cut off" not in " ".join(whole["headline"])
+
+
+def test_shapes_are_compiled_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, done = script("gpu_kernels"), list[str]()
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(bench, "compile_one", done.append)
+    shapes = [("norm", name) for name in "abcde"]
+    assert [(name, len(done)) for _, name in bench.compiled(shapes, 2)] == [("a", 2), ("b", 2), ("c", 4), ("d", 4), ("e", 5)]
+    assert list(bench.compiled(shapes, 1)) == shapes
+    assert len(done) == 5
+
+
+def test_the_steps_for_a_gpu_are_those_of_the_papers() -> None:
+    networks = script("gpu_train_step").NETWORKS
+    with torch.device("meta"):
+        shapes = {n.label(): n.build()(torch.empty(2, n.channels, n.size, n.size)).shape for n in networks.values()}
+    assert set(shapes.values()) == {(2, 10)}
+    assert {"dilated_separable, rate 2", "multiscale_add, units (32, 64), 1x28x28"} < set(shapes)
+    assert [n.model for n in networks.values() if n.batch == 64] == ["separable_cnn", "standard_cnn"]
+
+
+def test_training_steps_run_on_a_cpu_as_written(tmp_path: Path) -> None:
+    bench = script("gpu_train_step")
+    options = ["--device", "cpu", "--quick", "--threads", "1", "--opt", "sgd", "--networks", "multiscale_add", "vgg16"]
+    bench.main([*options, "--output", str(tmp_path)])
+    content = written(tmp_path, "gpu_train_step")
+    (row,) = content["figures"]
+    assert (row["batch"], row["image"], row["contenders"][bench.EAGER]["n"]) == (8, [1, 28, 28], 2)
+    assert list(row["contenders"]) == [bench.EAGER]
+    assert row["failed"] == dict.fromkeys([bench.GRAPH, bench.REFERENCE], "the step was not recorded as a graph on cpu")
+    assert content["headline"] == [f"{name} did not run (multiscale_add): {reason}" for name, reason in row["failed"].items()]
+
+
+def test_a_contenders_steps_take_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the warm-up too, in which a graph is recorded; and a graph that was not recorded is not taken for one."""
+    bench, seen, graph = script("gpu_train_step"), list[Any](), SimpleNamespace(_recording=object())
+
+    class Step:
+        warm_up = 2
+
+        def __init__(self, *arguments: object) -> None:
+            self._compute, self._update = None, graph
+
+        def __call__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+            assert x.shape == (128, 1, 28, 28)
+            seen.append((self._update is graph, reference_wanted()))
+
+    monkeypatch.setattr(bench, "TrainingStep", Step)
+    monkeypatch.setattr(bench, "GraphedStep", SimpleNamespace)
+    args, network = bench.parse(["--steps", "3"]), bench.NETWORKS["multiscale_add"]
+    fabric = SimpleNamespace(device=torch.device("cpu"))
+    for name, way in bench.CONTENDERS.items():
+        turn = bench.prepare(network, way, fabric, args)
+        seen.append(name)
+        turn(0)
+        kind = (name != bench.EAGER, name == bench.REFERENCE)
+        assert seen == [kind, kind, name, kind, kind, kind]
+        seen.clear()
+    graph._recording = None
+    with pytest.raises(RuntimeError, match="not recorded as a graph on cpu"):
+        bench.prepare(network, bench.CONTENDERS[bench.GRAPH], fabric, args)
+
+
+def test_steps_are_compared_and_kept_until_a_limit_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = script("gpu_train_step")
+
+    def prepare(network: Any, way: Any, fabric: object, args: object) -> str:
+        if network.model == "vgg16" and way.reference:
+            raise RuntimeError("out of memory")
+        if network.model == "resnet50":
+            raise KeyboardInterrupt
+        return network.model
+
+    milliseconds = {bench.EAGER: [80.0, 120.0, 90.0], bench.GRAPH: [22.5] * 3, bench.REFERENCE: [45.0] * 3}
+    monkeypatch.setattr(bench, "prepare", prepare)
+    monkeypatch.setattr(bench, "in_turns", lambda work, **options: {name: milliseconds[name] for name in work})
+    options = ["--networks", "dsrnet50", "vgg16", "resnet50", "--steps", "10", "--device", "cpu", "--threads", "1"]
+    with pytest.raises(KeyboardInterrupt):
+        bench.main([*options, "--output", str(tmp_path)])
+    content = written(tmp_path, "gpu_train_step")
+    assert content["headline"] == [
+        "times faster as a graph than as written: dsrnet50 4.00x, vgg16 4.00x",
+        "times faster as a graph than as PyTorch's: dsrnet50 2.00x",
+        "PyTorch's graph did not run (vgg16): out of memory",
+        "cut off: 2 of 3 networks",
+    ]
+    assert content["figures"][0]["contenders"][bench.EAGER]["median_ms"] == 9.0  # a step: a tenth of a turn
+    page = (tmp_path / "gpu_train_step.md").read_text(encoding="utf-8").replace(" ", "")
+    assert "|vgg16|128|9.00±2.08|2.25±0.00||4.00||" in page

@@ -103,6 +103,18 @@ def test_a_single_evaluation_stands_on_scales_from_zero(figures: list[Figure]):
     assert accuracy.get_ylim() == (0, 104)
 
 
+@pytest.mark.parametrize(("points", "shown"), [(1, True), (plots.FEW_POINTS - 1, True), (plots.FEW_POINTS, False)])
+def test_a_curve_of_few_points_shows_them(points: int, shown: bool, figures: list[Figure]):
+    """A line through one point is none: without its marker nothing would be drawn."""
+    x, values = list(range(1, points + 1)), [40.0 + i for i in range(points)]
+    columns = [f"{split}_{quantity}" for split in ("train", "eval") for quantity in ("loss", "accuracy")]
+    paper_figure("Figure 6", {"plain": [Curve("net", x, values, values, values)]}, {})
+    training_curves([{"iteration": i} | dict.fromkeys(columns, value) for i, value in zip(x, values, strict=True)], "net")
+    lines = [line for figure in figures for axes in figure.axes for line in axes.lines]
+    assert [len(line.get_xdata()) for line in lines] == (1 + len(columns)) * [points]
+    assert all((line.get_marker() not in ("", "None") and line.get_markersize() > 0) is shown for line in lines)
+
+
 def test_confusion_matrix_of_a_run_says_of_what(figures: list[Figure]):
     scores = {"accuracy": 50.0, "images": 4, "confusion": [[1, 1], [1, 1]], "per_class": [{"class": "a"}, {"class": "b"}]}
     run_confusion(record(result={"val": scores}))
