@@ -227,6 +227,7 @@ def test_large_images_are_scored_a_few_at_a_time(side: int, batch: int) -> None:
     split = Split(torch.zeros((2, 1, 1, 1), dtype=torch.uint8).expand(2, 1, side, side), torch.zeros(2, dtype=torch.int64))
     assert EvalLoader(split, Preprocessing((side, side), 1, "crop", (0.5,), (0.5,))).batch_size == batch
 
+
 STRONG = AugmentConfig(hflip="random", shift=2, cutout=3, rotate=10, brightness=0.2, saturation=0.1)
 
 

@@ -215,3 +215,16 @@ def test_more_branches_and_larger_kernels_than_the_library_takes() -> None:
     torch.testing.assert_close(depthwise_branches(x, five, paddings=[1] * 5, dilations=[1] * 5), alone)
     large = torch.randn(3, 1, 9, 9)
     torch.testing.assert_close(depthwise_conv2d(x, large, padding=4), torch.nn.functional.conv2d(x, large, padding=4, groups=3))
+
+
+@pytest.mark.parametrize("size", [4, 8, 16])
+def test_weight_gradients_in_bf16_add_up_many_pixels(size: int) -> None:
+    """By whichever way is taken here: PyTorch's, where no instruction multiplies bf16, is 3 % off after 8,192 pixels."""
+    pixels, channels = 8192, 32
+    x, grad = (torch.randn(pixels // size**2, channels, size, size).bfloat16() for _ in range(2))
+    weight = torch.randn(channels, 1, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = depthwise_conv2d(x.contiguous(memory_format=torch.channels_last), weight, padding=1)
+    (got,) = torch.autograd.grad(y, weight, grad.to(memory_format=torch.channels_last))
+    exact = torch.nn.grad.conv2d_weight(x.double(), weight.shape, grad.double(), padding=1, groups=channels)
+    assert (got - exact).abs().max() < 0.01 * exact.abs().max()

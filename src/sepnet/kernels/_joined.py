@@ -45,12 +45,12 @@ def joins(
     """Whether ``joined_depthwise`` takes these, and is the faster way."""
     if is_traced() or not is_plain(x) or x.dim() != 4 or not is_plain(weight) or not (bias is None or is_plain(bias)):
         return False
-    lib, size = library(), (x.shape[2], x.shape[3])
+    lib, size, dtype = library(), (x.shape[2], x.shape[3]), compute_dtype(x)
     if (
         lib is None
         or min(x.shape) == 0
-        or not serves(compute_dtype(x), x.device, geometry)
-        or torch_backward_is_faster(x.shape, geometry)
+        or not serves(dtype, x.device, geometry)
+        or torch_backward_is_faster(dtype, x.shape, geometry)
         or has_few_channels(x.shape)
     ):
         return False

@@ -82,7 +82,7 @@ def _depthwise_path(
     if not serves(dtype, _CPU, geometry):
         return KernelPath(name, label, "PyTorch", "PyTorch", "kernels reach to 7x7")
     shape = (2, channels, size, size)
-    forward, backward = torch_forward_is_faster(dtype, shape, geometry), torch_backward_is_faster(shape, geometry)
+    forward, backward = (faster(dtype, shape, geometry) for faster in (torch_forward_is_faster, torch_backward_is_faster))
     if forward and backward:
         why = "PyTorch's is faster on a small map"
     elif forward:
