@@ -65,3 +65,22 @@ def test_slow_steps_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_estimate.time, "perf_counter", lambda: float(next(now)))
     assert _estimate._median_seconds(calls.append, torch.device("cpu"), 2) == 5.0
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("second", "whole"), [(0.5, None), (1.5, 12.0)])
+def test_a_large_step_is_judged_by_an_eighth(monkeypatch: pytest.MonkeyPatch, second: float, whole: float | None) -> None:
+    """Of its second call, after what only a first call costs."""
+    now = iter([0.0, 2.0, 3.0, 3.0 + second])
+    calls: list[int] = []
+    monkeypatch.setattr(_estimate.time, "perf_counter", lambda: next(now))
+    assert _estimate._by_a_part(calls.append) == whole
+    assert calls == [0, 1]
+
+
+def test_an_eighth_of_the_batch_is_an_eighth(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr("sepnet.engine.TrainingStep.__call__", lambda _, x, y: sizes.append(len(x)))
+    monkeypatch.setattr(_estimate, "LONG", 0.0)
+    monkeypatch.setattr(_estimate.time, "perf_counter", iter([0.0, 1.0, 0.0, 2.0]).__next__)
+    assert seconds(replace(digits, val=None, test=None), batch_size=64) == 40 * 2 * 8
+    assert sizes == [8, 8]
