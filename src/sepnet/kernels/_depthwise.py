@@ -188,11 +188,11 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> 
         return _gpu.depthwise_conv2d(x, weight, bias, geometry)
     lib = library() if is_plain(x) and is_plain(weight) and (bias is None or is_plain(bias)) else None
     if lib is not None:
-        x = x.to(compute_dtype(x))
+        x = _as_type(x, compute_dtype(x))
     if lib is None or not serves(x.dtype, x.device, geometry):
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
     if torch_is_faster(x, geometry):
-        return _reference.depthwise_conv2d(dense(x), weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry)
+        return _by_torch(dense(x), weight, bias, geometry)
     y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry)  # type: ignore[no-untyped-call]
     return y
 
@@ -200,11 +200,22 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> 
 # --- forward and backward --------------------------------------------------------------------------------------------------
 
 
+def _as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``; where it has that type PyTorch takes microseconds to find out."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """A single filter bank by PyTorch's convolution, in x's type; on small maps every call into PyTorch beside it counts."""
+    bias = None if bias is None else _as_type(bias, x.dtype)
+    arguments = geometry.stride, geometry.paddings[0], geometry.dilations[0], x.shape[1]
+    return torch.conv2d(x, _as_type(weight, x.dtype), bias, *arguments)
+
+
 def _forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """x: channels-last. Weight and bias in x's type, or float32."""
     if torch_forward_is_faster(x.dtype, x.shape, geometry):
-        with torch.autocast("cpu", enabled=False):
-            return _reference.depthwise_conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry)
+        return _by_torch(x, weight, bias, geometry)
     bias = None if bias is None else bias.detach().float().contiguous()
     return _native.depthwise_forward(lib, x, weight.detach().float().contiguous(), bias, geometry)
 
@@ -235,7 +246,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         assert lib is not None
         x = dense(x)
         # the weights that the forward pass sees, so that the gradients are those of what was computed
-        seen = weight.to(x.dtype) if torch_forward_is_faster(x.dtype, x.shape, geometry) else weight
+        seen = _as_type(weight, x.dtype) if torch_forward_is_faster(x.dtype, x.shape, geometry) else weight
         ctx.save_for_backward(x, seen)
         ctx.geometry, ctx.lib, ctx.bias_type, ctx.weight_type = geometry, lib, None if bias is None else bias.dtype, weight.dtype
         return _forward(lib, x, seen, bias, geometry)
