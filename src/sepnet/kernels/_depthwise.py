@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sepnet.kernels import _gpu, _native, _reference
+from sepnet.kernels._choice import torch_backward_is_faster, torch_forward_is_faster
 from sepnet.kernels._geometry import Geometry, Pair
 from sepnet.kernels._library import MAX_BRANCHES, MAX_KERNEL, Library, library
 from sepnet.kernels._tensors import compute_dtype, dense, is_plain, is_trifle
@@ -19,11 +20,8 @@ from sepnet.kernels._tracing import is_traced, is_written_down
 __all__ = [
     "depthwise_branches",
     "depthwise_conv2d",
-    "has_few_channels",
     "native_for",
     "serves",
-    "torch_backward_is_faster",
-    "torch_forward_is_faster",
     "torch_is_faster",
 ]
 
@@ -31,8 +29,6 @@ _TYPES = (torch.float32, torch.bfloat16)
 # The kernels unpack a map with its padding, and have a table for each remainder of the strides: beyond these, needless megabytes.
 _MAX_REACH = 512
 _MAX_STRIDE = 16
-_MOST_PADDING = 6  # that oneDNN is fast with
-_FEW_CHANNELS = 4  # as MAX_FOLDED of the kernels
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
@@ -130,43 +126,6 @@ def _fits(geometry: Geometry) -> bool:
         return False
     branches = zip(geometry.kernels, geometry.paddings, geometry.dilations, strict=True)
     return all(max(p, d * (k - 1)) <= _MAX_REACH for branch in branches for k, p, d in zip(*branch, strict=True))
-
-
-def has_few_channels(shape: Sequence[int]) -> bool:
-    """Whether several images of a batch (B, C, H, W) share a vector, which is the faster way for all sizes."""
-    return shape[1] <= _FEW_CHANNELS and shape[0] > 1
-
-
-def torch_forward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
-    """PyTorch's forward pass (oneDNN's) of (B, C, H, W) is the faster one for a single filter bank; with bf16, where the processor
-    has it.
-
-    Not where the padding reaches over half of the map, or is more than 6: there its path is 4 to a hundred times slower.
-    """
-    if len(geometry.kernels) > 1 or has_few_channels(shape):
-        return False
-    padding = max(geometry.paddings[0])
-    if padding > _MOST_PADDING or 2 * padding >= min(shape[2:]):
-        return False
-    return _onednn_has(dtype)
-
-
-def _onednn_has(dtype: torch.dtype) -> bool:
-    """Whether oneDNN computes in this type here. PyTorch's own way instead is slow in bf16, its weight gradient 3 % off."""
-    return torch._C._has_mkldnn and (dtype == torch.float32 or _onednn_has_bf16())
-
-
-@cache
-def _onednn_has_bf16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def torch_backward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
-    """PyTorch's backward pass (oneDNN's) of (B, C, H, W) is the faster one for plain filters of up to 3x3 on small maps alone."""
-    if len(geometry.kernels) > 1 or geometry.stride != (1, 1) or geometry.dilations[0] != (1, 1) or has_few_channels(shape):
-        return False
-    small = min(shape[2:]) >= 4 and max(shape[2:]) <= 8
-    return small and max(geometry.kernels[0]) <= 3 and max(geometry.paddings[0]) <= 1 and _onednn_has(dtype)
 
 
 def torch_is_faster(x: Tensor, geometry: Geometry) -> bool:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sepnet.kernels import _native
-from sepnet.kernels._depthwise import has_few_channels, serves, torch_backward_is_faster
+from sepnet.kernels._choice import has_few_channels, torch_backward_is_faster
+from sepnet.kernels._depthwise import serves
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._norm import is_vector

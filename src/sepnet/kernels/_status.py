@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from sepnet.kernels._depthwise import serves, torch_backward_is_faster, torch_forward_is_faster
+from sepnet.kernels._choice import torch_backward_is_faster, torch_forward_is_faster
+from sepnet.kernels._depthwise import serves
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._gpu import why_not_triton
 from sepnet.kernels._library import library, why_not_native

@@ -1,0 +1,69 @@
+"""Which way is the faster one for a depthwise convolution on this processor: PyTorch's (oneDNN's), or the kernels.
+
+oneDNN's depthwise convolutions are written for one instruction set each. What they are fast with was measured on processors of
+both kinds: AMD EPYC of the generations Zen 4 (AVX-512) and Zen 3 (AVX2), LOG.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from sepnet.kernels._geometry import Geometry
+
+__all__ = ["has_few_channels", "torch_backward_is_faster", "torch_forward_is_faster"]
+
+_FEW_CHANNELS = 4  # as MAX_FOLDED of the kernels
+_MOST_PADDING, _MOST_PADDING_AVX2 = 6, 4  # beyond them oneDNN has only a way that is 4 to a hundred times slower
+_LARGE_MAP = 32  # from which on oneDNN's forward pass with 5x5 filters is as fast as the kernels with AVX2
+
+
+def has_few_channels(shape: Sequence[int]) -> bool:
+    """Whether several images of a batch (B, C, H, W) share a vector, which is the faster way for all sizes."""
+    return shape[1] <= _FEW_CHANNELS and shape[0] > 1
+
+
+def torch_forward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
+    """PyTorch's forward pass of (B, C, H, W) is the faster one for a single filter bank; with bf16, where the processor has it.
+
+    Not where the padding reaches over half of the map, or is more than 6 (4 with AVX2), and with AVX2 not for large filters.
+    """
+    if len(geometry.kernels) > 1 or has_few_channels(shape):
+        return False
+    padding = max(geometry.paddings[0])
+    avx2 = _instructions() == "AVX2"
+    if padding > (_MOST_PADDING_AVX2 if avx2 else _MOST_PADDING) or 2 * padding >= min(shape[2:]):
+        return False
+    return not (avx2 and _is_for_our_avx2(shape, geometry)) and _onednn_has(dtype)
+
+
+def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
+    """Large filters: the kernels' forward pass takes 0.7 to 1.0 of oneDNN's time with AVX2."""
+    size = max(geometry.kernels[0])
+    return size > 5 or (size > 3 and geometry.dilations[0] == (1, 1) and max(shape[2:]) <= _LARGE_MAP)
+
+
+def torch_backward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
+    """PyTorch's backward pass of (B, C, H, W) is the faster one for plain filters of up to 3x3 on small maps alone."""
+    if len(geometry.kernels) > 1 or geometry.stride != (1, 1) or geometry.dilations[0] != (1, 1) or has_few_channels(shape):
+        return False
+    small = min(shape[2:]) >= 4 and max(shape[2:]) <= 8
+    return small and max(geometry.kernels[0]) <= 3 and max(geometry.paddings[0]) <= 1 and _onednn_has(dtype)
+
+
+def _onednn_has(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes in this type here. PyTorch's own way instead is slow in bf16, its weight gradient 3 % off."""
+    return torch._C._has_mkldnn and (dtype == torch.float32 or _onednn_has_bf16())
+
+
+@cache
+def _onednn_has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@cache
+def _instructions() -> str:
+    """Of the processor, as PyTorch names them: "AVX512", "AVX2", ..."""
+    return torch.backends.cpu.get_cpu_capability()

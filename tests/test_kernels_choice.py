@@ -1,0 +1,62 @@
+"""Which way a depthwise convolution takes on processors of each kind. That the ways agree is tested elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sepnet.kernels import _choice
+from sepnet.kernels._geometry import Geometry
+
+FLOAT, BF16 = torch.float32, torch.bfloat16
+
+
+def plain(kernel: int, dilation: int = 1, stride: int = 1) -> Geometry:
+    padding = dilation * (kernel // 2)
+    return Geometry((stride, stride), ((kernel, kernel),), ((padding, padding),), ((dilation, dilation),), False)
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """Its instructions, with oneDNN's bf16 where AVX-512 is."""
+    monkeypatch.setattr(_choice, "_instructions", lambda: request.param)
+    monkeypatch.setattr(_choice, "_onednn_has", lambda dtype: dtype == FLOAT or request.param == "AVX512")
+    return str(request.param)
+
+
+@pytest.mark.parametrize("processor", ["AVX512", "AVX2", "DEFAULT"], indirect=True)
+@pytest.mark.parametrize(
+    ("geometry", "side", "avx2", "others"),
+    [
+        (plain(3), 32, True, True),
+        (plain(3, stride=2), 32, True, True),
+        (plain(3, dilation=4), 32, True, True),
+        (plain(3, dilation=5), 32, False, True),
+        (plain(3, dilation=7), 32, False, False),
+        (plain(3, dilation=4), 8, False, False),
+        (plain(5), 32, False, True),
+        (plain(5), 56, True, True),
+        (plain(5, dilation=2), 32, True, True),
+        (plain(7), 56, False, True),
+    ],
+    ids=str,
+)
+def test_forward(processor: str, geometry: Geometry, side: int, avx2: bool, others: bool) -> None:
+    wanted = avx2 if processor == "AVX2" else others
+    assert _choice.torch_forward_is_faster(FLOAT, (8, 64, side, side), geometry) == wanted
+    assert _choice.torch_forward_is_faster(BF16, (8, 64, side, side), geometry) == (wanted and processor == "AVX512")
+    assert not _choice.torch_forward_is_faster(FLOAT, (8, 3, side, side), geometry)
+
+
+@pytest.mark.parametrize("processor", ["AVX512", "AVX2"], indirect=True)
+@pytest.mark.parametrize(
+    ("geometry", "side", "wanted"),
+    [(plain(3), 8, True), (plain(3), 16, False), (plain(3, stride=2), 8, False), (plain(5), 8, False)],
+)
+def test_backward(processor: str, geometry: Geometry, side: int, wanted: bool) -> None:
+    assert _choice.torch_backward_is_faster(FLOAT, (8, 64, side, side), geometry) == wanted
+    assert _choice.torch_backward_is_faster(BF16, (8, 64, side, side), geometry) == (wanted and processor == "AVX512")
+
+
+def test_this_processor_has_a_name() -> None:
+    assert _choice._instructions() == torch.backends.cpu.get_cpu_capability()
