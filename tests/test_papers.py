@@ -16,6 +16,7 @@ from cli_runner import error_of, invoke
 from report_records import ENVIRONMENT
 from sepnet.api import plan, reproduce, write_report
 from sepnet.api._experiment import scaled
+from sepnet.api._paper_report import _lines
 from sepnet.data import RawData, Split, datasets
 from sepnet.data._types import ReadOptions
 from sepnet.measure import measure_latency
@@ -196,3 +197,16 @@ def test_a_speed_names_what_it_was_measured_on() -> None:
     assert record.ms_per_image == found.ms_per_image
     with pytest.raises(ValueError, match="least"):
         measure_latency(torch.nn.Identity(), (3, 4, 4), least=1)
+
+
+@pytest.mark.parametrize(
+    ("counts", "wanted", "said"),
+    [
+        ({1}, 1, "1 seed"),
+        ({1}, 3, "1 of 3 seeds"),
+        ({3}, 3, "mean of 3 seeds, bands: their range"),
+        ({1, 2}, 3, "mean of 1-2 of 3 seeds, bands: their range"),
+    ],
+)
+def test_what_a_line_of_a_figure_is(counts: set[int], wanted: int, said: str) -> None:
+    assert _lines(counts, wanted) == said

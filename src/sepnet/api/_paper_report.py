@@ -213,7 +213,7 @@ def _curves(plan: Plan, figure: Figure, found: Mapping[str, RunRecord]) -> bytes
     titles = ", ".join(sorted({run.data_title for run in drawn}))
     caption = figure.caption
     caption = f"{titles}: {caption}" if figure.table is None else caption.replace(plan.paper.tables[figure.table].caption, titles)
-    lines = f"{plan.paper.name}; lines: mean of {_seeds(counts, plan.seeds)}, bands: their range"
+    lines = f"{plan.paper.name}; lines: {_lines(counts, plan.seeds)}"
     split = "training" if training else {"val": "validation"}.get(drawn[0].evaluated_on or "", "test")
     return paper_figure(
         f"Figure {figure.number}{_mark(plan)}. {caption}",
@@ -227,6 +227,12 @@ def _curves(plan: Plan, figure: Figure, found: Mapping[str, RunRecord]) -> bytes
 
 def _about_training(training: bool) -> str:
     return "; training accuracy is the mean over the steps since the point before, augmentation included" if training else ""
+
+
+def _lines(counts: set[int], wanted: int) -> str:
+    """What a line is, and, if of several runs, the band about it."""
+    seeds = _seeds(counts, wanted)
+    return seeds if max(counts) == 1 else f"mean of {seeds}, bands: their range"
 
 
 def _seeds(counts: set[int], wanted: int) -> str:
