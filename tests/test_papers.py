@@ -93,9 +93,12 @@ def test_every_table_and_figure_is_made(small: Callable[[str], Paper], name: str
         if table.data:
             rows = json.loads((tmp_path / f"out/table-{number}.json").read_text())["rows"]
             assert all(row["recipes"]["plain"]["n"] == 1 for row in rows)
-    for number in paper.figures:
+    for number, figure in paper.figures.items():
         assert f"figure-{number}.png" in written
         Image.open(tmp_path / f"out/figure-{number}.png").load()
+        page = tmp_path / f"out/figure-{number}.md"
+        if page.exists() and figure.show != "parameters":
+            assert "**Hardware:**" in page.read_text()
     again = plan(name, seeds=1, recipes=["plain"], device="cpu", output=tmp_path / "out")
     assert (again.todo, again.speed_todo) == ((), ())
 

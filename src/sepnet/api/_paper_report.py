@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from sepnet.report import (
     paper_table_json,
     paper_table_markdown,
     parameters_figure,
+    provenance,
 )
 
 __all__ = ["write_report"]
@@ -247,13 +248,39 @@ def _write_claims(plan: Plan, figure: Figure, drawing: Path, found: Mapping[str,
     rows = answers(plan, "figure", figure.number, found)
     if not rows:
         return []
-    title = f"{plan.paper.reference}. Figure {figure.number}: {figure.caption}"
-    lines = [f"# {title}", "", f"![{figure.caption}]({drawing.name})", "", *(f"- {text}" for text in in_words(rows)), ""]
+    runs = _runs_of(plan, figure, found)
+    mark = "" if figure.show == "parameters" else _mark(plan)
+    title = f"{plan.paper.reference}. Figure {figure.number}: {figure.caption}{mark}"
+    facts = [*_data(runs, plan.budget), *provenance(runs)]
+    picture = f"![{figure.caption}]({drawing.name})"
+    lines = [f"# {title}", "", *facts, *([""] if facts else []), picture, "", *(f"- {text}" for text in in_words(rows)), ""]
     values = {"title": title, "paper": plan.paper.reference, "budget": plan.budget, "seeds_wanted": plan.seeds, "claims": rows}
     paths = [drawing.with_suffix(".md"), drawing.with_suffix(".json")]
     _write(paths[0], "\n".join(lines).encode())
     _write(paths[1], (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
     return paths
+
+
+def _runs_of(plan: Plan, figure: Figure, found: Mapping[str, RunRecord]) -> list[RunRecord]:
+    """The runs whose curves a figure shows; none where it shows no curves."""
+    if figure.show == "parameters":
+        return []
+    data, rows = plan.paper.runs_of(figure)
+    assert data is not None
+    return [run for row in rows for recipe in plan.recipes for run in _runs(plan, data, row, recipe, found)]
+
+
+def _data(runs: Sequence[RunRecord], budget: float) -> list[str]:
+    """Lines of a Markdown list: what the runs saw, and for how long."""
+    if not runs:
+        return []
+    data = sorted({f"{run.data_title}, {run.train_images:,} training images" for run in runs})
+    length = sorted({run.iterations for run in runs})
+    share = f" (**budget {budget:g} of the whole, the schedule scaled**)" if budget != 1 else ""
+    return [
+        f"- **Data:** {'; '.join(data)} (fingerprint {runs[0].data_fingerprint[:12]})",
+        f"- **Length:** {', '.join(f'{n:,}' for n in length)} iterations × {runs[0].config['batch_size']} images{share}",
+    ]
 
 
 def _mark(plan: Plan) -> str:
