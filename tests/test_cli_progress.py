@@ -127,7 +127,16 @@ def test_a_transfer_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (7.2, "8 s"), (99, "99 s"), (200, "3 min 20 s"), (240, "4 min"), (1790, "30 min"), (7500, "2 h 5 min")],
+    [
+        (0, "0 s"),
+        (7.2, "8 s"),
+        (99, "99 s"),
+        (200, "3 min 20 s"),
+        (240, "4 min"),
+        (1790, "30 min"),
+        (7500, "2 h 5 min"),
+        (360_001, "4 days"),
+    ],
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,28 @@ def test_signals_save_and_leave(tmp_path: Path, number: signal.Signals) -> None:
     assert_same(again(settings, tmp_path), whole(settings))
 
 
-def test_a_signal_in_the_last_step_is_too_late_to_leave() -> None:
+class SignalledSplit(Synthetic):
+    """A split that is long to score: somebody loses patience."""
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("every", [12, 5])
+def test_a_signal_during_an_evaluation_is_not_forgotten(tmp_path: Path, every: int) -> None:
+    """Neither during the last one, after which no step follows that would look."""
+    settings = config(**EVERYTHING | {"checkpoint_seconds": 3600, "eval_every": every, "patience": None})
+    with pytest.raises(Interrupted, match=f"interrupted at iteration {every}"):
+        run(settings, model=tiny_net(dropout=0.3), evaluation=SignalledSplit(seed=1), run_dir=tmp_path)
+    assert_same(again(settings, tmp_path), whole(settings))
+
+
+def test_a_signal_in_the_last_step_leaves_if_all_is_saved(tmp_path: Path) -> None:
     assert run(config(), loader=Signalled(11, signal.SIGINT)).iterations == 12
+    with pytest.raises(Interrupted, match="interrupted at iteration 12"):
+        run(config(), loader=Signalled(11, signal.SIGINT), run_dir=tmp_path)
+    assert run(config(), run_dir=tmp_path, resume=True).iterations == 12
 
 
 def test_a_signal_without_a_folder() -> None:

@@ -155,6 +155,18 @@ def test_times_need_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "only its times" in found["blocked"][0]
 
 
+def test_a_table_with_records_is_not_drawn_anew_without_its_data(tmp_path: Path) -> None:
+    """Whether the records are of these data cannot be told: what they gave would be wiped out by dashes."""
+    record, table = tmp_path / "out/records/cifar10-dsrnet50-modern-seed0-budget0.05.json", tmp_path / "out/table-2-budget0.05.md"
+    record.parent.mkdir(parents=True)
+    for path in (record, table):
+        path.write_text("as it was")
+    options = ("--budget", 0.05, "--data-dir", tmp_path, "--output", tmp_path / "out", "--report-only", "--device", "cpu")
+    assert "its records can only be told" in error_of("reproduce", "luo", "--table", 2, *options)
+    invoke("reproduce", "luo", *options)
+    assert table.read_text() == "as it was"
+
+
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 

@@ -119,11 +119,12 @@ def plan(
     kept_recipes, kept_models = _subset("recipe", recipes, tuple(chosen.recipes)), _rows(chosen, models)
     _check_size(seeds, budget)
     folder, data = Path(output) if output is not None else Path("runs") / chosen.name, Path(data_dir)
-    lacking = {(kind, n): why for kind, n in _items(wanted_tables, wanted_figures) if (why := _lacks(chosen, kind, n, data))}
-    open_tables = tuple(t for t in wanted_tables if ("table", t) not in lacking or _partly(chosen, t))
+    items = _items(wanted_tables, wanted_figures)
+    lacking = {(kind, n): why for kind, n in items if (why := _lacks(chosen, kind, n, data, folder))}
+    open_tables = tuple(t for t in wanted_tables if ("table", t) not in lacking or _partly(chosen, t, folder))
     open_figures = tuple(f for f in wanted_figures if ("figure", f) not in lacking)
     _check_any(open_tables + open_figures, lacking.values())
-    items = [(kind, n) for kind, n in _items(wanted_tables, wanted_figures) if (kind, n) not in lacking]
+    items = [item for item in items if item not in lacking]
     experiments = _experiments(chosen, items, kept_recipes, kept_models, seeds, budget)
     done = frozenset(e.key for e in experiments if recorded(e, folder, data) is not None)
     every = _experiments(chosen, items, tuple(chosen.recipes), _rows(chosen, ()), _seeds_recorded(folder, seeds), budget)
@@ -154,13 +155,12 @@ def timed(agreed: Plan, device: str = "auto", before: Callable[[str], None] | No
     Args:
         before: called with the name of what is timed next.
     """
+    kinds = {(e.config.data, e.row, e.recipe): e.config for e in agreed.todo}
     once: dict[tuple[str, str, str], float] = {}
-    for e in agreed.todo:
-        kind = (e.config.data, e.row, e.recipe)
-        if kind not in once:
-            if before is not None:
-                before(", ".join(kind))
-            once[kind] = seconds_per_run(e.config, dataset_of(e.config, agreed.data_dir), device)
+    for number, (kind, config) in enumerate(kinds.items(), start=1):
+        if before is not None:
+            before(f"{', '.join(kind)} ({number} of {len(kinds)})")
+        once[kind] = seconds_per_run(config, dataset_of(config, agreed.data_dir), device)
     return replace(
         agreed,
         seconds={e.key: once[e.config.data, e.row, e.recipe] for e in agreed.todo},
@@ -223,11 +223,11 @@ def _items(tables: Iterable[int], figures: Iterable[int]) -> list[tuple[str, int
 # --- what stands in the way -------------------------------------------------------------------------------------------
 
 
-def _lacks(paper: Paper, kind: str, number: int, data_dir: Path) -> str | None:
+def _lacks(paper: Paper, kind: str, number: int, data_dir: Path, output: Path) -> str | None:
     """Why the runs behind a table or figure cannot be made; None when they can, or there are none."""
     figure = paper.figures[number] if kind == "figure" else None
     if figure is not None and figure.table is not None:
-        return _lacks(paper, "table", figure.table, data_dir)
+        return _lacks(paper, "table", figure.table, data_dir, output)
     shown = figure or paper.tables[number]
     where = f"{kind} {number} ({shown.caption})"
     if figure is None and (blocked := paper.tables[number].blocked):
@@ -238,14 +238,20 @@ def _lacks(paper: Paper, kind: str, number: int, data_dir: Path) -> str | None:
         size = paper.configure(shown.data, next(iter(shown.rows)), next(iter(paper.recipes)), 0).size
         facts_of(shown.data, size, data_dir)
     except DataNotFoundError as error:
-        part = "only its times can be made: " if kind == "table" and _partly(paper, number) else ""
-        return f"{where}: {part}{error}"
+        part = "only its times can be made: " if kind == "table" and _partly(paper, number, output) else ""
+        unknown = "its records can only be told from others with the data at hand: " if _has_records(shown.data, output) else ""
+        return f"{where}: {part or unknown}{error}"
     return None
 
 
-def _partly(paper: Paper, table: int) -> bool:
-    """Whether a table has something that needs no data."""
-    return paper.tables[table].speed is not None
+def _partly(paper: Paper, table: int, output: Path) -> bool:
+    """Whether a table has something that needs no data, and nothing recorded that it would be drawn anew without."""
+    data = paper.tables[table].data
+    return paper.tables[table].speed is not None and not (data and _has_records(data, output))
+
+
+def _has_records(data: str, output: Path) -> bool:
+    return next((output / "records").glob(f"{data}-*-seed*.json"), None) is not None
 
 
 # --- what is run ------------------------------------------------------------------------------------------------------

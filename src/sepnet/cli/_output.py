@@ -157,7 +157,7 @@ def percent(value: float | None, digits: int = 2) -> str:
 
 
 def duration(seconds: float) -> str:
-    """ "8 s", "3 min 20 s", "2 h 5 min"."""
+    """ "8 s", "3 min 20 s", "2 h 5 min", "12 days"."""
     whole = max(0, math.ceil(seconds))
     if whole < 100:
         return f"{whole} s"
@@ -165,7 +165,7 @@ def duration(seconds: float) -> str:
     if minutes < 100:
         return f"{minutes} min {rest} s" if rest and minutes < 10 else f"{minutes + (rest >= 30)} min"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min"
+    return f"{hours} h {minutes} min" if hours < 100 else f"{round(hours / 24):,} days"
 
 
 def shell_word(path: Path) -> str:

@@ -192,11 +192,12 @@ class _Run:
             if state.iteration % self.eval_every == 0 or state.iteration == self.total:
                 self._evaluate()
                 state.seconds = base + time.monotonic() - clock
-            ended = self._ended()
-            if ended or stopping or due:
+                # what was asked for during a long evaluation; after the last one nobody else would look
+                stopping = stopping or self._agree(stop.requested, False, loss)[0]
+            if self._ended() or stopping or due:
                 self._save()
                 saved = time.monotonic()
-            if stopping and not ended:
+            if stopping and not (self._ended() and self.run_dir is None):  # which would throw away all that is done
                 raise Interrupted(state.iteration, self._path("last.pt") if self.run_dir else None)
 
     def _ended(self) -> bool:

@@ -158,7 +158,7 @@ def _best_on_tiny(found: Findings, recipe: str) -> str:
 
 
 def _fewer_parameters(_: Findings, __: str) -> str:
-    ours, *others = (parameters(name, 10) for name in ("dilated_separable", "mobilenet_v1", "googlenet"))
+    ours, *others = (parameters(name, 10, SIZE) for name in ("dilated_separable", "mobilenet_v1", "googlenet"))
     answer = "yes" if all(ours < other for other in others) else "no"
     return f"{answer}: {ours:,} against {others[0]:,} and {others[1]:,} (trainable, 10 classes)"
 
