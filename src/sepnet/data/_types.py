@@ -71,8 +71,13 @@ class Split:
 
     def chunks(self, size: int = 1024) -> Iterator[Tensor]:
         """All images in order, uint8 (up to ``size``, C, H, W) at a time."""
-        for part in self.stored_chunks(size):
-            yield part if self.wanted is None else convert(part, self.wanted)
+        if self.wanted is None:
+            yield from self.stored_chunks(size)
+            return
+        for part in self.stored_chunks(
+            max(1, min(size, MEMORY_BYTES // 8 // math.prod(self.wanted)))
+        ):  # large ones, a few at a time
+            yield convert(part, self.wanted)
 
     def stored_chunks(self, size: int = 1024) -> Iterator[Tensor]:
         """All images in order as they are stored, before they are brought to the size that is wanted."""
