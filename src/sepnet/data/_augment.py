@@ -51,7 +51,7 @@ class AugmentConfig(BaseModel):
     Attributes:
         hflip: "off", "random" (each image, each time, with probability 1/2) or "alternate" (every second epoch).
         shift: each image moves by up to this many pixels, independently in x and y.
-        pad_mode: what appears at the border that a shift, rotation or scale lays open: "reflect", or "zeros" (black).
+        pad_mode: what appears at the border that a move of the pixels lays open: "reflect", or "zeros" (black).
         cutout: side in pixels of a square at a random centre that takes the mean colour (DeVries & Taylor 2017).
         rotate: each image turns by up to this many degrees either way.
         shear: each image's rows slide against each other by up to this many degrees either way, below 90.

@@ -25,11 +25,11 @@ from sepnet.nn.conv import check_positive
 from sepnet.nn.head import PoolHead
 from sepnet.nn.separable import DilatedSeparableBlock
 
-__all__ = ["dilated_separable"]
+__all__ = ["LARGE_STRIDES", "dilated_separable"]
 
 WIDTHS = (32, 64, 128, 256, 512, 512, 1024, 1024, 1024)
 STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1)
-LARGE_STRIDES = (2, 1, 2, 1, 2, 1, 2, 1, 1)
+LARGE_STRIDES = (2, 1, 2, 1, 2, 1, 2, 1, 1)  # the best of four on validation, see LOG.md
 LARGE = 128  # pixels a side
 
 

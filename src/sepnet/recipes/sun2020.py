@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sepnet.models.dilated_separable import LARGE_STRIDES
 from sepnet.recipes._claims import Claim, Findings, best_of, parameters
 from sepnet.recipes._config import TrainConfig
 from sepnet.recipes._modern import MUON, MUON_WITHOUT_NORM
@@ -30,7 +31,6 @@ RATES = (0, 1, 2, 3)
 OURS = "dilated_separable-rate2"  # the rate of Tables 1 and 3: its 84.25 % are those of rate 2 in Table 2
 WITHOUT_NORM = ("squeezenet", "vgg16")
 SIZE, SHIFT = 224, 28
-STRIDES = [2, 1, 2, 1, 2, 1, 2, 1, 1]  # of the dilated network, chosen by a short comparison on validation, see LOG.md
 ITERATIONS, BATCH_SIZE, EVAL_EVERY, EPOCHS = 39_000, 128, 7_800, 100
 LEAST_SIZE = 16  # smaller images of one's own are enlarged
 
@@ -85,7 +85,7 @@ TABLES = {
 def _network(row: str) -> tuple[str, dict[str, Any]]:
     """Name and options of a row's network."""
     model, _, rate = row.partition("-rate")
-    return model, {"rate": int(rate), "strides": STRIDES} if rate else {}
+    return model, {"rate": int(rate), "strides": list(LARGE_STRIDES)} if rate else {}
 
 
 def configure(data: str, row: str, recipe: str, seed: int) -> TrainConfig:

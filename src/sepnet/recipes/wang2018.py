@@ -105,7 +105,7 @@ def _modern(data: str, model: str) -> TrainConfig:
         settings |= {"muon_weight_decay": 0.05, "rotate": 7.0, "scale": 0.07, "ema": 0.999}
     if single_map:
         settings |= SINGLE_MAP
-    return TrainConfig(data=data, model=model, model_options=SPREAD if single_map else {}, **settings)
+    return TrainConfig(data=data, model=model, model_options=dict(SPREAD) if single_map else {}, **settings)
 
 
 def _for_own_data(config: TrainConfig, facts: DataFacts) -> TrainConfig:
