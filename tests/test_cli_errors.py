@@ -222,3 +222,28 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
     result = invoke("train", "digits", "--iterations", "2", "--output", "closed", exit_code=2)
     assert result.stderr.splitlines()[-1].startswith("error: cannot write closed/config.yaml: Permission denied")
+
+
+def test_sigterm_before_training_begins_is_an_interruption(tmp_path: Path) -> None:
+    """Before training itself listens for it. A configuration that is a named pipe holds it up for as long as this takes."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / name / "1.png")
+    begun = tmp_path / "begun"
+    os.mkfifo(begun)
+    process = start("train", str(tmp_path), "--config", str(begun))
+    with begun.open("w"):  # opened as soon as the command reads its configuration, which then waits for this end
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.decode()) == (130, "interrupted\n")
+
+
+def test_kernels_of_a_network_are_refused() -> None:
+    assert "leave squeezenet away" in error_of("info", "squeezenet", "--kernels")
+
+
+@pytest.mark.parametrize(
+    "words", [("train", "nowhere"), ("val", "nowhere"), ("predict", "nowhere", "x"), ("reproduce", "luo")], ids="-".join
+)
+def test_a_device_that_is_not_there_is_found_before_anything_is_read(words: tuple[str, ...]) -> None:
+    assert error_of(*words, "--device", "cuda:x") == "error: --device cuda:x: choose auto, cpu, cuda, cuda:N or mps"

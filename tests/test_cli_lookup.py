@@ -79,6 +79,7 @@ def test_info_of_another_shape() -> None:
         ("٣x32x32", "3x32x32"),
         ("0x32x32", "channels go from"),
         ("3x32x99999", "from 1 to"),
+        ("3x100000x100000", "from 1 to"),
         ("3x32x40", "square"),
         ("3x2x2", "input_size"),
         ("3x32x32\n", "\\n"),

@@ -66,6 +66,32 @@ def test_a_log_hears_of_the_run_every_few_seconds(clock: list[float]) -> None:
     assert len(lines) == 2
 
 
+def test_a_log_hears_of_a_long_evaluation_and_at_once_that_the_run_stops_behind_it(clock: list[float]) -> None:
+    seen = io.StringIO()
+    reporter = LineReporter(Console(file=seen, width=200), "val", 2)
+    reporter.start(0, 50)
+    for second in range(1, 8):
+        clock[0] = 100.0 + second
+        reporter.scoring(second * 1000, stopping=second >= 6)
+    assert seen.getvalue().splitlines() == [
+        "evaluating: 10,000 images done",  # of two processes
+        "evaluating: 12,000 images done, then the run stops",
+    ]
+
+
+def test_the_bar_tells_of_an_evaluation_even_after_training() -> None:
+    seen = io.StringIO()
+    screen = Console(file=seen, width=80, force_terminal=True, color_system=None)
+    reporter = BarReporter(screen, "val", 1)
+    reporter.start(0, 10)
+    reporter.end()
+    reporter.scoring(3000)
+    reporter.bar.refresh()
+    reporter.end()
+    assert "evaluating: 3,000 images done" in seen.getvalue()
+    assert reporter.bar.live.is_started is False
+
+
 def test_the_bar_fits_80_columns() -> None:
     seen = io.StringIO()
     screen = Console(file=seen, width=80, force_terminal=True, color_system=None)

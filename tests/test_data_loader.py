@@ -291,6 +291,11 @@ def test_a_shift_as_large_as_the_image() -> None:
         trainer(augment=AugmentConfig(shift=8))
 
 
+def test_a_distortion_as_large_as_the_image() -> None:
+    with pytest.raises(ConfigError, match="elastic=8 must be below the image size 8x10"):
+        trainer(augment=AugmentConfig(elastic=8.0))
+
+
 @pytest.mark.parametrize("world_size", [1, 3, 60])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_evaluation_covers_everything_once_in_order(world_size: int, channels_last: bool) -> None:

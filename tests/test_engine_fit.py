@@ -299,6 +299,9 @@ def test_progress_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
             assert images_per_s > 0
             self.calls.append(iteration)
 
+        def scoring(self, images: int, stopping: bool = False) -> None:
+            self.calls.append((images, stopping))
+
         def evaluated(self, row: dict[str, Any]) -> None:
             self.calls.append(row)
 
@@ -308,3 +311,6 @@ def test_progress_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     listener = Listener()
     result = run(config(iterations=4, eval_every=2), reporter=listener)
     assert listener.calls == [(0, 4), 1, 2, result.history[0], 3, 4, result.history[1], "end"]
+    listener.calls.clear()
+    result = run(config(iterations=1), reporter=listener, evaluation=Synthetic(seed=1, batches=2))
+    assert listener.calls == [(0, 1), 1, (16, False), (32, False), result.history[0], "end"]

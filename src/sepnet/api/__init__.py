@@ -14,7 +14,7 @@ from sepnet.api._evaluate import Evaluation, evaluate
 from sepnet.api._experiment import Experiment
 from sepnet.api._jobs import check_jobs
 from sepnet.api._paper_report import write_report
-from sepnet.api._plan import Plan, plan, records, timed
+from sepnet.api._plan import Plan, has_records, plan, timed
 from sepnet.api._predict import Prediction, predict
 from sepnet.api._release import Release, load_release, save_release
 from sepnet.api._reproduce import Listener, reproduce
@@ -42,11 +42,11 @@ __all__ = [
     "check_jobs",
     "compare",
     "evaluate",
+    "has_records",
     "load_release",
     "plan",
     "plan_comparison",
     "predict",
-    "records",
     "reproduce",
     "resolve",
     "run_folder",

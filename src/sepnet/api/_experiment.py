@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from sepnet.data import Dataset, load_dataset
-from sepnet.errors import CheckpointError
+from sepnet.errors import CheckpointError, DataNotFoundError
 from sepnet.recipes import TrainConfig
 from sepnet.report import RunRecord, load_record
 
-__all__ = ["Experiment", "Facts", "budget_suffix", "dataset_of", "facts_of", "record_path", "recorded", "same_settings", "scaled"]
+__all__ = [
+    "Experiment",
+    "Facts",
+    "FactsOfData",
+    "budget_suffix",
+    "dataset_of",
+    "facts_of",
+    "record_path",
+    "recorded",
+    "same_settings",
+    "scaled",
+]
 
 
 @dataclass(frozen=True)
@@ -80,12 +91,52 @@ def facts_of(data: str, size: int | None, data_dir: Path) -> Facts:
     return Facts(dataset.fingerprint, len(dataset.classes), dataset.preprocessing.channels, dataset.preprocessing.size[0])
 
 
+@dataclass(frozen=True)
+class FactsOfData:
+    """Where the facts of data sets come from: the data themselves; for a report alone, where they are not there, its records.
+
+    Attributes:
+        data_dir: where registered data sets lie.
+        output: folder whose records may stand in for them; None where they may not.
+    """
+
+    data_dir: Path
+    output: Path | None = None
+    _known: dict[tuple[str, int | None], Facts] = field(default_factory=dict, compare=False)
+
+    def of(self, data: str, size: int | None) -> Facts:
+        """What is known of a data set. Raises DataNotFoundError: it is not there, and its records are none, or of several."""
+        try:
+            return facts_of(data, size, self.data_dir)
+        except DataNotFoundError:
+            if (data, size) not in self._known:
+                found = _facts_in_records(data, size, self.output) if self.output is not None else set()
+                if len(found) != 1:
+                    raise
+                self._known[data, size] = found.pop()
+            return self._known[data, size]
+
+
+def _facts_in_records(data: str, size: int | None, output: Path) -> set[Facts]:
+    """What the records of a data set say of it: one answer, if all were made of the same images."""
+    found = set()
+    for path in (output / "records").glob(f"{data}-*-seed*.json"):
+        try:
+            record = load_record(path)
+        except CheckpointError:
+            continue
+        if record.config.get("size") == size:
+            channels, side, _ = record.input_shape
+            found.add(Facts(record.data_fingerprint, record.classes, channels, side))
+    return found
+
+
 def record_path(experiment: Experiment, output: Path) -> Path:
     """Where the record of an experiment lies."""
     return output / "records" / f"{experiment.key}.json"
 
 
-def recorded(experiment: Experiment, output: Path, data_dir: Path) -> RunRecord | None:
+def recorded(experiment: Experiment, output: Path, facts: FactsOfData) -> RunRecord | None:
     """The record of a finished run, if it is of this configuration and these data."""
     path = record_path(experiment, output)
     if not path.exists():
@@ -95,7 +146,7 @@ def recorded(experiment: Experiment, output: Path, data_dir: Path) -> RunRecord 
     except CheckpointError:
         return None
     config = experiment.config
-    fits = record.data_fingerprint == facts_of(config.data, config.size, data_dir).fingerprint
+    fits = record.data_fingerprint == facts.of(config.data, config.size).fingerprint
     return record if fits and same_settings(record.config, config) else None
 
 

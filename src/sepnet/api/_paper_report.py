@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sepnet.api._claims import answers, in_words
-from sepnet.api._experiment import facts_of
 from sepnet.api._plan import Plan, records
 from sepnet.api._speed import speed_records
 from sepnet.engine import atomic_write
@@ -91,7 +92,7 @@ def _layers(plan: Plan, title: str, table: PaperTable) -> tuple[str, dict[str, A
     networks = []
     for model, published in table.rows.items():
         card = model_card(model)
-        costs = count(create_model(model, num_classes=card.num_classes), card.native_size)
+        costs = _counted(model, card.native_size, num_classes=card.num_classes)
         layers = [Layer(c.name, c.kind, c.output_shape, c.params, c.macs) for c in costs.layers]
         totals = costs.params_trainable, costs.params_total, costs.macs
         networks.append(Architecture(published.label, model, published.params, *totals, layers, card.readings))
@@ -148,7 +149,7 @@ def _printed(published: Published) -> dict[str, float]:
 def _shape(plan: Plan, table: PaperTable, config: TrainConfig) -> Speed:
     """Images and classes that a table's networks are built for: those of the data, or as the table says where it needs none."""
     try:
-        facts = facts_of(config.data, config.size, plan.data_dir)
+        facts = plan.facts.of(config.data, config.size)
     except DataNotFoundError:
         if table.speed is None:
             raise
@@ -158,8 +159,14 @@ def _shape(plan: Plan, table: PaperTable, config: TrainConfig) -> Speed:
 
 def _costs(config: TrainConfig, shape: Speed) -> Counts:
     channels, side, _ = shape.input_shape
-    model = create_model(config.model, num_classes=shape.classes, in_channels=channels, input_size=side, **config.model_options)
-    return count(model, shape.input_shape)
+    options = {"num_classes": shape.classes, "in_channels": channels, "input_size": side, **config.model_options}
+    return _counted(config.model, shape.input_shape, **options)
+
+
+def _counted(model: str, image: tuple[int, int, int], **options: Any) -> Counts:
+    """The counts of a network that is never filled with weights: VGG-16 alone would take seconds."""
+    with torch.device("meta"):
+        return count(create_model(model, **options), image)
 
 
 def _runs(plan: Plan, data: str, row: str, recipe: str, found: Mapping[str, RunRecord]) -> list[RunRecord]:
@@ -249,12 +256,12 @@ def _write_claims(plan: Plan, figure: Figure, drawing: Path, found: Mapping[str,
     if not rows:
         return []
     runs = _runs_of(plan, figure, found)
-    mark = "" if figure.show == "parameters" else _mark(plan)
+    mark, budget = ("", 1.0) if figure.show == "parameters" else (_mark(plan), plan.budget)
     title = f"{plan.paper.reference}. Figure {figure.number}: {figure.caption}{mark}"
     facts = [*_data(runs, plan.budget), *provenance(runs)]
     picture = f"![{figure.caption}]({drawing.name})"
     lines = [f"# {title}", "", *facts, *([""] if facts else []), picture, "", *(f"- {text}" for text in in_words(rows)), ""]
-    values = {"title": title, "paper": plan.paper.reference, "budget": plan.budget, "seeds_wanted": plan.seeds, "claims": rows}
+    values = {"title": title, "paper": plan.paper.reference, "budget": budget, "seeds_wanted": plan.seeds, "claims": rows}
     paths = [drawing.with_suffix(".md"), drawing.with_suffix(".json")]
     _write(paths[0], "\n".join(lines).encode())
     _write(paths[1], (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sepnet.api._estimate import seconds_per_run
-from sepnet.api._experiment import Experiment, budget_suffix, dataset_of, facts_of, recorded, scaled
+from sepnet.api._experiment import Experiment, FactsOfData, budget_suffix, dataset_of, recorded, scaled
 from sepnet.api._speed import SpeedTest, expected_seconds, speed_records, speed_tests, this_hardware
 from sepnet.errors import ConfigError, DataNotFoundError, one_line
 from sepnet.models import model_card
 from sepnet.recipes import Paper, papers
 from sepnet.report import RunRecord, hardware
 
-__all__ = ["Plan", "plan", "records", "timed"]
+__all__ = ["Plan", "has_records", "plan", "records", "timed"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Plan:
         blocked: one line for each table or figure that cannot be made, or not in full, and why.
         output: where records, tables and figures go.
         work: where the runs' own folders go.
+        facts: of the data sets.
     """
 
     paper: Paper
@@ -53,9 +54,14 @@ class Plan:
     blocked: tuple[str, ...]
     output: Path
     work: Path
-    data_dir: Path
+    facts: FactsOfData
     seconds: Mapping[str, float] = field(default_factory=dict)
     speed_seconds: float = 0.0
+
+    @property
+    def data_dir(self) -> Path:
+        """Where registered data sets lie."""
+        return self.facts.data_dir
 
     @property
     def todo(self) -> tuple[Experiment, ...]:
@@ -79,7 +85,8 @@ class Plan:
 
     def of_all_records(self) -> Plan:
         """The same with all that is reported as its experiments: a report of some runs must not forget the others."""
-        recipes = tuple(r for r in self.paper.recipes if r in self.recipes or r in {e.recipe for e in self.reported})
+        seen = {e.recipe for e in self.reported}
+        recipes = tuple(r for r in self.paper.recipes if r in self.recipes or r in seen)
         seeds = max([self.seeds, *(e.seed + 1 for e in self.reported)])
         return replace(self, experiments=self.reported, recipes=recipes, seeds=seeds)
 
@@ -101,6 +108,7 @@ def plan(
     data_dir: Path | str = "data",
     output: Path | str | None = None,
     device: str = "auto",
+    report_only: bool = False,
 ) -> Plan:
     """Settle what is to be run, what is done already, and how long the rest takes on this machine.
 
@@ -109,25 +117,25 @@ def plan(
         seeds: runs of each network and recipe, seeds 0 .. seeds - 1.
         recipes, models: only these; none is all. A network's name stands for all rows of it.
         budget: share of each run's iterations, above 0 and at most 1; the schedule is scaled, and the records are kept apart.
+        report_only: plan nothing but the report of what is recorded. It needs no data: its records know them.
 
     Raises:
         ConfigError: a number, recipe or network the paper does not have, or nothing that can be run (with the reason).
         UnknownNameError: no such paper.
     """
     chosen = papers.get(paper)
-    wanted_tables, wanted_figures = _numbers(chosen, tables, figures)
     kept_recipes, kept_models = _subset("recipe", recipes, tuple(chosen.recipes)), _rows(chosen, models)
     _check_size(seeds, budget)
-    folder, data = Path(output) if output is not None else Path("runs") / chosen.name, Path(data_dir)
-    items = _items(wanted_tables, wanted_figures)
-    lacking = {(kind, n): why for kind, n in items if (why := _lacks(chosen, kind, n, data, folder))}
-    open_tables = tuple(t for t in wanted_tables if ("table", t) not in lacking or _partly(chosen, t, folder))
-    open_figures = tuple(f for f in wanted_figures if ("figure", f) not in lacking)
-    _check_any(open_tables + open_figures, lacking.values())
-    items = [item for item in items if item not in lacking]
-    experiments = _experiments(chosen, items, kept_recipes, kept_models, seeds, budget)
-    done = frozenset(e.key for e in experiments if recorded(e, folder, data) is not None)
+    folder = Path(output) if output is not None else Path("runs") / chosen.name
+    facts = FactsOfData(Path(data_dir), folder if report_only else None)
+    wanted = _items(*_numbers(chosen, tables, figures))
+    lacking = {(kind, n): why for kind, n in wanted if (why := _lacks(chosen, kind, n, facts, folder))}
+    items = [item for item in wanted if item not in lacking]
+    open_tables, open_figures = _to_be_made(chosen, wanted, lacking, folder)
     every = _experiments(chosen, items, tuple(chosen.recipes), _rows(chosen, ()), _seeds_recorded(folder, seeds), budget)
+    known = {e.key: e.recipe for e in every if recorded(e, folder, facts) is not None}
+    kept_recipes = kept_recipes if recipes or not report_only else _those_run(kept_recipes, known.values())
+    experiments = _experiments(chosen, items, kept_recipes, kept_models, seeds, budget)
     todo = _unmeasured(speed := speed_tests(chosen, open_tables, kept_models), folder, device)
     return Plan(
         paper=chosen,
@@ -138,14 +146,14 @@ def plan(
         seeds=seeds,
         budget=budget,
         experiments=experiments,
-        reported=tuple(e for e in every if e in experiments or recorded(e, folder, data) is not None),
-        done=done,
+        reported=tuple(e for e in every if e in experiments or e.key in known),
+        done=frozenset(e.key for e in experiments if e.key in known),
         speed=speed,
         speed_todo=todo,
         blocked=tuple(dict.fromkeys(lacking.values())),
         output=folder,
         work=folder if output is None else folder / "runs",
-        data_dir=data,
+        facts=facts,
     )
 
 
@@ -175,15 +183,15 @@ def _check_size(seeds: int, budget: float) -> None:
         raise ConfigError(f"--budget must be above 0 and at most 1, got {budget:g}")
 
 
-def _check_any(wanted: tuple[int, ...], reasons: Iterable[str]) -> None:
-    if not wanted:
-        raise ConfigError("; ".join(dict.fromkeys(reasons)))
-
-
 def records(agreed: Plan) -> dict[str, RunRecord]:
     """The records that exist, by key of the experiment."""
-    found = ((e.key, recorded(e, agreed.output, agreed.data_dir)) for e in agreed.reported)
+    found = ((e.key, recorded(e, agreed.output, agreed.facts)) for e in agreed.reported)
     return {key: record for key, record in found if record is not None}
+
+
+def has_records(agreed: Plan) -> bool:
+    """Whether a report would show anything measured: a run of any recipe and seed, or a speed on any device."""
+    return bool(records(agreed)) or any(speed_records(test, agreed.output) for test in agreed.speed)
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------
@@ -220,14 +228,25 @@ def _items(tables: Iterable[int], figures: Iterable[int]) -> list[tuple[str, int
     return [*(("table", n) for n in tables), *(("figure", n) for n in figures)]
 
 
+def _to_be_made(
+    paper: Paper, wanted: Sequence[tuple[str, int]], lacking: Mapping[tuple[str, int], str], output: Path
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tables and figures that can be made, at least in part. Raises ConfigError, with the reasons: none can."""
+    tables = tuple(n for kind, n in wanted if kind == "table" and ((kind, n) not in lacking or _partly(paper, n, output)))
+    figures = tuple(n for kind, n in wanted if kind == "figure" and (kind, n) not in lacking)
+    if not tables + figures:
+        raise ConfigError("; ".join(dict.fromkeys(lacking.values())))
+    return tables, figures
+
+
 # --- what stands in the way -------------------------------------------------------------------------------------------
 
 
-def _lacks(paper: Paper, kind: str, number: int, data_dir: Path, output: Path) -> str | None:
+def _lacks(paper: Paper, kind: str, number: int, facts: FactsOfData, output: Path) -> str | None:
     """Why the runs behind a table or figure cannot be made; None when they can, or there are none."""
     figure = paper.figures[number] if kind == "figure" else None
     if figure is not None and figure.table is not None:
-        return _lacks(paper, "table", figure.table, data_dir, output)
+        return _lacks(paper, "table", figure.table, facts, output)
     shown = figure or paper.tables[number]
     where = f"{kind} {number} ({shown.caption})"
     if figure is None and (blocked := paper.tables[number].blocked):
@@ -236,7 +255,7 @@ def _lacks(paper: Paper, kind: str, number: int, data_dir: Path, output: Path) -
         return None
     try:
         size = paper.configure(shown.data, next(iter(shown.rows)), next(iter(paper.recipes)), 0).size
-        facts_of(shown.data, size, data_dir)
+        facts.of(shown.data, size)
     except DataNotFoundError as error:
         part = "only its times can be made: " if kind == "table" and _partly(paper, number, output) else ""
         unknown = "its records can only be told from others with the data at hand: " if _has_records(shown.data, output) else ""
@@ -286,6 +305,11 @@ def _sources(paper: Paper, needed: Sequence[tuple[str, int]]) -> list[tuple[int 
     found = [(n, paper.tables[n].data, list(paper.tables[n].rows)) for n in sorted(tables)]
     own = [(None, figure.data, list(figure.rows)) for figure in figures if figure.table is None]
     return [(table, data, rows) for table, data, rows in [*found, *own] if data is not None]
+
+
+def _those_run(recipes: tuple[str, ...], seen: Collection[str]) -> tuple[str, ...]:
+    """A report has no column of what nobody has run; without any run it keeps them all."""
+    return tuple(r for r in recipes if r in seen) or recipes
 
 
 def _seeds_recorded(output: Path, least: int) -> int:

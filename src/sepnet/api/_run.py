@@ -118,13 +118,25 @@ def _train_and_report(
     if result.last is not None:
         scores[evaluate_on] = score_dict(result.last, dataset.classes)
     if dataset.test is not None and evaluate_on != "test":
-        loader = eval_loader(dataset.test, dataset, fabric, config)
-        tested = evaluate(result.model, loader, len(dataset.classes), fabric, tta=config.tta)
+        tested = _test(result.model, dataset.test, dataset, fabric, config, reporter)
         scores["test"] = score_dict(tested, dataset.classes)
     record = _record(config, dataset, result, costs, scores, evaluate_on if watched is not None else None, fabric)
     if fabric.is_global_zero:
         _write_results(folder, config, dataset, result.model, record)
     return Run(folder, record, result.model)
+
+
+def _test(
+    model: nn.Module, split: Split, dataset: Dataset, fabric: Fabric, config: TrainConfig, reporter: Reporter | None
+) -> EvalResult:
+    reporter = reporter if fabric.is_global_zero else None
+    progress = reporter.scoring if reporter else None
+    try:
+        loader = eval_loader(split, dataset, fabric, config)
+        return evaluate(model, loader, len(dataset.classes), fabric, tta=config.tta, progress=progress)
+    finally:
+        if reporter:
+            reporter.end()
 
 
 def _watched(config: TrainConfig, dataset: Dataset, evaluate_on: Literal["val", "test"]) -> Split | None:

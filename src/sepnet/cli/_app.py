@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
@@ -76,8 +77,13 @@ def _options(
     pass
 
 
+def _stop(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    signal.signal(signal.SIGTERM, _stop)  # what has a line for Ctrl-C has it for whoever manages processes as well
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character gets its escape, not an error
             stream.reconfigure(errors="backslashreplace")

@@ -44,7 +44,7 @@ def input_shape(text: str, flag: str) -> tuple[int, int, int]:
     Raises:
         ConfigError: another form, or a number out of range.
     """
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", text, re.ASCII)
+    match = re.fullmatch(r"(\d{1,18})x(\d{1,18})x(\d{1,18})", text, re.ASCII)
     if not match:
         raise ConfigError(f"{flag} {one_line(text)}: write CHANNELSxHEIGHTxWIDTH, e.g. 3x32x32")
     channels, height, width = (int(number) for number in match.groups())

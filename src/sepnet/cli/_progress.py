@@ -106,6 +106,11 @@ class BarReporter:
         figures = f"loss {loss:.3f}  {accuracy:.1f} %  {_speed(images_per_s * self.processes)}"
         self.bar.update(self.task, completed=iteration, figures=figures)
 
+    def scoring(self, images: int, stopping: bool = False) -> None:
+        """Tell of an evaluation in the place of the figures; the bar may be gone already."""
+        self.bar.start()
+        self.bar.update(self.task, figures=_scoring(images * self.processes, stopping))
+
     def evaluated(self, row: Row) -> None:
         """Print a row."""
         self.bar.update(self.task, completed=row["iteration"])
@@ -124,6 +129,7 @@ class LineReporter:
         self.screen, self.processes = screen, processes
         self.rows = _Rows(screen, split)
         self.done, self.total = 0, 0
+        self.stopping = False
         self.began = self.printed = time.monotonic()
 
     def start(self, done: int, total: int) -> None:
@@ -143,6 +149,14 @@ class LineReporter:
             f"{_speed(images_per_s * self.processes)}, {duration(left)} left",
             soft_wrap=True,
         )
+
+    def scoring(self, images: int, stopping: bool = False) -> None:
+        """A line, if none was printed for a while, or if the run has just been asked to stop."""
+        now = time.monotonic()
+        if now - self.printed < LINE_SECONDS and stopping == self.stopping:
+            return
+        self.printed, self.stopping = now, stopping
+        self.screen.print(_scoring(images * self.processes, stopping), soft_wrap=True)
 
     def evaluated(self, row: Row) -> None:
         """Print a row."""
@@ -239,6 +253,10 @@ def _bar(screen: Console, *figures: str) -> Progress:
 
 def _number(value: float | int | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _scoring(images: int, stopping: bool) -> str:
+    return f"evaluating: {images:,} images done" + (", then the run stops" if stopping else "")
 
 
 def _speed(images_per_s: float) -> str:

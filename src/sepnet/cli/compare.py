@@ -12,6 +12,7 @@ import typer
 
 from sepnet.cli import _flags as flag
 from sepnet.cli._errors import Stopped
+from sepnet.cli._machine import use_machine
 from sepnet.cli._output import Output, console, counted, duration, human_count, percent, shape_text
 from sepnet.cli._parse import key_values
 from sepnet.cli._progress import counting, training_reporter
@@ -82,7 +83,7 @@ def compare(
     from sepnet import api
 
     entrants = [_entrant(text) for text in networks or ()]
-    _set_threads(workers)
+    use_machine(device, workers)
     request = api.Request(data, recipe, config, _settings(ctx.params), data_dir=data_dir)
     out = Output(json)
     with counting("reading images") as progress:
@@ -92,13 +93,6 @@ def compare(
         _show_result(out, _run(agreed))
     elif json:
         out.json(_plan_as_json(agreed))
-
-
-def _set_threads(workers: int | None) -> None:
-    if workers is not None:
-        import torch
-
-        torch.set_num_threads(workers)
 
 
 def _settings(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,8 @@ def info(
 ) -> None:
     """Show a network's card, its parameters and multiply-accumulates (MACs), in all and layer by layer."""
     if kernels:
+        if model is not None:
+            raise ConfigError(f"--kernels shows the operations that all networks are made of: leave {one_line(model)} away")
         show_kernels(Output(json))
         return
     if model is None:

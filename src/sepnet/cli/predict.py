@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sepnet.cli import _flags as flag
+from sepnet.cli._machine import use_machine
 from sepnet.cli._output import Output, console, percent
 from sepnet.cli._registry import command
 from sepnet.errors import ConfigError, one_line
@@ -49,6 +50,7 @@ def predict(
         raise ConfigError("--csv and --json both print on stdout; choose one")
     from sepnet import api
 
+    use_machine(device)
     release = api.load_release(run)
     failures = _Failures()
     found = failures.passing(api.predict(release, sources, top=top, batch_size=batch_size, device=device))

@@ -11,6 +11,7 @@ import typer
 
 from sepnet.cli import _flags as flag
 from sepnet.cli._errors import Stopped
+from sepnet.cli._machine import use_machine
 from sepnet.cli._output import Output, console, counted, duration, percent
 from sepnet.cli._parse import listed, numbers
 from sepnet.cli._progress import training_reporter
@@ -80,6 +81,7 @@ def reproduce(
     report_only: ReportOnly = False,
     json: flag.Json = False,
     device: flag.Device = "auto",
+    workers: flag.Workers = None,
     jobs: Jobs = 1,
 ) -> None:
     """Run a paper's experiments and write its tables and figures, the paper's number beside the measured one.
@@ -89,6 +91,7 @@ def reproduce(
     from sepnet import api
 
     out = Output(json)
+    use_machine(device, workers)
     api.check_jobs(jobs)
     agreed = api.plan(
         paper,
@@ -101,15 +104,11 @@ def reproduce(
         data_dir=data_dir,
         output=output,
         device=device,
+        report_only=report_only,
     )
     agreed = _prepared(agreed, device, dry_run, report_only)
     _show_plan(out, agreed, jobs)
-    files = _files(agreed, device, jobs, dry_run, report_only)
-    if json:
-        out.json(_as_json(agreed, jobs, files))
-    elif files:
-        out.line()
-        out.facts([("written", one_line(file)) for file in files])
+    _show_files(out, agreed, jobs, _files(agreed, device, jobs, dry_run, report_only))
 
 
 def _prepared(agreed: Plan, device: str, dry_run: bool, report_only: bool) -> Plan:
@@ -123,7 +122,7 @@ def _prepared(agreed: Plan, device: str, dry_run: bool, report_only: bool) -> Pl
     from sepnet.engine import check_writable
 
     if report_only:
-        if agreed.experiments and not api.records(agreed.of_all_records()) and agreed.speed_todo == agreed.speed:
+        if (agreed.experiments or agreed.speed) and not api.has_records(agreed):
             raise ConfigError(f"--report-only: no run is recorded in {one_line(agreed.output)}; without it they are run")
         return agreed
     if not dry_run:
@@ -155,6 +154,14 @@ def _run(agreed: Plan, device: str, jobs: int) -> list[Path]:
     except KeyboardInterrupt as stop:
         kept = "what is finished is kept, and what was begun as far as it was saved: the same command goes on from here"
         raise Stopped(f"interrupted; {kept}") from stop
+
+
+def _show_files(out: Output, agreed: Plan, jobs: int, files: list[Path]) -> None:
+    if out.as_json:
+        out.json(_as_json(agreed, jobs, files))
+    elif files:
+        out.line()
+        out.facts([("written", one_line(file)) for file in files])
 
 
 def _show_plan(out: Output, agreed: Plan, jobs: int) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from sepnet.cli import _flags as flag
 from sepnet.cli._errors import Stopped, process_number
+from sepnet.cli._machine import use_machine
 from sepnet.cli._output import Output, counted, duration, human_count, percent, shape_text, shell_word
 from sepnet.cli._parse import key_values
 from sepnet.cli._progress import counting, training_reporter
@@ -102,13 +103,10 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run(request: Request, output: Path | None, device: str, workers: int | None, out: Output) -> None:
-    import torch
-
     from sepnet.api import resolve, run_folder, run_training, seconds_per_run
     from sepnet.engine import make_fabric
 
-    if workers is not None:
-        torch.set_num_threads(workers)
+    use_machine(device, workers)
     with counting("reading images") as progress:
         config, dataset = resolve(request, progress)
     folder = run_folder(config, output, request.resume)
@@ -185,7 +183,7 @@ def _show_result(run: Run, out: Output) -> None:
         facts.append(("weakest", weakest))
     if kept := kept_weights(run.record):
         facts.append(("kept", kept))
-    facts.append(("time", f"{duration(run.record.seconds)}, {counted(run.record.iterations, 'iteration')}"))
+    facts.append(("time", f"{duration(run.record.seconds)} of training, {counted(run.record.iterations, 'iteration')}"))
     facts.append(("files", f"{folder}: {', '.join(files)}"))
     facts.append(("next", _next(run)))
     out.line()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sepnet.cli import _flags as flag
+from sepnet.cli._machine import use_machine
 from sepnet.cli._output import Output, counted, percent
 from sepnet.cli._progress import counting
 from sepnet.cli._registry import command
@@ -47,6 +48,7 @@ def val(
     from sepnet.api import evaluate
 
     out = Output(json)
+    use_machine(device)
     with counting("reading images") as progress:
         result = evaluate(run, data, split=split, data_dir=data_dir, device=device, tta=tta, progress=progress)  # type: ignore[arg-type]
     if json:

@@ -141,11 +141,12 @@ class Augment:
         """See that the configuration can be applied to images of this size.
 
         Raises:
-            ConfigError: the shift or the side of the cut-out square is not smaller than the image.
+            ConfigError: the shift, the side of the cut-out square or the elastic distortion is not smaller than the image.
         """
-        for name, pixels in (("shift", self.config.shift), ("cutout", self.config.cutout)):
+        for name in ("shift", "cutout", "elastic"):
+            pixels = getattr(self.config, name)
             if pixels >= min(height, width):
-                raise ConfigError(f"{name}={pixels} must be below the image size {height}x{width}")
+                raise ConfigError(f"{name}={pixels:g} must be below the image size {height}x{width}")
 
     def draw(self, batch_size: int, generator: torch.Generator, epoch: int, indices: Tensor) -> AugmentParameters:
         """Decide for a batch.

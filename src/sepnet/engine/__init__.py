@@ -3,7 +3,7 @@
 from sepnet.engine._step import TrainingStep
 from sepnet.engine.checkpoint import atomic_write, check_writable, load_checkpoint, save_checkpoint
 from sepnet.engine.config import FitConfig
-from sepnet.engine.devices import make_fabric, prefers_bf16
+from sepnet.engine.devices import check_device, make_fabric, prefers_bf16
 from sepnet.engine.evaluate import EvalResult, evaluate
 from sepnet.engine.fit import FitResult, Interrupted, Reporter, fit
 from sepnet.engine.optim import build_optimizer, parameter_groups
@@ -18,6 +18,7 @@ __all__ = [
     "TrainingStep",
     "atomic_write",
     "build_optimizer",
+    "check_device",
     "check_writable",
     "evaluate",
     "fit",

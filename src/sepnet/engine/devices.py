@@ -18,7 +18,7 @@ try:
 except ImportError:  # the full `lightning` package carries it under another name
     from lightning.fabric import Fabric  # type: ignore[no-redef]
 
-__all__ = ["Fabric", "keep_large_buffers", "make_fabric", "prefers_bf16"]
+__all__ = ["Fabric", "check_device", "keep_large_buffers", "make_fabric", "prefers_bf16"]
 
 # parameters of glibc's mallopt (malloc.h)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -66,6 +66,11 @@ def keep_large_buffers() -> bool:
     wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20))
     accepted = [mallopt(parameter, value) for parameter, value in wanted]
     return accepted == [1] * len(wanted)
+
+
+def check_device(device: str) -> None:
+    """Raises ConfigError: the device is not there, or its name is not one that ``make_fabric`` knows."""
+    _accelerator(device)
 
 
 def _accelerator(device: str) -> tuple[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,13 +60,22 @@ class EvalResult:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches, num_classes: int, fabric: Fabric, *, tta: bool = False) -> EvalResult:
+def evaluate(
+    model: nn.Module,
+    batches: Batches,
+    num_classes: int,
+    fabric: Fabric,
+    *,
+    tta: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> EvalResult:
     """One pass of ``model`` in evaluation mode; its mode is restored afterwards.
 
     Args:
         model: (B, C, H, W) -> logits (B, num_classes); as Fabric set it up, or a plain module on the fabric's device.
         batches: this process's share of the split.
         tta: also score the mean of the logits of each image and its mirror image.
+        progress: called after each batch with how many images of this process's share have been scored.
 
     Raises:
         ValueError: the split is empty.
@@ -75,6 +84,7 @@ def evaluate(model: nn.Module, batches: Batches, num_classes: int, fabric: Fabri
     model.eval()
     sums = [torch.zeros(3 + len(TOPK), device=fabric.device)]  # of each batch: loss, TTA hits, images, hits of each k
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=fabric.device)
+    done = 0
     for x, y in batches:
         with fabric.autocast():
             logits = model(x)
@@ -86,6 +96,9 @@ def evaluate(model: nn.Module, batches: Batches, num_classes: int, fabric: Fabri
         hits = [among[:, :k].any(1).sum() for k in TOPK]
         tta_hits = torch.zeros_like(hits[0]) if mirrored is None else ((logits + mirrored.float()).argmax(1) == y).sum()
         sums.append(torch.stack([loss_sum, tta_hits, torch.full_like(tta_hits, y.numel()), *hits]))
+        done += y.numel()
+        if progress is not None:
+            progress(done)
     model.train(was_training)
     totals = torch.stack(sums).cpu().double().sum(0)  # not every device has double precision
     totals, confusion = _sum(fabric, totals), _sum(fabric, confusion)

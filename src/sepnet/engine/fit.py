@@ -54,11 +54,14 @@ class Reporter(Protocol):
     def step(self, iteration: int, loss: float, accuracy: float, images_per_s: float) -> None:
         """About ten times a second: means of loss and top-1 percent since the last call."""
 
+    def scoring(self, images: int, stopping: bool = False) -> None:
+        """After each batch of an evaluation: images scored so far by this process, and whether the run was asked to stop."""
+
     def evaluated(self, row: Row) -> None:
         """After each evaluation, with the row that metrics.csv gets."""
 
     def end(self) -> None:
-        """Training is over, or was left by an exception."""
+        """Training is over, or was left by an exception; comes once more after an evaluation that follows."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -158,6 +161,7 @@ class _Run:
         self.meter = Meter()
         self.best_weights: dict[str, Tensor] | None = None
         self.last_eval: EvalResult | None = None
+        self.stop = StopRequest()
         self.good: Path | None = None  # the checkpoint that this run has written or begun from
 
     # --- the loop -------------------------------------------------------------------------------------------------
@@ -168,13 +172,13 @@ class _Run:
         torch.manual_seed(self.config.seed)  # dropout; its state travels in the checkpoint
         if resume:
             self._restore()
-        with self._reporting(), StopRequest() as stop:
-            self._train(stop)
+        with self._reporting(), self.stop:
+            self._train()
         self._finish()
         state = self.state
         return FitResult(self.model, state.iteration, state.history, self.last_eval, state.seconds, state.best_iteration)
 
-    def _train(self, stop: StopRequest) -> None:
+    def _train(self) -> None:
         state, meter, every = self.state, self.meter, self.config.checkpoint_seconds
         saved = shown = clock = time.monotonic()
         base = state.seconds
@@ -185,7 +189,7 @@ class _Run:
             meter.add(loss, hits, images)
             now = time.monotonic()
             state.seconds = base + now - clock
-            stopping, due = self._agree(stop.requested, now - saved >= every, loss)
+            stopping, due = self._agree(self.stop.requested, now - saved >= every, loss)
             if self.reporter and now - shown >= 0.1:
                 self.reporter.step(state.iteration, *meter.since_shown(), meter.images_per_s(now - clock))
                 shown = now
@@ -193,7 +197,7 @@ class _Run:
                 self._evaluate()
                 state.seconds = base + time.monotonic() - clock
                 # what was asked for during a long evaluation; after the last one nobody else would look
-                stopping = stopping or self._agree(stop.requested, False, loss)[0]
+                stopping = stopping or self._agree(self.stop.requested, False, loss)[0]
             if self._ended() or stopping or due:
                 self._save()
                 saved = time.monotonic()
@@ -260,7 +264,11 @@ class _Run:
             self.last_eval = self._score(self.model, self.evaluation)
 
     def _score(self, model: nn.Module, split: Batches) -> EvalResult:
-        return evaluate(model, split, self.num_classes, self.fabric, tta=self.config.tta)
+        return evaluate(model, split, self.num_classes, self.fabric, tta=self.config.tta, progress=self._scoring)
+
+    def _scoring(self, images: int) -> None:
+        if self.reporter:
+            self.reporter.scoring(images, self.stop.requested)
 
     def _scored(self) -> nn.Module:
         return self.ema.module if self.ema else self.model

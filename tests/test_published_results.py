@@ -1,0 +1,44 @@
+"""The tables under docs/results are what their records say: drawn anew, without any data, they are the same to the byte."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cli_runner import error_of, invoke
+
+RESULTS = Path(__file__).parent.parent / "docs/results"
+TABLES = [
+    ("wang2018", 3, 1.0),
+    ("wang2018", 4, 1.0),
+    ("sun2020", 2, 0.05),
+    ("luo", 2, 0.05),
+    ("luo", 2, 1.0),
+]
+
+
+def _redraw(paper: str, table: int, budget: float, output: Path) -> None:
+    invoke(
+        "reproduce", paper, "--table", table, "--budget", budget, "--report-only", "--data-dir", output / "none", "--output", output
+    )
+
+
+@pytest.mark.parametrize(("paper", "table", "budget"), TABLES, ids=[f"{p}-{t}-{b:g}" for p, t, b in TABLES])
+def test_a_published_table_follows_from_its_records(paper: str, table: int, budget: float, tmp_path: Path) -> None:
+    output = tmp_path / paper
+    shutil.copytree(RESULTS / paper / "records", output / "records")
+    _redraw(paper, table, budget, output)
+    name = f"table-{table}{'' if budget == 1 else f'-budget{budget:g}'}"
+    for ending in (".md", ".json"):
+        assert (output / (name + ending)).read_text() == (RESULTS / paper / (name + ending)).read_text()
+
+
+def test_records_of_other_images_are_not_mixed_without_the_data(tmp_path: Path) -> None:
+    records = tmp_path / "records"
+    shutil.copytree(RESULTS / "wang2018/records", records)
+    other = records / "mnist-multiscale_add-plain-seed0.json"
+    other.write_text(other.read_text().replace('"data_fingerprint": "', '"data_fingerprint": "0'))
+    words = ("reproduce", "wang2018", "--table", 3, "--report-only", "--data-dir", tmp_path / "none", "--output", tmp_path)
+    assert "its records can only be told from others with the data at hand" in error_of(*words)
