@@ -116,3 +116,13 @@ def test_a_run_is_named_after_its_folder(trained: tuple[Path, Path], tmp_path: P
     second = sepnet.train(".", **SHORT)  # the first run lies in the data now
     assert second.folder == Path("runs/birds-2")
     assert second.record.classes == 2
+
+
+def test_a_run_whose_augmentation_ends_at_once_is_one_with_flips_and_shifts(tmp_path: Path) -> None:
+    images = str(draw(tmp_path / "images"))
+    settings = {**SHORT, "hflip": "random", "shift": 1}
+    light = sepnet.train(images, output=tmp_path / "light", **settings, cutout=0)
+    ended = sepnet.train(images, output=tmp_path / "ended", **settings, brightness=0.9, augment_until=0)
+    strong = sepnet.train(images, output=tmp_path / "strong", **settings, brightness=0.9, augment_until=0.5)
+    assert ended.record.history[-1]["train_loss"] == light.record.history[-1]["train_loss"]
+    assert strong.record.history[-1]["train_loss"] != light.record.history[-1]["train_loss"]

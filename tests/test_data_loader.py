@@ -286,6 +286,19 @@ def test_loader_options_out_of_range(wrong: dict[str, int]) -> None:
         trainer(**wrong)
 
 
+@pytest.mark.parametrize("ahead", [1, 4], ids=["one by one", "several at once"])
+def test_towards_the_end_of_a_run_only_flips_and_shifts_are_left(ahead: int) -> None:
+    strong = AugmentConfig(hflip="random", shift=1, rotate=20, scale=0.2, elastic=1, brightness=0.5, cutout=3)
+    changing = trainer(augment=strong, augment_until=6)
+    changing._ahead = ahead
+    before, after = trainer(augment=strong), trainer(augment=AugmentConfig(hflip="random", shift=1))
+    for iteration in range(10):
+        x, y = changing.batch(iteration)
+        expected, labels = (before if iteration < 6 else after).batch(iteration)
+        assert torch.equal(y, labels)
+        assert torch.equal(x, expected)
+
+
 def test_a_shift_as_large_as_the_image() -> None:
     with pytest.raises(ConfigError, match="shift=8"):
         trainer(augment=AugmentConfig(shift=8))

@@ -257,12 +257,14 @@ def score_dict(result: EvalResult, classes: tuple[str, ...]) -> dict[str, Any]:
 
 def train_loader(config: TrainConfig, dataset: Dataset, fabric: Fabric) -> TrainLoader:
     augment = AugmentConfig(**{name: getattr(config, name) for name in AugmentConfig.model_fields})
+    total = config.total_iterations(max(1, len(dataset.train) // config.batch_size))
     return TrainLoader(
         dataset.train,
         dataset.preprocessing,
         batch_size=config.batch_size,
         seed=config.seed,
         augment=augment,
+        augment_until=round(config.augment_until * total) if config.augment_until < 1 else None,
         device=fabric.device,
         rank=fabric.global_rank,
         world_size=fabric.world_size,

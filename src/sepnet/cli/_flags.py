@@ -9,6 +9,7 @@ import typer
 
 __all__ = [
     "Amp",
+    "AugmentUntil",
     "BatchSize",
     "Brightness",
     "ChannelsLast",
@@ -157,6 +158,12 @@ Shear = Annotated[
 Elastic = Annotated[
     float | None,
     typer.Option("--elastic", metavar="PIXELS", rich_help_panel=AUGMENTATION, help="Distort smoothly, by about so far."),
+]
+AugmentUntil = Annotated[
+    float | None,
+    typer.Option(
+        "--augment-until", metavar="SHARE", rich_help_panel=AUGMENTATION, help="Of the run; then only flips and shifts are left."
+    ),
 ]
 Brightness = Annotated[float | None, typer.Option("--brightness", rich_help_panel=AUGMENTATION, help="Strength, 0 to 1.")]
 Contrast = Annotated[float | None, typer.Option("--contrast", rich_help_panel=AUGMENTATION, help="Strength, 0 to 1.")]

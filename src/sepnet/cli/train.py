@@ -65,6 +65,7 @@ def train(
     shear: flag.Shear = None,
     scale: flag.Scale = None,
     elastic: flag.Elastic = None,
+    augment_until: flag.AugmentUntil = None,
     brightness: flag.Brightness = None,
     contrast: flag.Contrast = None,
     saturation: flag.Saturation = None,

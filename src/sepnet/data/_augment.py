@@ -75,6 +75,11 @@ class AugmentConfig(BaseModel):
     contrast: Strength = 0.0
     saturation: Strength = 0.0
 
+    @property
+    def light(self) -> AugmentConfig:
+        """Flips and shifts alone, which leave an image as natural as it was."""
+        return AugmentConfig(hflip=self.hflip, shift=self.shift, pad_mode=self.pad_mode)
+
 
 @dataclass(frozen=True)
 class AugmentParameters:

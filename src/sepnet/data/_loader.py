@@ -48,6 +48,7 @@ class TrainLoader:
         batch_size: images per optimiser step over all processes together.
         seed: of permutations and augmentation.
         augment: what to do to the images; None for nothing.
+        augment_until: iterations after which only flips and shifts are left of that; None for never.
         device: where the batches are wanted.
         rank, world_size: which of how many processes this is. Draws are made for the whole batch, of which process r takes the
             images r, r + world_size, ...
@@ -65,6 +66,7 @@ class TrainLoader:
         batch_size: int,
         seed: int,
         augment: AugmentConfig | None = None,
+        augment_until: int | None = None,
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
@@ -85,9 +87,11 @@ class TrainLoader:
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._pixels = _Pixels(split, self.device)
         self._labels = split.labels
-        self._augment = None
-        if augment is not None and augment != AugmentConfig():
-            self._augment = Augment(augment, seed, fill=[255 * m for m in preprocessing.mean])
+        self._until = math.inf if augment_until is None else augment_until
+        self._fill = [255 * m for m in preprocessing.mean]
+        self._augment = self._augmentation(augment)
+        self._light = self._augmentation(augment.light if augment else None)
+        if self._augment is not None:
             self._augment.check_size(*split.shape[1:])
         # an accelerator is kept from waiting for many small operations: it gets them for several batches at once
         ahead = AHEAD_BYTES // (4 * self.batch_size * math.prod(split.shape))
@@ -96,6 +100,9 @@ class TrainLoader:
         self._epoch = -1
         self._permutation = torch.empty(0, dtype=torch.int64)
 
+    def _augmentation(self, config: AugmentConfig | None) -> Augment | None:
+        return None if config is None or config == AugmentConfig() else Augment(config, self.seed, fill=self._fill)
+
     def batch(self, iteration: int) -> tuple[Tensor, Tensor]:
         """This process's images of batch ``iteration`` (from 0, over all epochs).
 
@@ -103,25 +110,27 @@ class TrainLoader:
             Normalised float32 images (B, C, H, W) and int64 labels (B,), B = batch_size / world_size, on the device.
         """
         if iteration not in self._ready:
-            wanted = range(iteration, iteration + self._ahead)
+            last = iteration + self._ahead
+            wanted = range(iteration, last if iteration >= self._until else int(min(last, self._until)))
             self._ready = dict(zip(wanted, self._make(wanted), strict=True))
         return self._ready.pop(iteration)
 
     def _make(self, iterations: range) -> list[tuple[Tensor, Tensor]]:
-        """Several batches by one pass of the augmentation over them all."""
+        """Several batches by one pass of the augmentation, which is the same for them, over them all."""
+        augment = self._augment if iterations.start < self._until else self._light
         chosen: list[Tensor] = []
         draws: list[AugmentParameters] = []
         for iteration in iterations:
             epoch, position = divmod(iteration, self.batches_per_epoch)
             indices = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
             chosen.append(indices[self._share])
-            if self._augment is not None:
-                drawn = self._augment.draw(len(indices), _generator(self.seed, AUGMENTATION, iteration), epoch, indices)
+            if augment is not None:
+                drawn = augment.draw(len(indices), _generator(self.seed, AUGMENTATION, iteration), epoch, indices)
                 draws.append(drawn[self._share])
         mine = torch.cat(chosen)
         images = self._pixels.take(mine)
-        if self._augment is not None:
-            images = self._augment.apply(images, AugmentParameters.cat(draws).to(self.device))
+        if augment is not None:
+            images = augment.apply(images, AugmentParameters.cat(draws).to(self.device))
         x = self._preprocessing.normalise(images).contiguous(memory_format=self._format)
         y = self._labels[mine].to(self.device, non_blocking=True)
         share = len(chosen[0])

@@ -73,6 +73,9 @@ class TrainConfig(FitConfig, AugmentConfig):
     model_options: dict[str, Any] = Field(default_factory=dict, description="the network's own options, see sepnet info")
     recipe: str = Field(default="auto", description="name of the recipe the run began from")
     size: int | None = Field(default=None, ge=4, le=1024, description="side of the images in pixels; None: the data set's own")
+    augment_until: float = Field(
+        default=1.0, ge=0, le=1, description="fraction of the run after which only flips and shifts are left of the augmentation"
+    )
     val_fraction: float = Field(default=0.1, ge=0, lt=0.9, description="part of the training data held out for validation")
 
     @field_validator("model_options")
