@@ -192,5 +192,7 @@ def test_an_interrupted_run_goes_on_from_beside_the_output_whatever_the_folder(
     (elsewhere := tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(elsewhere)
     seen.clear()
+    found = json.loads(invoke(*words, "--dry-run", "--json").stdout)
+    assert 0 < found["expected_seconds"] < 1, "what is done already takes no time"
     assert "1 to go, 1 of them from a checkpoint in" in invoke(*words).stdout
     assert min(seen) == 4

@@ -9,8 +9,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sepnet.data import Dataset, load_dataset
-from sepnet.errors import CheckpointError, DataNotFoundError
-from sepnet.recipes import TrainConfig
+from sepnet.engine import load_checkpoint
+from sepnet.errors import CheckpointError, DataNotFoundError, SepnetError
+from sepnet.recipes import TrainConfig, load_yaml
 from sepnet.report import RunRecord, load_record
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "budget_suffix",
     "dataset_of",
     "facts_of",
+    "iterations_done",
     "record_path",
     "recorded",
+    "same_config",
     "same_settings",
     "scaled",
 ]
@@ -148,6 +151,25 @@ def recorded(experiment: Experiment, output: Path, facts: FactsOfData) -> RunRec
     config = experiment.config
     fits = record.data_fingerprint == facts.of(config.data, config.size).fingerprint
     return record if fits and same_settings(record.config, config) else None
+
+
+def iterations_done(experiment: Experiment, folder: Path) -> int:
+    """How far the run in ``folder`` has come that would be continued; 0 where it would begin anew."""
+    if not (folder / "last.pt").exists() or not same_config(experiment, folder):
+        return 0
+    try:
+        return int(load_checkpoint(folder / "last.pt")["state"]["iteration"])
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return 0
+
+
+def same_config(experiment: Experiment, folder: Path) -> bool:
+    """Whether the run in ``folder`` was begun with the settings of this one."""
+    try:
+        saved = load_yaml(folder / "config.yaml")
+    except SepnetError:
+        return False
+    return same_settings(saved, experiment.config)
 
 
 def same_settings(saved: dict[str, object], wanted: TrainConfig) -> bool:

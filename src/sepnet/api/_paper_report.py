@@ -217,7 +217,8 @@ def _curves(plan: Plan, figure: Figure, found: Mapping[str, RunRecord]) -> bytes
         panels[f"{recipe}{_mark(plan)}"] = curves
     if not drawn:
         return None
-    ends = {p.label: p.accuracy for p in rows.values() if p.accuracy is not None}
+    shown = {curve.label for curves in panels.values() for curve in curves}
+    ends = {p.label: p.accuracy for p in rows.values() if p.accuracy is not None and p.label in shown}
     titles = ", ".join(sorted({run.data_title for run in drawn}))
     caption = figure.caption
     caption = f"{titles}: {caption}" if figure.table is None else caption.replace(plan.paper.tables[figure.table].caption, titles)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from sepnet.api._estimate import seconds_per_run
-from sepnet.api._experiment import Experiment, FactsOfData, budget_suffix, dataset_of, recorded, scaled
+from sepnet.api._experiment import Experiment, FactsOfData, budget_suffix, dataset_of, iterations_done, recorded, scaled
 from sepnet.api._speed import SpeedTest, expected_seconds, speed_records, speed_tests, this_hardware
 from sepnet.errors import ConfigError, DataNotFoundError, one_line
 from sepnet.models import model_card
@@ -73,10 +74,11 @@ class Plan:
         """Where files will be written: the output, and where the runs lie if there are any to make."""
         return (self.output, self.work) if self.todo else (self.output,)
 
-    @property
-    def begun(self) -> int:
-        """How many of those have a checkpoint to go on from."""
-        return sum((self.work / e.key / "last.pt").exists() for e in self.todo)
+    @cached_property
+    def begun(self) -> dict[str, float]:
+        """Those of them that have a checkpoint to go on from, by key: which share of their iterations is done."""
+        done = [(e, iterations_done(e, self.work / e.key)) for e in self.todo]
+        return {e.key: n / (e.config.iterations or n) for e, n in done if n}
 
     @property
     def expected_seconds(self) -> float:
@@ -171,7 +173,7 @@ def timed(agreed: Plan, device: str = "auto", before: Callable[[str], None] | No
         once[kind] = seconds_per_run(config, dataset_of(config, agreed.data_dir), device)
     return replace(
         agreed,
-        seconds={e.key: once[e.config.data, e.row, e.recipe] for e in agreed.todo},
+        seconds={e.key: once[e.config.data, e.row, e.recipe] * (1 - agreed.begun.get(e.key, 0)) for e in agreed.todo},
         speed_seconds=sum(expected_seconds(test, device) for test in agreed.speed_todo),
     )
 

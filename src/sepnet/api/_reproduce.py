@@ -8,15 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
-from sepnet.api._experiment import Experiment, dataset_of, record_path, same_settings
+from sepnet.api._experiment import Experiment, dataset_of, record_path, same_config
 from sepnet.api._jobs import Failure, check_jobs, run_jobs
 from sepnet.api._paper_report import write_report
 from sepnet.api._plan import Plan, plan
 from sepnet.api._run import run_training
 from sepnet.api._speed import SpeedTest, run_speed_test
 from sepnet.engine import Reporter, atomic_write, check_writable
-from sepnet.errors import CheckpointError, SepnetError, TrainingError
-from sepnet.recipes import load_yaml
+from sepnet.errors import CheckpointError, TrainingError
 from sepnet.report import RunRecord, SpeedRecord, save_record
 
 __all__ = ["Listener", "reproduce"]
@@ -159,21 +158,13 @@ def _run(place: _Place, experiment: Experiment, reporter: Reporter | None = None
 
 
 def _resume_or_start(train: Callable[[bool], RunRecord], experiment: Experiment, folder: Path) -> RunRecord:
-    if (folder / "last.pt").exists() and _same_config(experiment, folder):
+    if (folder / "last.pt").exists() and same_config(experiment, folder):
         (folder / "run.json").unlink(missing_ok=True)  # killed between the run's end and its record: its end comes again
         try:
             return train(True)
         except CheckpointError:
             pass  # damaged, or of an earlier version of the recipe: nothing of it can be used, the run starts anew
     return train(False)
-
-
-def _same_config(experiment: Experiment, folder: Path) -> bool:
-    try:
-        saved = load_yaml(folder / "config.yaml")
-    except SepnetError:
-        return False
-    return same_settings(saved, experiment.config)
 
 
 def _without_matrix(scores: dict[str, object]) -> dict[str, object]:

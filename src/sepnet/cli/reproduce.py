@@ -168,7 +168,7 @@ def _show_plan(out: Output, agreed: Plan, jobs: int) -> None:
     """What will be made, from how many runs, in what time."""
     todo = agreed.todo
     made = [_numbered("table", agreed.tables), _numbered("figure", agreed.figures)]
-    begun = f", {agreed.begun:,} of them from a checkpoint in {one_line(agreed.work)}" if agreed.begun else ""
+    begun = f", {len(agreed.begun):,} of them from a checkpoint in {one_line(agreed.work)}" if agreed.begun else ""
     runs = f"{counted(len(agreed.experiments), 'run')}, {len(agreed.done):,} done already, {len(todo):,} to go{begun}"
     facts = [
         ("paper", agreed.paper.title),
@@ -208,7 +208,7 @@ def _time_rows(agreed: Plan, todo: Iterable[Experiment]) -> list[list[str]]:
     for experiment in todo:
         kind = (experiment.config.data, experiment.row, experiment.recipe)
         kinds.setdefault(kind, []).append(agreed.seconds.get(experiment.key, 0.0))
-    return [[*kind, str(len(seconds)), duration(seconds[0])] for kind, seconds in kinds.items()]
+    return [[*kind, str(len(seconds)), duration(max(seconds))] for kind, seconds in kinds.items()]
 
 
 class _Follower:
