@@ -126,3 +126,15 @@ def test_a_run_whose_augmentation_ends_at_once_is_one_with_flips_and_shifts(tmp_
     strong = sepnet.train(images, output=tmp_path / "strong", **settings, brightness=0.9, augment_until=0.5)
     assert ended.record.history[-1]["train_loss"] == light.record.history[-1]["train_loss"]
     assert strong.record.history[-1]["train_loss"] != light.record.history[-1]["train_loss"]
+
+
+def test_of_another_folder_with_splits_the_named_one_is_scored(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tmp_path / "divided"
+    for split, images in (("train", 9), ("test", 4)):
+        draw(other / split, images=images)
+    found = sepnet.evaluate(trained[1], str(other))
+    assert (found.split, found.scores["images"]) == ("test", 8)
+    found = sepnet.evaluate(trained[1], str(other), split="train")
+    assert (found.split, found.scores["images"]) == ("train", 18)
+    found = sepnet.evaluate(trained[1], str(other), split="val")
+    assert (found.split, found.scores["images"]) == ("test", 8), "there is none: the next best, and its name"

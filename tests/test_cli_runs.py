@@ -303,3 +303,45 @@ def test_predict_of_what_is_not_there(run: Path, tmp_path: Path) -> None:
     assert "choose one" in error_of("predict", run, "none.png", "--csv", "--json")
     assert "--top" in error_of("predict", run, ".", "--top", 0)
     assert "finished run" in error_of("predict", "nowhere", ".")
+
+
+def test_what_is_no_file_is_not_read(run: Path, images: Path) -> None:
+    """A pipe that nobody writes to would be waited for until the end of time."""
+    os.mkfifo(images / "pipe.png")
+    result = invoke("predict", run, images / "pipe.png", images / "a.png", exit_code=2)
+    assert "pipe.png is no file" in result.stderr
+    assert "a.png: " in result.stdout
+    assert len(invoke("predict", run, images).stdout.splitlines()) == 3, "in a folder it is passed over"
+
+
+# --- resuming what was never saved, and outputs out of reach --------------------------------------------------------------
+
+
+def test_a_run_that_was_never_saved_begins_anew_with_what_is_asked_for_now(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    shutil.copy(run / "config.yaml", folder)
+    text = invoke("train", "--resume", folder, "--iterations", 5).stdout
+    assert "from the beginning: nothing had been saved yet" in text
+    assert config_of(folder)["iterations"] == json.loads((folder / "run.json").read_text())["iterations"] == 5
+
+
+def test_a_finished_run_is_not_resumed_and_no_plan_is_shown(run: Path) -> None:
+    assert "start a run with another --output" in error_of("train", "--resume", run, "--iterations", 30)
+
+
+def test_another_size_is_called_another_size(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    shutil.copytree(run, folder)
+    (folder / "run.json").unlink()
+    result = invoke("train", "--resume", folder, "--size", 12, exit_code=2)
+    assert "was trained with size 8, this run has size 12" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("train", "digits"), ("compare", "squeezenet", "--data", "digits")], ids=lambda words: words[0]
+)
+def test_an_output_out_of_reach_is_found_before_anything_is_read(command: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = error_of(*command, "--output", tmp_path / "file" / "run")
+    assert message.endswith("file is a file; choose another --output")

@@ -244,7 +244,7 @@ def test_a_checkpoint_cut_in_half(copy: Path) -> None:
         ({"model": "alexnet_units"}, "with model multiscale_concat, this run has model alexnet_units"),
         ({"model_options": {"units": [4, 16]}}, "[4, 8]"),
         ({"seed": 1}, "with seed 0"),
-        ({"size": 9}, "with data set digits"),
+        ({"size": 9}, "with size 8, this run has size 9"),
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -42,3 +43,24 @@ def test_records_of_other_images_are_not_mixed_without_the_data(tmp_path: Path) 
     other.write_text(other.read_text().replace('"data_fingerprint": "', '"data_fingerprint": "0'))
     words = ("reproduce", "wang2018", "--table", 3, "--report-only", "--data-dir", tmp_path / "none", "--output", tmp_path)
     assert "its records can only be told from others with the data at hand" in error_of(*words)
+
+
+def test_records_that_do_not_count_are_named(tmp_path: Path) -> None:
+    records = tmp_path / "records"
+    shutil.copytree(RESULTS / "wang2018/records", records)
+    changed, cut = records / "cifar10-mobilenet_units-plain-seed1.json", records / "cifar10-mobilenet_units-plain-seed2.json"
+    record = json.loads(changed.read_text())
+    record["config"] |= {"lr": 0.5, "smoothing": 0.3}
+    changed.write_text(json.dumps(record))
+    cut.write_text(cut.read_text()[:300])
+    words = ("reproduce", "wang2018", "--table", 4, "--report-only", "--data-dir", tmp_path / "none", "--output", tmp_path)
+    lines = [line for line in invoke(*words, "--json").stdout.splitlines() if "record" in line and "mobilenet" in line]
+    assert any("plain: made with other settings (lr, smoothing)" in line for line in lines)
+    assert any("plain: damaged" in line for line in lines)
+
+
+def test_nothing_recorded_is_not_a_matter_of_data(tmp_path: Path) -> None:
+    words = ("reproduce", "wang2018", "--table", 4, "--report-only", "--data-dir", tmp_path / "none", "--output", tmp_path / "out")
+    message = error_of(*words)
+    assert "no run of it is recorded" in message
+    assert "data get" not in message

@@ -18,7 +18,7 @@ from sepnet.api._plan import Plan, has_records, plan, timed
 from sepnet.api._predict import Prediction, predict
 from sepnet.api._release import Release, load_release, save_release
 from sepnet.api._reproduce import Listener, reproduce
-from sepnet.api._run import Run, build_model, run_training
+from sepnet.api._run import Run, build_model, check_unfinished, run_training
 from sepnet.api._speed import SpeedTest
 from sepnet.api._train import Request, resolve, run_folder, train
 
@@ -40,6 +40,7 @@ __all__ = [
     "Trial",
     "build_model",
     "check_jobs",
+    "check_unfinished",
     "compare",
     "evaluate",
     "has_records",

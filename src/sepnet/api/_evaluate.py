@@ -24,7 +24,7 @@ SplitName = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a release on one split ("whole": all of a folder).
+    """Scores of a release on one split ("whole": all of a folder that is not divided into splits).
 
     ``scores`` holds accuracy, top3 and top5 (percent), loss, images, per_class, confusion.
     """
@@ -50,8 +50,8 @@ def evaluate(
     Args:
         run: the run's folder.
         data: None for what it was trained on (the same split again, by its seed); a data set; or another folder of the same
-            classes or some of them, which is scored whole.
-        split: "test", "val" or "train" of what has splits.
+            classes or some of them, which is scored whole where it is not divided into train, val and test.
+        split: "test", "val" or "train" of what has splits; of another folder the next best of test, val and train.
         data_dir: where registered data sets lie; None for where training found its own, or "data".
 
     Raises:
@@ -80,7 +80,7 @@ def _choose(
     data_dir: Path,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Dataset, Split, str]:
-    """The images to score: a split of what the run was trained on, or all of another folder; and what to call them."""
+    """The images to score: a split of what the run was trained on, or of another folder; and what to call them."""
     trained_on = release.data.get("data")
     name = data or (find(trained_on, place) if isinstance(trained_on, str) else None)
     if name is None:
@@ -108,10 +108,11 @@ def _choose(
         channels=release.preprocessing.channels,
         mode=release.preprocessing.mode,
         whole=True,
+        part=split,
         classes=release.classes,
         progress=progress,
     )
-    return whole, whole.test or whole.train, "whole"
+    return whole, whole.test or whole.train, whole.part or "whole"
 
 
 def _splits(release: Release, name: str, data_dir: Path, progress: Callable[[int, int], None] | None) -> Dataset:

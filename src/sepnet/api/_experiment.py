@@ -21,6 +21,7 @@ __all__ = [
     "budget_suffix",
     "dataset_of",
     "facts_of",
+    "find_record",
     "iterations_done",
     "record_path",
     "recorded",
@@ -141,16 +142,25 @@ def record_path(experiment: Experiment, output: Path) -> Path:
 
 def recorded(experiment: Experiment, output: Path, facts: FactsOfData) -> RunRecord | None:
     """The record of a finished run, if it is of this configuration and these data."""
+    found = find_record(experiment, output, facts)
+    return found if isinstance(found, RunRecord) else None
+
+
+def find_record(experiment: Experiment, output: Path, facts: FactsOfData) -> RunRecord | str | None:
+    """The record of a finished run; why it does not count, where there is one that does not; None where there is none."""
     path = record_path(experiment, output)
     if not path.exists():
         return None
     try:
         record = load_record(path)
     except CheckpointError:
-        return None
+        return "damaged"
     config = experiment.config
-    fits = record.data_fingerprint == facts.of(config.data, config.size).fingerprint
-    return record if fits and same_settings(record.config, config) else None
+    if record.data_fingerprint != facts.of(config.data, config.size).fingerprint:
+        return "of other images"
+    if same_settings(record.config, config):
+        return record
+    return f"made with other settings ({', '.join(_changed(record.config, config) or ['of another version'])})"
 
 
 def iterations_done(experiment: Experiment, folder: Path) -> int:
@@ -174,8 +184,14 @@ def same_config(experiment: Experiment, folder: Path) -> bool:
 
 def same_settings(saved: dict[str, object], wanted: TrainConfig) -> bool:
     """Whether a saved configuration gives the same result; settings that it does not know have their defaults."""
+    return _changed(saved, wanted) == []
+
+
+def _changed(saved: dict[str, object], wanted: TrainConfig) -> list[str] | None:
+    """Names of the settings that give another result; None where the saved ones are no configuration of this version."""
     try:
         found = TrainConfig.model_validate(saved)
     except ValidationError:
-        return False
-    return found.model_copy(update={"checkpoint_seconds": wanted.checkpoint_seconds}) == wanted
+        return None
+    theirs, mine = found.model_dump(), wanted.model_dump()
+    return [name for name in mine if theirs[name] != mine[name] and name != "checkpoint_seconds"]

@@ -9,7 +9,16 @@ from functools import cached_property
 from pathlib import Path
 
 from sepnet.api._estimate import seconds_per_run
-from sepnet.api._experiment import Experiment, FactsOfData, budget_suffix, dataset_of, iterations_done, recorded, scaled
+from sepnet.api._experiment import (
+    Experiment,
+    FactsOfData,
+    budget_suffix,
+    dataset_of,
+    find_record,
+    iterations_done,
+    recorded,
+    scaled,
+)
 from sepnet.api._speed import SpeedTest, expected_seconds, speed_records, speed_tests, this_hardware
 from sepnet.errors import ConfigError, DataNotFoundError, one_line
 from sepnet.models import model_card
@@ -34,6 +43,7 @@ class Plan:
         speed_todo: those that have no record for the device at hand.
         seconds: expected seconds of each experiment still to run, by key, once they are measured (``timed``).
         speed_seconds: expected seconds of the measurements of speed, together; likewise.
+        not_counted: one line for the records of each network and recipe that are there but not of these runs, and why.
         blocked: one line for each table or figure that cannot be made, or not in full, and why.
         output: where records, tables and figures go.
         work: where the runs' own folders go.
@@ -52,6 +62,7 @@ class Plan:
     done: frozenset[str]
     speed: tuple[SpeedTest, ...]
     speed_todo: tuple[SpeedTest, ...]
+    not_counted: tuple[str, ...]
     blocked: tuple[str, ...]
     output: Path
     work: Path
@@ -115,15 +126,13 @@ def plan(
     """Settle what is to be run, what is done already, and how long the rest takes on this machine.
 
     Args:
-        tables, figures: numbers; none of either is all of both.
+        tables, figures, recipes, models: only these; none is all. A network's name stands for all rows of it.
         seeds: runs of each network and recipe, seeds 0 .. seeds - 1.
-        recipes, models: only these; none is all. A network's name stands for all rows of it.
         budget: share of each run's iterations, above 0 and at most 1; the schedule is scaled, and the records are kept apart.
         report_only: plan nothing but the report of what is recorded. It needs no data: its records know them.
 
     Raises:
-        ConfigError: a number, recipe or network the paper does not have, or nothing that can be run (with the reason).
-        UnknownNameError: no such paper.
+        ConfigError, UnknownNameError: no such paper, table, figure, recipe or network, or nothing that can be run (and why).
     """
     chosen = papers.get(paper)
     kept_recipes, kept_models = _subset("recipe", recipes, tuple(chosen.recipes)), _rows(chosen, models)
@@ -135,7 +144,8 @@ def plan(
     items = [item for item in wanted if item not in lacking]
     open_tables, open_figures = _to_be_made(chosen, wanted, lacking, folder)
     every = _experiments(chosen, items, tuple(chosen.recipes), _rows(chosen, ()), _seeds_recorded(folder, seeds), budget)
-    known = {e.key: e.recipe for e in every if recorded(e, folder, facts) is not None}
+    found = {e.key: find_record(e, folder, facts) for e in every}
+    known = {e.key: e.recipe for e in every if isinstance(found[e.key], RunRecord)}
     kept_recipes = kept_recipes if recipes or not report_only else _those_run(kept_recipes, known.values())
     experiments = _experiments(chosen, items, kept_recipes, kept_models, seeds, budget)
     todo = _unmeasured(speed := speed_tests(chosen, open_tables, kept_models), folder, device)
@@ -152,6 +162,7 @@ def plan(
         done=frozenset(e.key for e in experiments if e.key in known),
         speed=speed,
         speed_todo=todo,
+        not_counted=_not_counted(every, found, folder),
         blocked=tuple(dict.fromkeys(lacking.values())),
         output=folder,
         work=folder if output is None else folder / "runs",
@@ -259,6 +270,12 @@ def _lacks(paper: Paper, kind: str, number: int, facts: FactsOfData, output: Pat
         size = paper.configure(shown.data, next(iter(shown.rows)), next(iter(paper.recipes)), 0).size
         facts.of(shown.data, size)
     except DataNotFoundError as error:
+        if (
+            facts.output is not None
+            and not _has_records(shown.data, output)
+            and not (kind == "table" and _partly(paper, number, output))
+        ):
+            return f"{where}: no run of it is recorded in {one_line(output)}"
         part = "only its times can be made: " if kind == "table" and _partly(paper, number, output) else ""
         unknown = "its records can only be told from others with the data at hand: " if _has_records(shown.data, output) else ""
         return f"{where}: {part or unknown}{error}"
@@ -307,6 +324,20 @@ def _sources(paper: Paper, needed: Sequence[tuple[str, int]]) -> list[tuple[int 
     found = [(n, paper.tables[n].data, list(paper.tables[n].rows)) for n in sorted(tables)]
     own = [(None, figure.data, list(figure.rows)) for figure in figures if figure.table is None]
     return [(table, data, rows) for table, data, rows in [*found, *own] if data is not None]
+
+
+def _not_counted(every: Sequence[Experiment], found: Mapping[str, RunRecord | str | None], output: Path) -> tuple[str, ...]:
+    """The records that are there and do not count, those with the same reason together."""
+    reasons: dict[tuple[str, str, str, str], int] = {}
+    for experiment in every:
+        if isinstance(reason := found[experiment.key], str):
+            kind = (experiment.config.data, experiment.row, experiment.recipe, reason)
+            reasons[kind] = reasons.get(kind, 0) + 1
+    where = one_line(output / "records")
+    return tuple(
+        f"{number} record{'s' if number > 1 else ''} in {where} of {data}, {row}, {recipe}: {reason}"
+        for (data, row, recipe, reason), number in reasons.items()
+    )
 
 
 def _those_run(recipes: tuple[str, ...], seen: Collection[str]) -> tuple[str, ...]:

@@ -47,8 +47,8 @@ def predict(
 
     Raises:
         CheckpointError: the run is not finished or damaged.
-        DataNotFoundError: no source holds any image. One of several that does not exist becomes a ``Prediction`` with an error.
-        DataError: a folder that cannot be read.
+        DataNotFoundError: no source holds any image that can be read. One of several that does not exist, or cannot be read,
+            becomes a ``Prediction`` with an error.
         ConfigError: ``top`` or ``batch_size`` below 1.
     """
     for name, value in (("top", top), ("batch-size", batch_size)):
@@ -67,17 +67,25 @@ def find_images(sources: Sequence[str | Path]) -> tuple[list[Path], list[Predict
     missing: list[Prediction] = []
     for source in sources:
         path = Path(source)
-        if path.is_dir():
-            files = sorted(_walk(path))
-        elif path.exists():
-            files = [path]
-        else:
-            files = sorted(Path(m) for m in glob.glob(str(source), recursive=True) if Path(m).is_file())  # noqa: PTH207
-        if not files:
-            what = "holds no image files" if path.is_dir() else "does not exist, and no file matches it"
-            missing.append(Prediction(path, (), f"{one_line(source)} {what}"))
-        found.update(dict.fromkeys(files))
+        try:
+            found.update(dict.fromkeys(_files_of(path)))
+        except DataError as error:
+            missing.append(Prediction(path, (), str(error)))
     return list(found), missing
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The image files of one source. Raises DataError: there are none, or a folder that cannot be read."""
+    if path.is_dir():
+        files, what = sorted(_walk(path)), "holds no image files"
+    elif path.exists():
+        files, what = [path] if path.is_file() else [], "is no file (but a device, or a pipe)"  # reading it might never end
+    else:
+        files = sorted(Path(m) for m in glob.glob(str(path), recursive=True) if Path(m).is_file())  # noqa: PTH207
+        what = "does not exist, and no file matches it"
+    if not files:
+        raise DataNotFoundError(f"{one_line(path)} {what}")
+    return files
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -85,7 +93,8 @@ def _walk(root: Path) -> Iterator[Path]:
         raise DataError(f"cannot read the folder {one_line(error.filename)}: {error.strerror}") from error
 
     for folder, _, names in os.walk(root, onerror=refuse):
-        yield from (Path(folder, n) for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES and not n.startswith("."))
+        images = (Path(folder, n) for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES and not n.startswith("."))
+        yield from (image for image in images if image.is_file())
 
 
 @torch.inference_mode()

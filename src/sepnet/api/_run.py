@@ -22,7 +22,7 @@ from sepnet.recipes import TrainConfig, save_yaml
 from sepnet.report import RunRecord, environment, load_record, run_confusion, run_curves, run_summary, save_record
 from sepnet.report.record import command_line, now, source_commit
 
-__all__ = ["Run", "build_model", "model_options", "run_training"]
+__all__ = ["Run", "build_model", "check_unfinished", "model_options", "run_training"]
 
 # settings that may differ between the first part of a run and its resumption: they do not touch the result
 FREE_TO_CHANGE = {"checkpoint_seconds", "data", "recipe", "tta"}
@@ -97,6 +97,7 @@ def _train_and_report(
     model = build_model(config, dataset)
     costs = count(model, _input_shape(dataset))
     train = train_loader(config, dataset, fabric)
+    resume = resume and _has_checkpoint(folder, dataset, fabric)  # else it starts from the beginning, and may do so otherwise
     if fabric.is_global_zero and not resume:
         for stale in ("run.json", "last.pt"):  # of an earlier run: they would pass this one off as finished, or as begun
             (folder / stale).unlink(missing_ok=True)
@@ -111,7 +112,7 @@ def _train_and_report(
         evaluation=eval_loader(watched, dataset, fabric, config) if watched is not None else None,
         run_dir=folder,
         identity=_identity(config, dataset),
-        resume=resume and _has_checkpoint(folder, dataset, fabric),
+        resume=resume,
         reporter=reporter,
     )
     scores: dict[str, dict[str, Any]] = {}
@@ -157,16 +158,26 @@ def _watched(config: TrainConfig, dataset: Dataset, evaluate_on: Literal["val", 
 
 def _has_checkpoint(folder: Path, dataset: Dataset, fabric: Fabric) -> bool:
     """Whether there is one to resume from; a run that was killed before its first one resumes at its beginning."""
-    if fabric.is_global_zero and (folder / "run.json").exists():
-        done = load_record(folder / "run.json")
-        if done.data_fingerprint != dataset.fingerprint:
-            raise CheckpointError(
-                f"{one_line(folder)} was trained on another data set, {done.data_title} ({done.data_fingerprint[:12]}), "
-                f"than {one_line(dataset.title)} ({dataset.fingerprint[:12]}), and is finished; choose another --output"
-            )
-        raise CheckpointError(f"{one_line(folder)} is finished: there is nothing to resume; see sepnet val {one_line(folder)}")
+    if fabric.is_global_zero:
+        check_unfinished(folder, dataset)
     found: bool = fabric.broadcast((folder / "last.pt").exists())
     return found
+
+
+def check_unfinished(folder: Path, dataset: Dataset) -> None:
+    """Raises CheckpointError: the run in ``folder`` is finished, and cannot be resumed."""
+    if not (folder / "run.json").exists():
+        return
+    done = load_record(folder / "run.json")
+    if done.data_fingerprint != dataset.fingerprint:
+        raise CheckpointError(
+            f"{one_line(folder)} was trained on another data set, {done.data_title} ({done.data_fingerprint[:12]}), "
+            f"than {one_line(dataset.title)} ({dataset.fingerprint[:12]}), and is finished; choose another --output"
+        )
+    raise CheckpointError(
+        f"{one_line(folder)} is finished: there is nothing to resume; to train longer or otherwise start a run with another "
+        f"--output, to score this one: sepnet val {one_line(folder)}"
+    )
 
 
 def _input_shape(dataset: Dataset) -> tuple[int, int, int]:
@@ -286,7 +297,8 @@ def eval_loader(split: Split, dataset: Dataset, fabric: Fabric, config: TrainCon
 def _identity(config: TrainConfig, dataset: Dataset) -> dict[str, str]:
     """What a checkpoint must agree with to be resumed: the data, and every setting that touches the result."""
     settings = {k: str(v) for k, v in config.model_dump(mode="json").items() if k not in FREE_TO_CHANGE}
-    return {"data set": f"{one_line(dataset.title)} ({dataset.fingerprint[:12]})", **settings}
+    settings["size"] = str(dataset.preprocessing.size[0])  # first: other pixels are other data as well
+    return {"size": settings.pop("size"), "data set": f"{one_line(dataset.title)} ({dataset.fingerprint[:12]})", **settings}
 
 
 def _precision(fabric: Fabric) -> str:

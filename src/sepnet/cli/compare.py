@@ -81,9 +81,12 @@ def compare(
     Says first how long it will take. Finished runs are not repeated: the same command goes on after Ctrl-C.
     """
     from sepnet import api
+    from sepnet.engine import check_within_reach
 
     entrants = [_entrant(text) for text in networks or ()]
     use_machine(device, workers)
+    if output is not None:
+        check_within_reach(output)
     request = api.Request(data, recipe, config, _settings(ctx.params), data_dir=data_dir)
     out = Output(json)
     with counting("reading images") as progress:

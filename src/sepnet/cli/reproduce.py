@@ -183,6 +183,7 @@ def _show_plan(out: Output, agreed: Plan, jobs: int) -> None:
     if agreed.expected_seconds:
         facts.append(("time", f"about {duration(agreed.expected_seconds)} on this machine{_at_a_time(todo, jobs)}"))
     facts += [("left out", one_line(reason, 1000)) for reason in agreed.blocked]
+    facts += [("not counted", one_line(reason, 1000)) for reason in agreed.not_counted]
     out.facts([*facts, ("into", one_line(agreed.output))])
     if todo and agreed.seconds:
         out.line()
@@ -292,6 +293,7 @@ def _as_json(agreed: Plan, jobs: int, files: list[Path]) -> dict[str, object]:
         "jobs": jobs,
         "output": os.fspath(agreed.output),
         "blocked": agreed.blocked,
+        "not_counted": agreed.not_counted,
         "runs": [
             {"key": e.key, "table": e.table, "done": e.key in agreed.done, "expected_seconds": agreed.seconds.get(e.key)}
             for e in agreed.experiments

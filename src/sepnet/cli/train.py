@@ -104,12 +104,16 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run(request: Request, output: Path | None, device: str, workers: int | None, out: Output) -> None:
-    from sepnet.api import resolve, run_folder, run_training, seconds_per_run
-    from sepnet.engine import make_fabric
+    from sepnet.api import check_unfinished, resolve, run_folder, run_training, seconds_per_run
+    from sepnet.engine import check_within_reach, make_fabric
 
     use_machine(device, workers)
+    if output is not None:
+        check_within_reach(output)
     with counting("reading images") as progress:
         config, dataset = resolve(request, progress)
+    if request.resume is not None:
+        check_unfinished(request.resume, dataset)
     folder = run_folder(config, output, request.resume)
     fabric = make_fabric(device, config.amp)
     facts = _before(config, dataset, fabric, folder, request.resume is not None)
@@ -162,8 +166,12 @@ def _before(config: TrainConfig, dataset: Dataset, fabric: Fabric, folder: Path,
         ("network", f"{config.model}: {costs.params_trainable:,} parameters, {human_count(costs.macs)} MACs an image"),
         ("plan", f"{counted(total, 'iteration')} of {counted(batch, 'image')} ({epochs}), recipe {config.recipe}"),
         ("on", ", ".join(place)),
-        ("into", one_line(folder) + (" (resumed)" if resumed else "")),
+        ("into", one_line(folder) + (_resumed(folder) if resumed else "")),
     ]
+
+
+def _resumed(folder: Path) -> str:
+    return " (resumed)" if (folder / "last.pt").exists() else " (from the beginning: nothing had been saved yet)"
 
 
 def _show_result(run: Run, out: Output) -> None:

@@ -27,8 +27,12 @@ SAMPLE = 256
 TEST_FRACTION = 0.15
 
 
-def read_folder(root: Path, options: ReadOptions, *, whole: bool = False, classes: Sequence[str] | None = None) -> RawData:
-    """Read root/{train,val,test}/<class>/ or root/<class>/, decoded to one size; ``whole`` and ``classes`` as of ``load_dataset``.
+def read_folder(
+    root: Path, options: ReadOptions, *, whole: bool = False, part: str = "test", classes: Sequence[str] | None = None
+) -> RawData:
+    """Read root/{train,val,test}/<class>/ or root/<class>/, decoded to one size.
+
+    ``whole``, ``part`` and ``classes`` are those of ``load_dataset``.
 
     Raises:
         DataNotFoundError: no such folder.
@@ -37,13 +41,13 @@ def read_folder(root: Path, options: ReadOptions, *, whole: bool = False, classe
         ImageError: an unreadable file, with ``on_bad`` "error".
         OutputError: the cache of decoded images cannot be written.
     """
-    scan = scan_folder(root, whole=whole, classes=classes)
+    scan = scan_folder(root, whole=whole, part=part, classes=classes)
     if not whole:
         _require_classes(scan)
     check = f"sepnet data check {one_line(root)}"
     settings = settings_for(options, lambda: _sample_headers(scan), f"{one_line(root)}; run: {check}")
     raw = read_scan(scan, settings, options, check, whole=whole)
-    return replace(raw, title=f"image folder {one_line(root.resolve().name)}", test_fraction=TEST_FRACTION)
+    return replace(raw, title=f"image folder {one_line(root.resolve().name)}", test_fraction=TEST_FRACTION, part=scan.part)
 
 
 def read_scan(

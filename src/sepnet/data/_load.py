@@ -37,6 +37,7 @@ def load_dataset(
     val_fraction: float = 0.1,
     channels: int | None = None,
     whole: bool = False,
+    part: Literal["test", "val", "train"] = "test",
     classes: tuple[str, ...] | None = None,
     mode: ResizeMode = "crop",
     on_bad: Literal["skip", "error"] = "skip",
@@ -54,8 +55,9 @@ def load_dataset(
         size: side of the square images in pixels; None for the data set's own, or for a folder a size near its median.
         val_fraction: share of the training images to validate on, 0 for none; not used when the source has a validation split.
         channels: 1 or 3 to convert; None for the data set's own.
-        whole: carve nothing. Of an image folder one set is read, the first of root/{test,val,train}/<class>/ that is there or else
-            root/<class>/; it becomes ``test``, and ``train`` is the same. It may have one class only, and needs no training images.
+        whole: carve nothing. Of an image folder one set is read, the first of root/{``part``,test,val,train}/<class>/ that is there
+            or else root/<class>/; it becomes ``test``, and ``train`` is the same. It may have one class only, and needs no training
+            images.
         classes: class names that number the labels, when the data may have some of them only; None for the data's own.
         mode: "crop" resizes the shorter side of an image file and cuts out the centre; "squash" resizes both sides.
         on_bad: image folders: "skip" unreadable files with a note, or "error".
@@ -77,7 +79,7 @@ def load_dataset(
     if text.startswith(PREFIX):
         raw, name = _renumbered(read_hub(text, options), classes), text
     elif _is_path(text):
-        raw, name = read_folder(Path(text), options, whole=whole, classes=classes), one_line(Path(text).resolve().name)
+        raw, name = read_folder(Path(text), options, whole=whole, part=part, classes=classes), one_line(Path(text).resolve().name)
         place = Place(folder=Path(text))
     else:
         raw, name = _renumbered(replace(datasets.get(text).read(data_dir, options), mode=mode), classes), text
@@ -99,6 +101,7 @@ def _dataset(name: str, raw: RawData, fingerprint: str, place: Place) -> Dataset
         fingerprint=_with_settings(fingerprint, raw),
         notes=raw.notes,
         characters=raw.characters,
+        part=raw.part,
         place=place,
     )
 

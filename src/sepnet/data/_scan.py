@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ SPLITS = {
     "testing": "test",
 }
 ORDER = ("train", "val", "test")
-PREFERRED = ("test", "val", "train")  # where an evaluation looks first
+PREFERRED = ("test", "val", "train")  # where an evaluation looks first, behind what it was told
 
 
 class FileStamp(NamedTuple):
@@ -65,6 +65,7 @@ class FolderScan:
         classes: names as printed: control and undecodable characters escaped.
         entries: all image files, by split, label and path.
         notes: lines the user should read.
+        part: of a folder listed whole, which of its split folders it was; None where it has none.
     """
 
     root: Path
@@ -72,6 +73,7 @@ class FolderScan:
     classes: tuple[str, ...]
     entries: tuple[FolderEntry, ...]
     notes: tuple[str, ...]
+    part: str | None = None
 
     def counts(self) -> dict[str, list[int]]:
         """Number of files of each class in each split that has any."""
@@ -195,16 +197,17 @@ class _Walker:
         if self.skipped["circular"]:
             lines.append(f"{self.skipped['circular']} link(s) to a folder above them or of another class were not followed")
         if self.skipped["ignored"]:
-            lines.append(f"{self.skipped['ignored']} file(s) of no type that is read were passed over")
+            lines.append(f"{self.skipped['ignored']} file(s) of no type that is read, or links to nothing, were passed over")
         return lines
 
 
-def scan_folder(root: Path, *, whole: bool = False, classes: Sequence[str] | None = None) -> FolderScan:
+def scan_folder(root: Path, *, whole: bool = False, part: str = "test", classes: Sequence[str] | None = None) -> FolderScan:
     """List the images of ``root`` without opening them.
 
     Args:
         root: root/{train,val,test}/<class>/ or root/<class>/.
-        whole: list one set, all as "test": the first of test, val and train that has class folders, or else root/<class>/.
+        whole: list one set, all as "test": the first of ``part``, test, val and train that has class folders, or else
+            root/<class>/.
         classes: names that number the labels; None for those found, in order.
 
     Raises:
@@ -215,14 +218,15 @@ def scan_folder(root: Path, *, whole: bool = False, classes: Sequence[str] | Non
     if not root.is_dir():
         raise DataNotFoundError(f"no folder {one_line(root)}")
     walker = _Walker(root)
-    layout, parts, beside = _layout(root, whole)
+    layout, parts, beside = _layout(root, part if whole else None)
     walker.collect(parts)
     if not walker.found:
         also = "".join(f"; {note}" for note in walker.notes())
         raise DataError(
             f"no images in {one_line(root)}; expected {one_line(root)}/<class>/*.jpg or {one_line(root)}/train/<class>/*.jpg{also}"
         )
-    return _assemble(root, layout, walker, beside, classes)
+    found = _assemble(root, layout, walker, beside, classes)
+    return replace(found, part=_split_of(parts[0].path)) if whole and layout == "split" else found
 
 
 def class_numbers(found: Sequence[str], classes: Sequence[str], where: str) -> list[int]:
@@ -234,12 +238,21 @@ def class_numbers(found: Sequence[str], classes: Sequence[str], where: str) -> l
     number = {name: label for label, name in enumerate(classes)}
     unknown = [name for name in found if name not in number]
     if unknown:
-        raise DataError(f"{where} has {len(unknown)} class(es) that are not among the {len(classes)} asked for: {some(unknown)}")
+        raise DataError(f"{where} has {len(unknown)} class(es) that are not among the {len(classes)} known ones: {some(unknown)}")
     return [number[name] for name in found]
 
 
-def _layout(root: Path, whole: bool) -> tuple[str, list[_Part], list[str]]:
-    """ "split" or "flat", the folders that hold class folders, and notes on what lies beside them."""
+def _split_of(folder: str) -> str:
+    return SPLITS[Path(folder).name.lower()]
+
+
+def _layout(root: Path, wanted: str | None) -> tuple[str, list[_Part], list[str]]:
+    """ "split" or "flat", the folders that hold class folders, and notes on what lies beside them.
+
+    Args:
+        wanted: the split of a folder that is listed whole; None for all, to train on.
+    """
+    whole = wanted is not None
     visible = _visible_folders(os.fspath(root))
     real_root = os.path.realpath(root)
     top = [entry for entry in visible if _within(os.path.realpath(entry.path), real_root)]
@@ -247,7 +260,8 @@ def _layout(root: Path, whole: bool) -> tuple[str, list[_Part], list[str]]:
     for entry in top:
         if entry.name.lower() in SPLITS:
             parts[SPLITS[entry.name.lower()]].append(entry)
-    filled = [split for split in PREFERRED if any(_visible_folders(entry.path) for entry in parts[split])]
+    order = dict.fromkeys([wanted, *PREFERRED] if wanted is not None else PREFERRED)
+    filled = [split for split in order if any(_visible_folders(entry.path) for entry in parts[split])]
     if whole and filled:
         chosen = filled[:1]
     elif not whole and "train" in filled:
@@ -295,7 +309,9 @@ def _listing(folder: str) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as listing:
             return sorted(listing, key=lambda entry: os.fsencode(entry.name))
     except OSError as error:
-        raise DataError(f"cannot read the folder {one_line(folder)}: {one_line(error.strerror or error)}") from None
+        raise DataError(
+            f"cannot read the folder {one_line(folder)}: {one_line(error.strerror or error)}; make it readable, or take it out"
+        ) from None
 
 
 def _visible_folders(folder: str) -> list[os.DirEntry[str]]:

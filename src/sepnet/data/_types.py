@@ -243,6 +243,7 @@ class RawData:
         test_fraction: share of the images to carve off for testing when ``test`` is None; 0 for none.
         notes: lines the user should read.
         characters: the classes are characters, which are others, or none, when mirrored.
+        part: of an image folder read whole, which of its split folders was read; None where it has none.
     """
 
     title: str
@@ -258,6 +259,7 @@ class RawData:
     test_fraction: float = 0.0
     notes: tuple[str, ...] = ()
     characters: bool = False
+    part: str | None = None
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,7 @@ class Dataset:
         preprocessing: what the splits went through and the constants to normalise them with.
         fingerprint: hex sha256 over contents, labels, class names and size; independent of the seed and of where the files lie.
         notes: lines the user should read (skipped files, splits that could not be stratified, ...).
-        characters: see ``RawData``.
+        characters, part: see ``RawData``.
         place: where its files were found.
     """
 
@@ -296,4 +298,5 @@ class Dataset:
     fingerprint: str
     notes: tuple[str, ...] = ()
     characters: bool = False
+    part: str | None = None
     place: Place = Place()

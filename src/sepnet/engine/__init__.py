@@ -1,7 +1,7 @@
 """Training and evaluation of a module on loaders: it never sees the name of a network or of a data set."""
 
 from sepnet.engine._step import TrainingStep
-from sepnet.engine.checkpoint import atomic_write, check_writable, load_checkpoint, save_checkpoint
+from sepnet.engine.checkpoint import atomic_write, check_within_reach, check_writable, load_checkpoint, save_checkpoint
 from sepnet.engine.config import FitConfig
 from sepnet.engine.devices import check_device, make_fabric, prefers_bf16
 from sepnet.engine.evaluate import EvalResult, evaluate
@@ -19,6 +19,7 @@ __all__ = [
     "atomic_write",
     "build_optimizer",
     "check_device",
+    "check_within_reach",
     "check_writable",
     "evaluate",
     "fit",

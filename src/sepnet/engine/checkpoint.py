@@ -16,7 +16,15 @@ import torch
 
 from sepnet.errors import CheckpointError, OutputError, one_line
 
-__all__ = ["FORMAT", "atomic_write", "check_writable", "load_checkpoint", "remove_leftovers", "save_checkpoint"]
+__all__ = [
+    "FORMAT",
+    "atomic_write",
+    "check_within_reach",
+    "check_writable",
+    "load_checkpoint",
+    "remove_leftovers",
+    "save_checkpoint",
+]
 
 FORMAT = 1
 PART = ".part"  # ends the name of a file that is being written
@@ -62,7 +70,23 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=PART).close()
     except OSError as error:
-        raise OutputError(f"cannot write into {one_line(folder)}: {error.strerror or one_line(error)}; choose another") from error
+        raise OutputError(
+            f"cannot write into {one_line(folder)}: {error.strerror or one_line(error)}; choose another --output"
+        ) from error
+
+
+def check_within_reach(folder: Path) -> None:
+    """See that ``folder`` is there or can be made, as far as that shows without making it.
+
+    Raises:
+        OutputError: it is a file, or lies below one, or below a folder that may not be written to.
+    """
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "Permission denied" if there.is_dir() else f"{one_line(there)} is a file"
+        raise OutputError(f"cannot write into {one_line(folder)}: {reason}; choose another --output")
 
 
 def remove_leftovers(folder: Path) -> None:
