@@ -282,7 +282,7 @@ def _reflect(y: Tensor, height: int) -> Tensor:
 def _warp(x: Tensor, p: AugmentParameters, pad_mode: str) -> Tensor:
     """Turn, shear, magnify about the centre and distort, with one bilinear interpolation. (B, H, W, C) -> float32."""
     planes = x.permute(0, 3, 1, 2).to(torch.float32)
-    grid = functional.affine_grid(_affine(x, p.angle, p.shear, p.magnify), list(planes.shape), align_corners=False)
+    grid = _grid(_affine(x, p.angle, p.shear, p.magnify), *x.shape[1:3])
     if p.elastic is not None:
         grid = grid + _distortion(p.elastic, *x.shape[1:3])
     padding = "reflection" if pad_mode == "reflect" else "zeros"
@@ -301,6 +301,22 @@ def _affine(x: Tensor, angle: Tensor | None, shear: Tensor | None, magnify: Tens
     # affine_grid works on coordinates -1..1 in both directions, so a turn of a non-square image needs the aspect ratio.
     rows = [cos, (cos * slide - sin) * (height / width), zero, sin * (width / height), sin * slide + cos, zero]
     return torch.stack(rows, 1).view(batch, 2, 3)
+
+
+def _grid(places: Tensor, height: int, width: int) -> Tensor:
+    """``affine_grid`` (B, H, W, 2), without a matrix product for each image, the half of all the time on a CPU."""
+    x, y = (_centres(size, places.device) for size in (width, height))
+    by_row = places[:, :, 1, None] * y + places[:, :, 2, None]
+    by_column = places[:, :, 0, None] * x
+    grid = torch.empty(len(places), height, width, 2, device=places.device)
+    for axis in (0, 1):
+        torch.add(by_row[:, axis, :, None], by_column[:, axis, None, :], out=grid[..., axis])
+    return grid
+
+
+def _centres(size: int, device: torch.device) -> Tensor:
+    """Of the pixels of a row, in coordinates from -1 to 1."""
+    return (2 * torch.arange(size, dtype=torch.float32, device=device) + 1) / size - 1
 
 
 def _distortion(nodes: Tensor, height: int, width: int) -> Tensor:
