@@ -67,6 +67,9 @@ class _Reporter:
     def step(self, iteration: int, loss: float, accuracy: float, images_per_s: float) -> None:
         pass
 
+    def scoring(self, images: int, stopping: bool = False) -> None:
+        pass
+
     def evaluated(self, row: dict[str, Any]) -> None:
         accuracy = row["eval_accuracy"]
         self._turns.note({"iteration": row["iteration"], "accuracy": accuracy, "evaluation_ms": 1e3 * self._timed.seconds})
