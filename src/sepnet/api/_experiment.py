@@ -154,7 +154,7 @@ def find_record(experiment: Experiment, output: Path, facts: FactsOfData) -> Run
     try:
         record = load_record(path)
     except CheckpointError:
-        return "damaged"
+        return f"damaged ({path.name}); delete it, and the run is made anew"
     config = experiment.config
     if record.data_fingerprint != facts.of(config.data, config.size).fingerprint:
         return "of other images"
