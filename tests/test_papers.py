@@ -64,6 +64,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
             model, (3, 16, 16), batch_size=k["batch_size"] if k["batch_size"] < 3 else 2, least=2, most=2, warm_up=1
         ),
     )
+    for picture in ("run_curves", "run_confusion"):  # of each run, which take longer than the run; other tests look at them
+        monkeypatch.setattr(f"sepnet.api._run.{picture}", lambda _: b"")
     monkeypatch.chdir(tmp_path)
 
     def make(name: str) -> Paper:

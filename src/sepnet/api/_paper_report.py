@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,14 @@ def _costs(config: TrainConfig, shape: Speed) -> Counts:
 
 
 def _counted(model: str, image: tuple[int, int, int], **options: Any) -> Counts:
+    return _counted_once(model, image, json.dumps(options))  # a report is drawn anew after every run
+
+
+@lru_cache(maxsize=64)
+def _counted_once(model: str, image: tuple[int, int, int], options: str) -> Counts:
     """The counts of a network that is never filled with weights: VGG-16 alone would take seconds."""
     with torch.device("meta"):
-        return count(create_model(model, **options), image)
+        return count(create_model(model, **json.loads(options)), image)
 
 
 def _runs(plan: Plan, data: str, row: str, recipe: str, found: Mapping[str, RunRecord]) -> list[RunRecord]:
