@@ -351,3 +351,14 @@ def test_a_recipe_sees_no_labels_and_no_test_images() -> None:
 def test_powers_of_ten_are_numbers_in_yaml(text: str, value: object) -> None:
     assert parse_yaml(text) == value
     assert type(parse_yaml(text)) is type(value)
+
+
+@pytest.mark.parametrize("key", ["iterations", "lr", "shift", "rotate", "ema", "patience"])
+def test_a_switch_is_no_number(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"a.yaml: {key}: it is a number, not a switch"):
+        merge(TrainConfig(data="digits"), {key: True}, "a.yaml")
+
+
+def test_what_can_be_switched_still_is() -> None:
+    config = merge(TrainConfig(data="digits"), {"amp": True, "tta": True, "hflip": False, "cutout": False}, "a.yaml")
+    assert (config.amp, config.tta, config.hflip, config.cutout) == ("bf16", True, "off", 0)

@@ -9,10 +9,10 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from sepnet.data import AugmentConfig
 from sepnet.engine import FitConfig, atomic_write
@@ -77,6 +77,15 @@ class TrainConfig(FitConfig, AugmentConfig):
         default=1.0, ge=0, le=1, description="fraction of the run after which only flips and shifts are left of the augmentation"
     )
     val_fraction: float = Field(default=0.1, ge=0, lt=0.9, description="part of the training data held out for validation")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's ``true`` would be taken as 1."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if value is True and {int, float} & {annotation, *get_args(annotation)}:
+            raise ValueError("it is a number, not a switch")
+        return value
 
     @field_validator("model_options")
     @classmethod
