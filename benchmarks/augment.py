@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import cross_entropy
 
-from _bench import Report, common_options, figures_of, in_turns, method, set_up, settings, write
+from _bench import Report, common_options, figures_of, in_turns, method, set_up, settings, threads_suffix, write
 from sepnet.data import AugmentConfig, Preprocessing, Split, TrainLoader
 from sepnet.engine import FitConfig, build_optimizer, make_fabric
 from sepnet.engine.devices import keep_large_buffers
@@ -97,8 +97,8 @@ def measure(args: argparse.Namespace, machine: dict[str, object]) -> Report:
         for name, f in figures.items()
     ]
     return Report(
-        name="augment",
-        title="Augmentation of whole batches",
+        name=f"augment-{threads_suffix(args)}",
+        title=f"Augmentation of whole batches, {threads_suffix(args).replace('-', ' ')}",
         intro=f"Batches of {args.batch_size} x 3 x {args.size} x {args.size}. {method(__doc__)}",
         body=markdown_table(["operation", "median ms", f"mean ± sd ms (n = {args.repeats})", "share of step and loading"], rows),
         headline=[

@@ -183,7 +183,7 @@ def test_targets_name_what_misses_them() -> None:
 
 def test_augment(tmp_path: Path) -> None:
     script("augment").main(["--quick", "--batch-size", "4", "--output", str(tmp_path)])
-    content = written(tmp_path, "augment")
+    content = written(tmp_path, "augment-1-thread")
     assert content["figures"][-1]["operation"] == "training step of multiscale_concat"
 
 

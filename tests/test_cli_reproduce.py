@@ -162,6 +162,7 @@ def test_a_list_of_nothing_is_not_everything(flag: str) -> None:
 
 def test_a_report_of_nothing_is_refused() -> None:
     assert "no run is recorded in runs/small" in error_of("reproduce", "small", "--report-only")
+    assert "no run of --budget 0.5 is recorded" in error_of("reproduce", "small", "--report-only", "--budget", 0.5)
 
 
 def test_an_output_that_cannot_be_written_is_found_before_anything_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,7 @@ def test_a_table_with_records_is_not_drawn_anew_without_its_data(tmp_path: Path)
         path.write_text("as it was")
     options = ("--budget", 0.05, "--data-dir", tmp_path, "--output", tmp_path / "out", "--report-only", "--device", "cpu")
     assert "its records can only be told" in error_of("reproduce", "luo", "--table", 2, *options)
-    assert "no run is recorded" in error_of("reproduce", "luo", *options)
+    assert "no run of --budget 0.05 is recorded" in error_of("reproduce", "luo", *options)
     assert table.read_text() == "as it was"
     invoke("reproduce", "luo", "--figure", 2, *options)
     assert [path.name for path in sorted((tmp_path / "out").iterdir())][:2] == ["figure-2.json", "figure-2.md"]

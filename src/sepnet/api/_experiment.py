@@ -106,7 +106,7 @@ class FactsOfData:
 
     data_dir: Path
     output: Path | None = None
-    _known: dict[tuple[str, int | None], Facts] = field(default_factory=dict, compare=False)
+    _known: dict[tuple[str, int | None], Facts] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def of(self, data: str, size: int | None) -> Facts:
         """What is known of a data set. Raises DataNotFoundError: it is not there, and its records are none, or of several."""

@@ -270,15 +270,11 @@ def _lacks(paper: Paper, kind: str, number: int, facts: FactsOfData, output: Pat
         size = paper.configure(shown.data, next(iter(shown.rows)), next(iter(paper.recipes)), 0).size
         facts.of(shown.data, size)
     except DataNotFoundError as error:
-        if (
-            facts.output is not None
-            and not _has_records(shown.data, output)
-            and not (kind == "table" and _partly(paper, number, output))
-        ):
-            return f"{where}: no run of it is recorded in {one_line(output)}"
-        part = "only its times can be made: " if kind == "table" and _partly(paper, number, output) else ""
-        unknown = "its records can only be told from others with the data at hand: " if _has_records(shown.data, output) else ""
-        return f"{where}: {part or unknown}{error}"
+        if kind == "table" and _partly(paper, number, output):
+            return f"{where}: only its times can be made: {error}"
+        if _has_records(shown.data, output):
+            return f"{where}: its records can only be told from others with the data at hand: {error}"
+        return f"{where}: {error if facts.output is None else f'no run of it is recorded in {one_line(output)}'}"
     return None
 
 

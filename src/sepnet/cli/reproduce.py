@@ -123,7 +123,8 @@ def _prepared(agreed: Plan, device: str, dry_run: bool, report_only: bool) -> Pl
 
     if report_only:
         if (agreed.experiments or agreed.speed) and not api.has_records(agreed):
-            raise ConfigError(f"--report-only: no run is recorded in {one_line(agreed.output)}; without it they are run")
+            of = "" if agreed.budget == 1 else f" of --budget {agreed.budget:g}"
+            raise ConfigError(f"--report-only: no run{of} is recorded in {one_line(agreed.output)}; without it they are run")
         return agreed
     if not dry_run:
         for folder in agreed.folders:

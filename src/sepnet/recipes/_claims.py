@@ -89,7 +89,6 @@ def faster(ours: Mapping[str, float], theirs: Mapping[str, float], names: tuple[
 
 
 @cache
-@cache
 def parameters(model: str, classes: int, size: int = 32) -> int:
     """Trainable parameters of a network as it is built for colour images of that side."""
     with torch.device("meta"):  # shapes only: nothing is allocated
