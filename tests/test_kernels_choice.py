@@ -50,12 +50,39 @@ def test_forward(processor: str, geometry: Geometry, side: int, avx2: bool, othe
 
 @pytest.mark.parametrize("processor", ["AVX512", "AVX2"], indirect=True)
 @pytest.mark.parametrize(
-    ("geometry", "side", "wanted"),
-    [(plain(3), 8, True), (plain(3), 16, False), (plain(3, stride=2), 8, False), (plain(5), 8, False)],
+    ("geometry", "side", "avx2", "others"),
+    [
+        (plain(3), 8, True, True),
+        (plain(3), 16, False, False),
+        (plain(3, stride=2), 8, True, False),
+        (plain(3, stride=2), 56, True, False),
+        (plain(3, stride=2, dilation=2), 56, False, False),
+        (plain(5, stride=2), 56, False, False),
+        (plain(5), 8, False, False),
+    ],
+    ids=str,
 )
-def test_backward(processor: str, geometry: Geometry, side: int, wanted: bool) -> None:
+def test_backward(processor: str, geometry: Geometry, side: int, avx2: bool, others: bool) -> None:
+    wanted = avx2 if processor == "AVX2" else others
     assert _choice.torch_backward_is_faster(FLOAT, (8, 64, side, side), geometry) == wanted
     assert _choice.torch_backward_is_faster(BF16, (8, 64, side, side), geometry) == (wanted and processor == "AVX512")
+
+
+@pytest.mark.parametrize("processor", ["AVX2"], indirect=True)
+def test_a_stride_is_still_joined_with_its_normalisations(processor: str) -> None:
+    shape, strided = (8, 64, 16, 16), plain(3, stride=2)
+    assert _choice.torch_backward_is_faster(FLOAT, shape, strided)
+    assert not _choice.is_plain_on_small_map(FLOAT, shape, strided)
+
+
+def test_the_choice_is_kept_for_each_type_shape_and_geometry() -> None:
+    for dtype in (FLOAT, BF16):
+        for shape in ((8, 64, 32, 32), (8, 64, 8, 8), (8, 3, 32, 32)):
+            for geometry in (plain(3), plain(3, dilation=7), plain(3, stride=2)):
+                directions = (_choice.torch_forward_is_faster, _choice.torch_backward_is_faster)
+                wanted = tuple(faster(dtype, shape, geometry) for faster in directions)
+                assert _choice.by_torch(dtype, shape, geometry) == wanted
+                assert _choice.by_torch(dtype, torch.Size(shape), geometry) == wanted
 
 
 def test_this_processor_has_a_name() -> None:

@@ -7,17 +7,38 @@ both kinds: AMD EPYC of the generations Zen 4 (AVX-512) and Zen 3 (AVX2), LOG.md
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 import torch
 
 from sepnet.kernels._geometry import Geometry
 
-__all__ = ["has_few_channels", "torch_backward_is_faster", "torch_forward_is_faster"]
+__all__ = [
+    "ByTorch",
+    "by_torch",
+    "has_few_channels",
+    "is_plain_on_small_map",
+    "torch_backward_is_faster",
+    "torch_forward_is_faster",
+]
 
 _FEW_CHANNELS = 4  # as MAX_FOLDED of the kernels
 _MOST_PADDING, _MOST_PADDING_AVX2 = 6, 4  # beyond them oneDNN has only a way that is 4 to a hundred times slower
 _LARGE_MAP = 32  # from which on oneDNN's forward pass with 5x5 filters is as fast as the kernels with AVX2
+
+
+class ByTorch(NamedTuple):
+    """Whether PyTorch's pass is the faster one, by direction."""
+
+    forward: bool
+    backward: bool
+
+
+@lru_cache(maxsize=1024)
+def by_torch(dtype: torch.dtype, shape: tuple[int, ...], geometry: Geometry) -> ByTorch:
+    """The choice for a convolution of (B, C, H, W), kept: a network asks the same of each layer at every step."""
+    return ByTorch(torch_forward_is_faster(dtype, shape, geometry), torch_backward_is_faster(dtype, shape, geometry))
 
 
 def has_few_channels(shape: Sequence[int]) -> bool:
@@ -46,7 +67,20 @@ def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
 
 
 def torch_backward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
-    """PyTorch's backward pass of (B, C, H, W) is the faster one for plain filters of up to 3x3 on small maps alone."""
+    """PyTorch's backward pass of (B, C, H, W) is the faster one for plain filters of up to 3x3: on small maps, and with AVX2 at
+    stride 2, where it is as fast as the kernels and spares a call the way through Python.
+    """
+    return is_plain_on_small_map(dtype, shape, geometry) or (
+        _instructions() == "AVX2"
+        and (geometry.stride, geometry.kernels, geometry.dilations) == ((2, 2), ((3, 3),), ((1, 1),))
+        and max(geometry.paddings[0]) <= 1
+        and not has_few_channels(shape)
+        and _onednn_has(dtype)
+    )
+
+
+def is_plain_on_small_map(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
+    """PyTorch's is so much the faster there that sharing passes over memory with the normalisations beside it does not pay."""
     if len(geometry.kernels) > 1 or geometry.stride != (1, 1) or geometry.dilations[0] != (1, 1) or has_few_channels(shape):
         return False
     small = min(shape[2:]) >= 4 and max(shape[2:]) <= 8

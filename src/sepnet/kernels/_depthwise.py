@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sepnet.kernels import _gpu, _native, _reference
-from sepnet.kernels._choice import torch_backward_is_faster, torch_forward_is_faster
+from sepnet.kernels._choice import ByTorch, by_torch
 from sepnet.kernels._geometry import Geometry, Pair
 from sepnet.kernels._library import MAX_BRANCHES, MAX_KERNEL, Library, library
 from sepnet.kernels._tensors import compute_dtype, dense, is_plain, is_trifle
@@ -40,6 +40,14 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
     return pair[0], pair[1]
 
 
+def _single(
+    kernel: Pair, multiplier: int, stride: int | Sequence[int], padding: int | Sequence[int], dilation: int | Sequence[int]
+) -> Geometry:
+    """One filter bank of ``multiplier`` filters a channel. Raises ValueError."""
+    paddings, dilations = (_pair("padding", padding, 0),) * multiplier, (_pair("dilation", dilation, 1),) * multiplier
+    return Geometry(_pair("stride", stride, 1), (kernel,) * multiplier, paddings, dilations, multiplier > 1)
+
+
 def depthwise_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -64,17 +72,16 @@ def depthwise_conv2d(
         ValueError: weight, bias and input do not go together or are on several devices, or a stride, padding or dilation is none;
             the message shows shapes, devices, or the value.
     """
-    channels = x.shape[1] if x.dim() == 4 else 0
-    if channels == 0 or weight.dim() != 4 or weight.shape[1] != 1 or weight.shape[0] % channels or min(weight.shape) < 1:
+    shape, filters = x.shape, weight.shape
+    channels = shape[1] if len(shape) == 4 else 0
+    if channels == 0 or len(filters) != 4 or filters[1] != 1 or filters[0] % channels or min(filters) < 1:
         raise ValueError(
-            f"depthwise_conv2d wants (B, C, H, W) and (C * multiplier, 1, kh, kw), got {tuple(x.shape)}, {tuple(weight.shape)}"
+            f"depthwise_conv2d wants (B, C, H, W) and (C * multiplier, 1, kh, kw), got {tuple(shape)}, {tuple(filters)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"depthwise_conv2d wants a bias of {weight.shape[0]} values, got {tuple(bias.shape)}")
-    multiplier = weight.shape[0] // channels
-    kernel = (weight.shape[2], weight.shape[3])
-    paddings, dilations = (_pair("padding", padding, 0),) * multiplier, (_pair("dilation", dilation, 1),) * multiplier
-    geometry = Geometry(_pair("stride", stride, 1), (kernel,) * multiplier, paddings, dilations, multiplier > 1)
+    if bias is not None and bias.shape != filters[:1]:
+        raise ValueError(f"depthwise_conv2d wants a bias of {filters[0]} values, got {tuple(bias.shape)}")
+    kernel = (filters[2], filters[3])
+    geometry = _single(kernel, filters[0] // channels, stride, padding, dilation)
     return _run(x, weight, bias, geometry)
 
 
@@ -130,9 +137,8 @@ def _fits(geometry: Geometry) -> bool:
 
 def torch_is_faster(x: Tensor, geometry: Geometry) -> bool:
     """PyTorch's is the faster in every direction that is wanted: its own function then, without ours around it."""
-    dtype = compute_dtype(x)
-    backward = not torch.is_grad_enabled() or torch_backward_is_faster(dtype, x.shape, geometry)
-    return backward and torch_forward_is_faster(dtype, x.shape, geometry)
+    choice = by_torch(compute_dtype(x), x.shape, geometry)
+    return choice.forward and (choice.backward or not torch.is_grad_enabled())
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -150,9 +156,10 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> 
         x = _as_type(x, compute_dtype(x))
     if lib is None or not serves(x.dtype, x.device, geometry):
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
-    if torch_is_faster(x, geometry):
+    choice = by_torch(x.dtype, x.shape, geometry)
+    if choice.forward and (choice.backward or not torch.is_grad_enabled()):
         return _by_torch(dense(x), weight, bias, geometry)
-    y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry)  # type: ignore[no-untyped-call]
+    y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry, lib, choice)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -171,20 +178,20 @@ def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
     return torch.conv2d(x, _as_type(weight, x.dtype), bias, *arguments)
 
 
-def _forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def _forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: ByTorch) -> Tensor:
     """x: channels-last. Weight and bias in x's type, or float32."""
-    if torch_forward_is_faster(x.dtype, x.shape, geometry):
+    if choice.forward:
         return _by_torch(x, weight, bias, geometry)
     bias = None if bias is None else bias.detach().float().contiguous()
     return _native.depthwise_forward(lib, x, weight.detach().float().contiguous(), bias, geometry)
 
 
 def _backward(
-    lib: Library, x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, want: tuple[bool, bool, bool]
+    lib: Library, x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, choice: ByTorch, want: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, as far as they are wanted; those of x and weight in their types."""
     grad = dense(grad)
-    if torch_backward_is_faster(x.dtype, x.shape, geometry):
+    if choice.backward:
         bias_sizes = [grad.shape[1]] if want[2] else None
         grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
             grad, x, weight.to(x.dtype), bias_sizes, geometry.stride, geometry.paddings[0], geometry.dilations[0], False, (0, 0),
@@ -196,30 +203,36 @@ def _backward(
     return grad_x, None if grad_weight is None else grad_weight.to(weight.dtype), grad_bias
 
 
+_NO_GRADIENTS = (None, None, None)  # of geometry, library and choice
+
+
 class _DepthwiseConv2d(torch.autograd.Function):
     """The eager path: less overhead a call than the registered operator."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-        lib = library()
-        assert lib is not None
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, lib: Library, choice: ByTorch
+    ) -> Tensor:
         x = dense(x)
         # the weights that the forward pass sees, so that the gradients are those of what was computed
-        seen = _as_type(weight, x.dtype) if torch_forward_is_faster(x.dtype, x.shape, geometry) else weight
+        seen = _as_type(weight, x.dtype) if choice.forward else weight
         ctx.save_for_backward(x, seen)
-        ctx.geometry, ctx.lib, ctx.bias_type, ctx.weight_type = geometry, lib, None if bias is None else bias.dtype, weight.dtype
-        return _forward(lib, x, seen, bias, geometry)
+        ctx.call = lib, geometry, choice
+        ctx.types = weight.dtype, None if bias is None else bias.dtype
+        return _forward(lib, x, seen, bias, geometry, choice)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad_x, grad_weight, grad_bias = _backward(ctx.lib, x, weight, grad, ctx.geometry, ctx.needs_input_grad[:3])
+        lib, geometry, choice = ctx.call
+        weight_type, bias_type = ctx.types
+        grad_x, grad_weight, grad_bias = _backward(lib, x, weight, grad, geometry, choice, ctx.needs_input_grad[:3])
         return (
             grad_x,
-            None if grad_weight is None else grad_weight.to(ctx.weight_type),
-            None if grad_bias is None else grad_bias.to(ctx.bias_type),
-            None,
+            None if grad_weight is None else _as_type(grad_weight, weight_type),
+            None if grad_bias is None else _as_type(grad_bias, bias_type),
+            *_NO_GRADIENTS,
         )
 
 
@@ -262,7 +275,7 @@ def _conv_op(
     lib = library()
     if lib is None or not serves(x.dtype, x.device, geometry):
         return dense(_reference.depthwise_conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry))
-    return _forward(lib, dense(x), weight, bias, geometry)
+    return _forward(lib, dense(x), weight, bias, geometry, by_torch(x.dtype, x.shape, geometry))
 
 
 @_conv_op.register_fake
@@ -295,7 +308,8 @@ def _backward_op(
     geometry = _geometry(stride, kernels, paddings, dilations, interleaved)
     lib = library()
     if lib is not None and serves(x.dtype, x.device, geometry):
-        grad_x, grad_weight, _ = _backward(lib, dense(x), weight, grad, geometry, (True, True, False))
+        choice = by_torch(x.dtype, x.shape, geometry)
+        grad_x, grad_weight, _ = _backward(lib, dense(x), weight, grad, geometry, choice, (True, True, False))
         assert grad_x is not None
         assert grad_weight is not None
         return grad_x, grad_weight

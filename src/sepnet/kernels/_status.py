@@ -85,7 +85,7 @@ def _depthwise_path(
     shape = (2, channels, size, size)
     forward, backward = (faster(dtype, shape, geometry) for faster in (torch_forward_is_faster, torch_backward_is_faster))
     if forward and backward:
-        why = "PyTorch's is faster on a small map"
+        why = "PyTorch is as fast or faster here in both"
     elif forward:
         why = "PyTorch's forward pass is faster, its backward slower"
     elif channels < _CHANNELS:
