@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from _shapes import Shape
 from sepnet.kernels import _native, depthwise_branches, depthwise_conv2d, library
 
-__all__ = ["CHANNELS_LAST", "DTYPES", "KERNEL", "NCHW", "OURS", "Case", "Copy"]
+__all__ = ["CHANNELS_LAST", "CONTROL", "DTYPES", "KERNEL", "NCHW", "OURS", "Case", "Copy"]
 
 OURS, KERNEL, NCHW, CHANNELS_LAST = "sepnet", "kernel", "torch_nchw", "torch_channels_last"
+CONTROL = "torch_channels_last_again"  # the same function on the same values: what differs is chance
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TOLERANCE = {"bf16": 2e-2, "fp32": 1e-3}  # of the largest value: a wrong tap or border is far above it, rounding far below
 
@@ -66,13 +67,13 @@ def _torch(operands: _Operands, shape: Shape) -> Tensor:
 
 
 class Case:
-    """A convolution in one type, with operands for every contender.
+    """A convolution in one type, with operands for every contender; with ``control``, one of them a second time.
 
     They are those of training: weights are float32, and PyTorch's convolution gets them in the type of the maps, as autocast would
     give them; the gradient comes in the layout of the maps.
     """
 
-    def __init__(self, shape: Shape, dtype: str) -> None:
+    def __init__(self, shape: Shape, dtype: str, *, control: bool = False) -> None:
         self.shape, self.dtype = shape, dtype
         kind = DTYPES[dtype]
         x = torch.randn(shape.batch, shape.channels, shape.height, shape.width).to(kind)
@@ -86,6 +87,9 @@ class Case:
             CHANNELS_LAST: _Operands(_dense(x), weights, bias),
         }
         self.grads = {OURS: _dense(grad), NCHW: grad, CHANNELS_LAST: _dense(grad)}
+        if control:
+            self.operands[CONTROL] = _Operands(_dense(x).clone(), weights, bias)
+            self.grads[CONTROL] = _dense(grad).clone()
 
     def calls(self, direction: str) -> dict[str, Call]:
         """The contenders, "forward" or "backward"; the kernel alone where there is one."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from _bench import Figures
-from _kernel_cases import CHANNELS_LAST, NCHW, OURS
+from _kernel_cases import CHANNELS_LAST, CONTROL, NCHW, OURS
 from _shapes import Shape
 
 __all__ = ["Row", "Verdict", "misses", "verdicts"]
@@ -52,13 +52,14 @@ class Row(NamedTuple):
 
 
 class Target(NamedTuple):
-    """``least`` of ``value`` for every row that ``applies``."""
+    """``least`` of ``value`` for every row that ``applies``; ``control`` is the value of two contenders that are the same."""
 
     what: str
     least: float
     applies: Callable[[Row], bool]
     value: Callable[[Row], float]
     shown: Callable[[float], str]
+    control: Callable[[Row], float] | None = None
 
 
 class Verdict(NamedTuple):
@@ -95,6 +96,11 @@ def _strided(row: Row) -> bool:
     return row.shape.geometry.stride != (1, 1)
 
 
+def _chance(row: Row) -> float:
+    """PyTorch's channels-last convolution to itself."""
+    return row.figures[CHANNELS_LAST]["median_ms"] / row.figures[CONTROL]["median_ms"]
+
+
 def _faster(dtype: str, what: str, least: float, applies: Callable[[Row], bool]) -> Target:
     return Target(
         f"{dtype} backward to channels_last, {what} (maps from 8x8, from 64 channels)",
@@ -106,7 +112,7 @@ def _faster(dtype: str, what: str, least: float, applies: Callable[[Row], bool])
 
 
 def _targets(copy_gb_per_s: float, cache: int | None) -> list[Target]:
-    never = (lambda row: bool(row.networks), lambda row: row.ratio, _times)
+    never = (lambda row: bool(row.networks), lambda row: row.ratio, _times, _chance)
     beyond = lambda row: cache is not None and row.bytes > cache
     return [
         _faster("bf16", "dilation > 1, up to 5x5", 8, lambda row: _dilated(row) and _kernel(row) < 7),
@@ -136,6 +142,10 @@ def verdicts(rows: Sequence[Row], copy_gb_per_s: float, cache: int | None) -> li
             f"{target.what}: at least {target.shown(target.least)} reached by {len(values) - len(missed)} of {len(values)}; "
             f"median {median}, least {least} ({values[0][0].label})"
         )
+        if target.control is not None:
+            again = [target.control(row) for row, _ in values]
+            line += f"; of PyTorch's in channels_last to itself {sum(v >= target.least for v in again)} of {len(again)} do"
+            line += f" (median {target.shown(statistics.median(again))}, least {target.shown(min(again))})"
         found.append(Verdict(target, line, missed))
     return found
 

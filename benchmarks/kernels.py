@@ -6,9 +6,10 @@
 
 sepnet is the function that the networks call, with its choice of path; the kernel is the native one alone. PyTorch's F.conv2d runs
 in its default layout (NCHW) and in channels_last. All of them run in turns on the same values, and the results are compared first.
-The floor is the time that this machine takes to copy as many bytes as must move, by the copy bandwidth measured in the same run on
-512 MiB. Every contender has its large buffers kept by the allocator (see sepnet.engine.devices.keep_large_buffers), so that the
-figures are those of the kernels alone.
+At the shapes of networks F.conv2d in channels_last runs a second time, as a contender of its own: how often it falls behind itself
+says what chance does. The floor is the time that this machine takes to copy as many bytes as must move, by the copy bandwidth
+measured in the same run on 512 MiB. Every contender has its large buffers kept by the allocator (see
+sepnet.engine.devices.keep_large_buffers), so that the figures are those of the kernels alone.
 
 With neither --networks nor --sweep both are measured.
 """
@@ -84,7 +85,7 @@ def measure(args: argparse.Namespace, copy: Copy) -> Iterator[list[Row]]:
             print(f"{number} of {len(shapes)} shapes", file=sys.stderr, flush=True)
         rows = []
         for dtype in args.dtype:
-            case = Case(shape, dtype)
+            case = Case(shape, dtype, control=bool(users))
             case.check()
             for direction in DIRECTIONS:
                 times = in_turns(case.calls(direction), rounds=args.rounds, warm_up=1, seconds=args.seconds)

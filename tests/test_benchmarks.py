@@ -160,7 +160,7 @@ def test_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }
     for row in content["figures"]:
         assert row["ratio"] > 0
-        assert {cases.OURS, cases.NCHW, cases.CHANNELS_LAST} <= set(row)
+        assert {cases.OURS, cases.NCHW, cases.CHANNELS_LAST, cases.CONTROL} <= set(row)
         assert row[cases.OURS]["n"] == 5
 
 
@@ -169,7 +169,8 @@ def test_targets_name_what_misses_them() -> None:
     dilated = next(s for s in shapes.sweep() if s.height == 16 and s.geometry.dilations[0] == (2, 2))
 
     def row(channels: int, times: float, direction: str = "backward") -> Any:
-        figures = {cases.OURS: {"median_ms": 1.0}, cases.CHANNELS_LAST: {"median_ms": times}, cases.NCHW: {"median_ms": 0.9}}
+        measured = {cases.OURS: 1.0, cases.CHANNELS_LAST: times, cases.NCHW: 0.9, cases.CONTROL: 8.0}
+        figures = {name: {"median_ms": value} for name, value in measured.items()}
         return targets.Row(dilated._replace(channels=channels), ("net",), "bf16", direction, figures)
 
     rows = [row(64, 9.0), row(128, 7.0), row(32, 1.0), row(64, 1.0, "forward")]
@@ -177,7 +178,9 @@ def test_targets_name_what_misses_them() -> None:
     dilation = found["bf16 backward to channels_last, dilation > 1, up to 5x5 (maps from 8x8, from 64 channels)"]
     assert dilation.line.endswith("at least 8.00x reached by 1 of 2; median 8.00x, least 7.00x (" + rows[1].label + ")")
     assert [(r.shape.channels, value) for r, value in dilation.missed] == [(128, 7.0)]
-    assert len(found["networks' shapes, to the better of PyTorch's layouts"].missed) == 4  # 0.9 of the time in NCHW
+    never = found["networks' shapes, to the better of PyTorch's layouts"]
+    assert len(never.missed) == 4  # 0.9 of the time in NCHW
+    assert never.line.endswith("; of PyTorch's in channels_last to itself 1 of 4 do (median 0.50x, least 0.12x)")
     assert f"- {rows[1].label}: 7.00x" in targets.misses(list(found.values()))
 
 
