@@ -1,14 +1,15 @@
 """The accuracy after training, seed by seed: sepnet's kernels against PyTorch's operations, in float32 and in bf16.
 
     python benchmarks/same_accuracy.py --data-dir data --output docs/results/performance
-    python benchmarks/same_accuracy.py --data-dir data --models dilated_separable --iterations 300 --seeds 5
+    python benchmarks/same_accuracy.py --data-dir data --models dilated_separable --precision fp32 --iterations 300 --seeds 5
 
 Every run is `sepnet train` with the recipe wang2018-plain, in a process of its own with SEPNET_KERNELS set; runs of one seed begin
 with the same weights and see the same batches. The score is that of the last weights on the validation images, a tenth of the
 training images; the test images are not asked. Runs of one seed drift apart with every rounding, so single runs differ by about the
 deviation between seeds, and what is to agree are the means.
 
-With --output, a finished run is kept: the same command continues with those that are missing.
+With --output, a finished run is kept: the same command, of the same commit, continues with those that are missing, and one with
+other networks, precisions or seeds adds to them.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default="cifar10", help="a data set")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--models", nargs="+", default=["multiscale_concat", "mobilenet_units"], metavar="NAME")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--iterations", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind, seeds 0, 1, ...")
     args = parser.parse_args(argv)
@@ -53,7 +55,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def wanted(args: argparse.Namespace) -> list[Run]:
     """Seed by seed, so that every kind soon has a figure."""
-    kinds = itertools.product(range(args.seeds), args.models, PRECISIONS, KERNELS)
+    kinds = itertools.product(range(args.seeds), args.models, args.precision, KERNELS)
     return [{"model": m, "precision": p, "kernels": k, "seed": s} for s, m, p, k in kinds]
 
 
@@ -141,7 +143,7 @@ def report(runs: Sequence[Run], args: argparse.Namespace, machine: Mapping[str, 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     machine = set_up(args)
-    runs: list[Run] = earlier(args.output, NAME, args, ("seeds", "models")) or []
+    runs: list[Run] = earlier(args.output, NAME, args, ("seeds", "models", "precision")) or []
     done = [{key: run[key] for key in ("model", "precision", "kernels", "seed")} for run in runs]
     missing = [run for run in wanted(args) if run not in done]
     for number, run in enumerate(missing, 1):

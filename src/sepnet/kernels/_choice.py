@@ -34,6 +34,11 @@ class ByTorch(NamedTuple):
     forward: bool
     backward: bool
 
+    @property
+    def wholly(self) -> bool:
+        """In every direction that is wanted now."""
+        return self.forward and (self.backward or not torch.is_grad_enabled())
+
 
 @lru_cache(maxsize=1024)
 def by_torch(dtype: torch.dtype, shape: tuple[int, ...], geometry: Geometry) -> ByTorch:
@@ -80,7 +85,9 @@ def torch_backward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry:
 
 
 def is_plain_on_small_map(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
-    """PyTorch's is so much the faster there that sharing passes over memory with the normalisations beside it does not pay."""
+    """A filter bank of up to 3x3 on a map of 4x4 to 8x8: PyTorch's is faster, even where ours could share the passes over memory
+    of the normalisations beside it.
+    """
     if len(geometry.kernels) > 1 or geometry.stride != (1, 1) or geometry.dilations[0] != (1, 1) or has_few_channels(shape):
         return False
     small = min(shape[2:]) >= 4 and max(shape[2:]) <= 8

@@ -137,8 +137,7 @@ def _fits(geometry: Geometry) -> bool:
 
 def torch_is_faster(x: Tensor, geometry: Geometry) -> bool:
     """PyTorch's is the faster in every direction that is wanted: its own function then, without ours around it."""
-    choice = by_torch(compute_dtype(x), x.shape, geometry)
-    return choice.forward and (choice.backward or not torch.is_grad_enabled())
+    return by_torch(compute_dtype(x), x.shape, geometry).wholly
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -157,7 +156,7 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> 
     if lib is None or not serves(x.dtype, x.device, geometry):
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
     choice = by_torch(x.dtype, x.shape, geometry)
-    if choice.forward and (choice.backward or not torch.is_grad_enabled()):
+    if choice.wholly:
         return _by_torch(dense(x), weight, bias, geometry)
     y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry, lib, choice)  # type: ignore[no-untyped-call]
     return y

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from sepnet.kernels._choice import torch_backward_is_faster, torch_forward_is_faster
+from sepnet.kernels._choice import by_torch
 from sepnet.kernels._depthwise import serves
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._gpu import why_not_triton
@@ -83,7 +83,7 @@ def _depthwise_path(
     if not serves(dtype, _CPU, geometry):
         return KernelPath(name, label, "PyTorch", "PyTorch", "kernels reach to 7x7")
     shape = (2, channels, size, size)
-    forward, backward = (faster(dtype, shape, geometry) for faster in (torch_forward_is_faster, torch_backward_is_faster))
+    forward, backward = by_torch(dtype, shape, geometry)
     if forward and backward:
         why = "PyTorch is as fast or faster here in both"
     elif forward:
