@@ -97,6 +97,8 @@ def table(runs: Sequence[Run], models: Sequence[str]) -> str:
     rows = []
     for model, precision in itertools.product(models, PRECISIONS):
         cells = [_mean(accuracies(runs, model, precision, kernels)) for kernels in KERNELS]
+        if not any(cells):
+            continue
         found = difference(runs, model, precision)
         rows.append([model, precision, *cells, f"{found[0]:+.2f} ± {found[1]:.2f}" if found else ""])
     return markdown_table(["network", "precision", *KERNELS.values(), "difference, standard error"], rows)
