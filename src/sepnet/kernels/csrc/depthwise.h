@@ -9,17 +9,22 @@
 
 /* --- tasks --------------------------------------------------------------------------------------------------------- */
 
-/* The bias of a task's lanes. */
-static vf start_lanes(const job_state *s, const task *at, int64_t channel) {
-    float lanes[VL] = {0};
-    for (int64_t i = 0; s->bias && i < at->images; i++)
-        for (int k = 0; k < at->lanes; k++) lanes[i * at->lanes + k] = s->bias[channel + k * output_step(s->conv)];
-    return *(const vfu *)lanes;
+static patch task_patch(const job_state *s, const task *at) {
+    static const vf zero = {0};
+    return (patch){.weight = s->packed + at->block * s->filter_taps * VL, .weight_step = s->filter_taps * VL,
+                   .start = (const float *)&zero, .blocks = at->blocks};
+}
+
+/* The sums that a normalisation behind the convolution needs, of outputs just computed. */
+static void task_output_sums(const job_state *s, const task *at, const destination *to, int64_t rows, int branch, int64_t part) {
+    for (int64_t b = 0; b < at->blocks; b++)
+        output_sums(s, to, to->index + b * VL, b < at->blocks - 1 ? VL : at->lanes, rows, s->conv->out_w,
+                    joined_at(s, part, at->block + b, branch), s->origin + (branch * s->blocks + at->block + b) * VL);
 }
 
 static void forward_task(const job_state *s, const task *at, float *scratch, int64_t part) {
     const sepnet_depthwise *conv = s->conv;
-    plane in = input_plane(conv, at->rows.out0, at->rows.out1);
+    plane in = input_plane(conv, s->cut.pixel, at->rows.out0, at->rows.out1);
     window_plane x = open_input(s, at, in, scratch);
     int64_t step = output_step(conv), out_col = conv->channels * conv->branches, out_row = conv->out_w * out_col;
     int64_t beyond = in.rows - (at->rows.out1 - at->rows.out0 - 1) * conv->stride_h, chunk = chunk_rows(in), next;
@@ -30,16 +35,13 @@ static void forward_task(const job_state *s, const task *at, float *scratch, int
             int64_t channel = output_channel(conv, at->channel, j);
             destination to = {s->y, (at->image * conv->out_h + row) * out_row + channel, out_row, out_col, step, at->lanes,
                               conv->dtype, at->images, conv->out_h * out_row};
-            patch p = {.at = scratch + (row * conv->stride_h - in.first_row) * in.cols * VL,
-                       .weight = s->packed + at->block * s->filter_taps * VL,
-                       .row = conv->stride_h * in.cols * VL,
-                       .col = conv->stride_w * VL,
-                       .rows = next - row,
-                       .cols = conv->out_w,
-                       .start = start_lanes(s, at, channel)};
+            patch p = task_patch(s, at);
+            p.at = scratch + (row * conv->stride_h - in.first_row) * in.cols * in.pixel;
+            p.row = conv->stride_h * in.cols * in.pixel, p.col = conv->stride_w * in.pixel;
+            p.rows = next - row, p.cols = conv->out_w;
+            p.start = s->start + (j * s->blocks + at->block) * VL, p.start_step = VL;
             compute(p, &s->classes[j], &to, scratch + s->x_floats);
-            if (s->joined && s->joined->sums)
-                output_sums(s, &to, p.rows, p.cols, joined_at(s, part, at->block, j), s->origin + (j * s->blocks + at->block) * VL);
+            if (s->joined && s->joined->sums) task_output_sums(s, at, &to, p.rows, j, part);
         }
     }
 }
@@ -56,62 +58,60 @@ static void input_gradient(const job_state *s, const task *at, plane g, const fl
             int64_t index = (at->image * conv->in_h + row) * row_elements + c * conv->channels + at->channel;
             destination to = {s->grad_x, index, sh * row_elements, sw * conv->channels, 1, at->lanes, conv->dtype,
                               at->images, conv->in_h * row_elements};
-            patch p = {.at = grad + (row / sh - g.first_row) * g.cols * VL,
-                       .weight = s->packed + at->block * s->filter_taps * VL,
-                       .row = g.cols * VL,
-                       .col = VL,
-                       .rows = (row1 - row + sh - 1) / sh,
-                       .cols = (conv->in_w - c + sw - 1) / sw,
-                       .start = splat(0)};
+            patch p = task_patch(s, at);
+            p.at = grad + (row / sh - g.first_row) * g.cols * g.pixel;
+            p.row = g.cols * g.pixel, p.col = g.pixel;
+            p.rows = (row1 - row + sh - 1) / sh, p.cols = (conv->in_w - c + sw - 1) / sw;
             compute(p, &s->classes[r * sw + c], &to, spare);
         }
 }
 
+static int64_t block_sums(const job_state *s) { return (s->filter_taps + s->conv->branches) * VL; }
 
-static void weight_gradient(const job_state *s, plane in, const float *x, plane g, const float *grad, int64_t row0, int64_t row1,
-                            float *sums) {
-    static void (*const by_width[])(const correlation *, int64_t) = {NULL,        correlate_1, correlate_2, correlate_3,
-                                                                     correlate_4, correlate_5, correlate_6, correlate_7};
+static void weight_gradient(const job_state *s, const task *at, plane in, const float *x, plane g, const float *grad, int64_t row0,
+                            int64_t row1, float *sums) {
     const sepnet_depthwise *conv = s->conv;
     for (int j = 0; j < conv->branches; j++) {
         const sepnet_branch *b = &conv->branch[j];
-        correlation c = {.x = x + ((row0 * conv->stride_h - b->pad_h - in.first_row) * in.cols - b->pad_w - in.first_col) * VL,
-                         .grad = grad + j * s->grad_floats + ((row0 - g.first_row) * g.cols - g.first_col) * VL,
+        correlation c = {.x = x + ((row0 * conv->stride_h - b->pad_h - in.first_row) * in.cols - b->pad_w - in.first_col) * in.pixel,
+                         .grad = grad + j * s->grad_floats + ((row0 - g.first_row) * g.cols - g.first_col) * g.pixel,
                          .rows = row1 - row0,
                          .cols = conv->out_w,
-                         .x_row = conv->stride_h * in.cols * VL,
-                         .x_col = conv->stride_w * VL,
-                         .grad_row = g.cols * VL,
-                         .tap_row = b->dilation_h * in.cols * VL,
-                         .tap_col = b->dilation_w * VL,
+                         .blocks = at->blocks,
+                         .x_row = conv->stride_h * in.cols * in.pixel,
+                         .x_col = conv->stride_w * in.pixel,
+                         .grad_row = g.cols * g.pixel,
+                         .grad_col = g.pixel,
+                         .tap_row = b->dilation_h * in.cols * in.pixel,
+                         .tap_col = b->dilation_w * in.pixel,
+                         .sums_step = block_sums(s),
                          .sums = sums};
         int64_t first = 0, last = b->kernel_h;
         while (first < last && !row_is_alive(conv, b, first)) first++;
         while (last > first && !row_is_alive(conv, b, last - 1)) last--;
         c.x += first * c.tap_row, c.sums += first * b->kernel_w * VL;
-        by_width[b->kernel_w](&c, last - first);
+        correlate(&c, last - first, b->kernel_w);
         sums += b->kernel_h * b->kernel_w * VL;
     }
 }
 
 /* dL/dbias's sums over the output rows [row0, row1), a vector a branch. */
-static void bias_gradient(const job_state *s, plane g, const float *grad, int64_t row0, int64_t row1, float *sums) {
-    for (int j = 0; j < s->conv->branches; j++) {
-        vf sum = splat(0);
-        for (int64_t row = row0; row < row1; row++) {
-            const vf *from = (const vf *)(grad + j * s->grad_floats + ((row - g.first_row) * g.cols - g.first_col) * VL);
-            for (int64_t col = 0; col < s->conv->out_w; col++) sum += from[col];
+static void bias_gradient(const job_state *s, const task *at, plane g, const float *grad, int64_t row0, int64_t row1, float *sums) {
+    for (int j = 0; j < s->conv->branches; j++)
+        for (int64_t b = 0; b < at->blocks; b++) {
+            vf sum = splat(0);
+            for (int64_t row = row0; row < row1; row++) {
+                const float *from = grad + j * s->grad_floats + ((row - g.first_row) * g.cols - g.first_col) * g.pixel + b * VL;
+                for (int64_t col = 0; col < s->conv->out_w; col++) sum += *(const vf *)(from + col * g.pixel);
+            }
+            *(vf *)(sums + b * block_sums(s) + j * VL) += sum;
         }
-        ((vf *)sums)[j] += sum;
-    }
 }
-
-static int64_t block_sums(const job_state *s) { return (s->filter_taps + s->conv->branches) * VL; }
 
 static void backward_task(const job_state *s, const task *at, float *scratch, float *sums, int64_t part) {
     const sepnet_depthwise *conv = s->conv;
     band_rows b = at->rows;
-    plane g = gradient_plane(conv, b.in0, b.in1, b.out0, b.out1), in = input_plane(conv, b.out0, b.out1);
+    plane g = gradient_plane(conv, s->cut.pixel, b.in0, b.in1, b.out0, b.out1), in = input_plane(conv, s->cut.pixel, b.out0, b.out1);
     float *grad_start = scratch + s->x_floats, *spare = grad_start + conv->branches * s->grad_floats;
     window_plane x = open_input(s, at, in, scratch), grad[SEPNET_MAX_BRANCHES];
     int64_t reach = 0; /* of an input row: output rows beyond row / stride that its gradient takes from */
@@ -121,6 +121,7 @@ static void backward_task(const job_state *s, const task *at, float *scratch, fl
     }
     int64_t beyond = in.rows - (b.out1 - b.out0 - 1) * conv->stride_h;
     int64_t chunks = sepnet_max(1, (b.out1 - b.out0) / chunk_rows(in));
+    float *block = sums + at->block * block_sums(s);
     for (int64_t i = 0; i < chunks; i++) {
         int64_t out0 = b.out0 + sepnet_part_begin(b.out1 - b.out0, chunks, i);
         int64_t out1 = b.out0 + sepnet_part_begin(b.out1 - b.out0, chunks, i + 1);
@@ -130,19 +131,18 @@ static void backward_task(const job_state *s, const task *at, float *scratch, fl
         for (int j = 0; j < conv->branches; j++) need_rows(&grad[j], rows);
         if (s->want_x && in0 < in1) {
             input_gradient(s, at, g, grad_start, in0, in1, spare);
-            if (s->joined && s->joined->before) input_sums(s, at, in0, in1, joined_at(s, part, at->block, 0));
+            if (s->joined && s->joined->before) input_sums(s, at, in0, in1, part);
         }
-        float *block = sums + at->block * block_sums(s);
-        if (s->want_bias) bias_gradient(s, g, grad_start, out0, out1, block + s->filter_taps * VL);
+        if (s->want_bias) bias_gradient(s, at, g, grad_start, out0, out1, block + s->filter_taps * VL);
         if (!s->want_weight) continue;
         need_rows(&x, (out1 - 1 - b.out0) * conv->stride_h + beyond);
-        weight_gradient(s, in, scratch, g, grad_start, out0, out1, block);
+        weight_gradient(s, at, in, scratch, g, grad_start, out0, out1, block);
     }
 }
 
 static float *open_scratch(const job_state *s, int64_t part) {
     float *scratch = (float *)(s->scratch + part * s->scratch_bytes);
-    if (s->bands == 1) memset(scratch, 0, (size_t)s->scratch_bytes); /* the borders, once for all tasks */
+    if (s->cut.bands == 1) memset(scratch, 0, (size_t)s->scratch_bytes); /* the borders, once for all tasks */
     return scratch;
 }
 
@@ -169,6 +169,12 @@ static void backward_part(void *context, int64_t part) {
     }
 }
 
+enum { ALIGN = 64 };
+
+static int64_t aligned(int64_t bytes) { return sepnet_round_up(bytes, ALIGN); }
+
+static int64_t start_bytes(const job_state *s) { return aligned(s->conv->branches * s->blocks * VL * (int64_t)sizeof(float)); }
+
 /* --- weights ------------------------------------------------------------------------------------------------------- */
 
 /* Element of a weight array that holds the first tap of a channel. */
@@ -192,6 +198,16 @@ static void pack_weights(const job_state *s, const float *weight) {
                 for (int64_t i = 0; i < s->images; i++) to[i * conv->channels] = from[tap];
         }
     }
+}
+
+/* Biases as the lanes of the sums' first values; zeros where there are none. */
+static void pack_biases(const job_state *s) {
+    const sepnet_depthwise *conv = s->conv;
+    memset(s->start, 0, (size_t)start_bytes(s));
+    for (int j = 0; s->bias && j < conv->branches; j++)
+        for (int64_t c = 0; c < conv->channels; c++)
+            for (int64_t i = 0; i < s->images; i++)
+                s->start[j * s->blocks * VL + c + i * conv->channels] = s->bias[output_channel(conv, c, j)];
 }
 
 /* A channel's sum, of all images that share a vector. */
@@ -224,20 +240,16 @@ static void unpack_sums(const job_state *s, float *grad_weight, float *grad_bias
 
 /* --- entry points -------------------------------------------------------------------------------------------------- */
 
-enum { ALIGN = 64 };
-
-static int64_t aligned(int64_t bytes) { return sepnet_round_up(bytes, ALIGN); }
-
 static job_state make_state(const sepnet_depthwise *conv, int64_t images, int backward) {
     job_state s = {.conv = conv, .images = images};
     s.blocks = count_blocks(conv);
-    s.bands = count_bands(conv, images, backward);
+    s.cut = cut_up(conv, images, backward);
     s.filter_taps = filter_taps(conv);
     s.parts = count_parts(&s);
-    measure_bands(conv, s.bands, &s.x_floats, &s.grad_floats);
+    measure_bands(conv, s.cut.pixel, s.cut.bands, &s.x_floats, &s.grad_floats);
     int64_t floats = s.x_floats, rows = conv->out_h, cols = conv->out_w;
     if (backward) floats += conv->branches * s.grad_floats, rows = conv->in_h, cols = conv->in_w;
-    int whole_vectors = conv->channels % VL == 0 && (backward || output_step(conv) == 1);
+    int whole_vectors = conv->channels % VL == 0 && (backward ? conv->branches == 1 : output_step(conv) == 1);
     s.scratch_bytes = aligned((floats + (whole_vectors ? 0 : rows * cols * VL)) * (int64_t)sizeof(float));
     return s;
 }
@@ -260,7 +272,7 @@ static int64_t joined_bytes(const job_state *s) {
 static int64_t workspace_bytes(const sepnet_depthwise *conv, int64_t images, int backward) {
     job_state s = make_state(conv, images, backward);
     int64_t sums = backward ? sums_bytes(&s) : 0;
-    return ALIGN + classes_bytes(conv, backward) + weight_bytes(&s) + sums + joined_bytes(&s) + s.parts * s.scratch_bytes;
+    return ALIGN + classes_bytes(conv, backward) + weight_bytes(&s) + start_bytes(&s) + sums + joined_bytes(&s) + s.parts * s.scratch_bytes;
 }
 
 /* For a call that is joined to its neighbours, and so takes images one by one, and for one that is not. */
@@ -273,8 +285,9 @@ static void lay_out(job_state *s, void *workspace, int backward) {
     s->classes = (taps *)at;
     at += classes_bytes(s->conv, backward);
     s->packed = (float *)at;
-    s->partial = (float *)(at + weight_bytes(s));
-    at += weight_bytes(s) + (backward ? sums_bytes(s) : 0);
+    s->start = (float *)(at + weight_bytes(s));
+    s->partial = (float *)(at + weight_bytes(s) + start_bytes(s));
+    at += weight_bytes(s) + start_bytes(s) + (backward ? sums_bytes(s) : 0);
     s->origin = (float *)at;
     s->joined_sums = (double *)(at + origin_bytes(s));
     s->scratch = at + joined_bytes(s);
@@ -285,9 +298,10 @@ static void depthwise_forward(const sepnet_depthwise *conv, const sepnet_joined 
     job_state s = make_state(conv, joined ? 1 : count_images(conv), 0);
     lay_out(&s, workspace, 0);
     s.joined = joined, s.x = x, s.bias = bias, s.y = y;
-    plane p = input_plane(conv, 0, conv->out_h);
+    plane p = input_plane(conv, s.cut.pixel, 0, conv->out_h);
     for (int j = 0; j < conv->branches; j++) forward_taps(conv, p, j, &s.classes[j]);
     pack_weights(&s, weight);
+    pack_biases(&s);
     clear_joined_sums(&s);
     if (joined && joined->sums) find_origins(&s);
     sepnet_run_parts(forward_part, &s, s.parts, conv->threads);
@@ -300,7 +314,7 @@ static void depthwise_backward(const sepnet_depthwise *conv, const sepnet_joined
     lay_out(&s, workspace, 1);
     s.joined = joined, s.x = x, s.grad = grad, s.grad_x = grad_x;
     s.want_x = grad_x != NULL, s.want_weight = grad_weight != NULL, s.want_bias = grad_bias != NULL;
-    plane p = gradient_plane(conv, 0, conv->in_h, 0, conv->out_h);
+    plane p = gradient_plane(conv, s.cut.pixel, 0, conv->in_h, 0, conv->out_h);
     for (int64_t r = 0; r < conv->stride_h; r++)
         for (int64_t c = 0; c < conv->stride_w; c++)
             backward_taps(conv, p, s.grad_floats, r, c, &s.classes[r * conv->stride_w + c]);

@@ -1,20 +1,33 @@
 /* Where a depthwise convolution's taps, planes, bands and tasks lie. Nothing here touches a tensor. */
 
-enum { BAND_BYTES = 512 << 10 };  /* of planes a task: within the L2 cache of one core */
+enum { BAND_BYTES = 384 << 10 };  /* of planes a task: within the L2 cache of one core */
+enum { CACHE_LINE = 64 };         /* bytes */
+enum { SPARSE = 4 };              /* cache lines of a pixel: fewer, in a larger map, leave the hardware's prefetcher behind */
 enum { MAX_FOLDED = 4 };          /* channels: with so few, several images share a vector */
 enum { PARTS_PER_THREAD = 2 };    /* evens out threads that are disturbed; parts are fixed, so sums keep their order */
 
 /* Rows and columns of an unpacked plane, and where it begins in the map it was taken from. */
 typedef struct {
-    int64_t first_row, rows, first_col, cols;
+    int64_t first_row, rows, first_col, cols, pixel; /* floats from pixel to pixel */
 } plane;
 
-/* The taps that one class of output pixels needs: where they lie in the planes and in a block's weights, in floats. */
+/* The taps that one class of output pixels needs: where they lie in the planes and in a block's weights, in floats. They come in
+ * rows from left to right, which in each of the segments (one a branch) are alike: `width` taps, `spacing` floats apart. */
 typedef struct {
-    int64_t count;
+    int64_t rows, width;
+    ptrdiff_t spacing;
+} segment;
+
+typedef struct {
+    int64_t count, segments;
+    segment segment[SEPNET_MAX_BRANCHES];
     ptrdiff_t offset[SEPNET_MAX_TAPS], weight[SEPNET_MAX_TAPS];
 } taps;
 
+/* How the work is cut into tasks: slabs of neighbouring blocks of channels, bands of rows. */
+typedef struct {
+    int64_t slab, slabs, bands, pixel; /* slab: blocks of one (fewer in the last); pixel: floats from pixel to pixel in its planes */
+} cut;
 
 /* What all tasks of a call share. */
 typedef struct {
@@ -25,11 +38,13 @@ typedef struct {
     void *y, *grad_x;
     taps *classes;           /* forward: one a branch; backward: one for each remainder of row and column by the strides */
     float *packed, *partial; /* weights by [block][tap][VL]; gradients' sums by [part][block][tap, then branch's bias][VL] */
+    float *start;            /* forward: biases by [branch][block][VL] */
     float *origin;           /* a value of each output channel, [branch][block][VL] */
     double *joined_sums;     /* [part][first or second][branch][block][VL] */
     char *scratch;           /* one piece a part */
     int64_t images; /* that share a vector, more than one where channels are few: lane i * channels + c is the i-th one's channel c */
-    int64_t blocks, bands, filter_taps, parts, scratch_bytes, x_floats, grad_floats; /* floats: of the largest band's plane */
+    int64_t blocks, filter_taps, parts, scratch_bytes, x_floats, grad_floats; /* floats: of the largest band's plane */
+    cut cut;
     int want_x, want_weight, want_bias;
 } job_state;
 
@@ -40,7 +55,7 @@ static int64_t filter_taps(const sepnet_depthwise *conv) {
 }
 
 /* Input rows and columns that the output rows [row0, row1) read. */
-static plane input_plane(const sepnet_depthwise *conv, int64_t row0, int64_t row1) {
+static plane input_plane(const sepnet_depthwise *conv, int64_t pixel, int64_t row0, int64_t row1) {
     int64_t top = 0, left = 0, below = INT64_MIN, right = INT64_MIN;
     for (int j = 0; j < conv->branches; j++) {
         const sepnet_branch *b = &conv->branch[j];
@@ -50,12 +65,12 @@ static plane input_plane(const sepnet_depthwise *conv, int64_t row0, int64_t row
         right = sepnet_max(right, (b->kernel_w - 1) * b->dilation_w - b->pad_w);
     }
     return (plane){row0 * conv->stride_h - top, (row1 - row0 - 1) * conv->stride_h + top + below + 1, -left,
-                   (conv->out_w - 1) * conv->stride_w + left + right + 1};
+                   (conv->out_w - 1) * conv->stride_w + left + right + 1, pixel};
 }
 
 /* Output rows and columns whose gradient reaches the input rows [row0, row1), and those of [out0, out1) as well.
  * Input row s * q + r takes from output row q + (r + pad - k * dilation) / s, for the k that leave no remainder. */
-static plane gradient_plane(const sepnet_depthwise *conv, int64_t row0, int64_t row1, int64_t out0, int64_t out1) {
+static plane gradient_plane(const sepnet_depthwise *conv, int64_t pixel, int64_t row0, int64_t row1, int64_t out0, int64_t out1) {
     int64_t rows[2] = {out0, out1 - 1}, cols[2] = {0, conv->out_w - 1};
     int64_t sh = conv->stride_h, sw = conv->stride_w;
     for (int j = 0; j < conv->branches; j++) {
@@ -65,10 +80,10 @@ static plane gradient_plane(const sepnet_depthwise *conv, int64_t row0, int64_t 
         cols[0] = sepnet_min(cols[0], sepnet_floor_div(b->pad_w - (b->kernel_w - 1) * b->dilation_w, sw));
         cols[1] = sepnet_max(cols[1], sepnet_floor_div(conv->in_w - 1 + b->pad_w, sw));
     }
-    return (plane){rows[0], rows[1] - rows[0] + 1, cols[0], cols[1] - cols[0] + 1};
+    return (plane){rows[0], rows[1] - rows[0] + 1, cols[0], cols[1] - cols[0] + 1, pixel};
 }
 
-static int64_t plane_floats(plane p) { return p.rows * p.cols * VL; }
+static int64_t plane_floats(plane p) { return p.rows * p.cols * p.pixel; }
 
 typedef struct {
     int64_t out0, out1, in0, in1; /* rows of output and of input that a band computes */
@@ -92,48 +107,72 @@ static int col_is_alive(const sepnet_depthwise *conv, const sepnet_branch *b, in
     return meets(col * b->dilation_w - b->pad_w, conv->stride_w, conv->out_w, conv->in_w);
 }
 
+static void add_tap(taps *to, segment *in, ptrdiff_t offset, ptrdiff_t weight) {
+    if (in->width++ == 1) in->spacing = offset - to->offset[to->count - 1];
+    to->offset[to->count] = offset;
+    to->weight[to->count++] = weight;
+}
+
+/* What add_tap has counted into `in` are `rows` rows. */
+static void end_segment(taps *to, segment in, int64_t rows) {
+    if (rows == 0) return;
+    in.rows = rows, in.width /= rows;
+    if (in.width == 1) in.spacing = 0;
+    if (in.width > 0) to->segment[to->segments++] = in;
+}
+
 /* Taps of a branch, for all output pixels. The plane begins where the most padded branch does. */
 static void forward_taps(const sepnet_depthwise *conv, plane p, int branch, taps *out) {
+    const sepnet_branch *b = &conv->branch[branch];
     ptrdiff_t weight = 0;
-    out->count = 0;
-    for (int j = 0; j < conv->branches; j++) {
-        const sepnet_branch *b = &conv->branch[j];
-        for (int64_t r = 0; r < b->kernel_h; r++)
-            for (int64_t c = 0; c < b->kernel_w; c++, weight += VL) {
-                if (j != branch || !row_is_alive(conv, b, r) || !col_is_alive(conv, b, c)) continue;
-                int64_t row = r * b->dilation_h - b->pad_h, col = c * b->dilation_w - b->pad_w - p.first_col;
-                out->offset[out->count] = (row * p.cols + col) * VL;
-                out->weight[out->count++] = weight;
-            }
+    int64_t rows = 0;
+    segment in = {0};
+    out->count = out->segments = 0, out->segment[0] = (segment){0};
+    for (int j = 0; j < branch; j++) weight += conv->branch[j].kernel_h * conv->branch[j].kernel_w * VL;
+    for (int64_t r = 0; r < b->kernel_h; r++) {
+        if (!row_is_alive(conv, b, r)) continue;
+        rows++;
+        for (int64_t c = 0; c < b->kernel_w; c++) {
+            if (!col_is_alive(conv, b, c)) continue;
+            int64_t row = r * b->dilation_h - b->pad_h, col = c * b->dilation_w - b->pad_w - p.first_col;
+            add_tap(out, &in, (row * p.cols + col) * p.pixel, weight + (r * b->kernel_w + c) * VL);
+        }
     }
+    end_segment(out, in, rows);
 }
 
 /* Taps of the input pixels whose row and column leave the remainders (r, c) modulo the strides; the branches' planes lie
- * `plane_step` floats apart. */
+ * `plane_step` floats apart. The last column of a filter reaches the leftmost gradient. */
 static void backward_taps(const sepnet_depthwise *conv, plane p, int64_t plane_step, int64_t r, int64_t c, taps *out) {
     ptrdiff_t weight = 0;
-    out->count = 0;
+    out->count = out->segments = 0, out->segment[0] = (segment){0};
     for (int j = 0; j < conv->branches; j++) {
         const sepnet_branch *b = &conv->branch[j];
-        for (int64_t kr = 0; kr < b->kernel_h; kr++)
-            for (int64_t kc = 0; kc < b->kernel_w; kc++, weight += VL) {
-                if (!row_is_alive(conv, b, kr) || !col_is_alive(conv, b, kc)) continue;
-                int64_t row = r + b->pad_h - kr * b->dilation_h, col = c + b->pad_w - kc * b->dilation_w;
-                int64_t to_row = sepnet_floor_div(row, conv->stride_h), to_col = sepnet_floor_div(col, conv->stride_w);
-                if (to_row * conv->stride_h != row || to_col * conv->stride_w != col) continue;
-                out->offset[out->count] = j * plane_step + (to_row * p.cols + to_col - p.first_col) * VL;
-                out->weight[out->count++] = weight;
+        int64_t rows = 0;
+        segment in = {0};
+        for (int64_t kr = 0; kr < b->kernel_h; kr++) {
+            int64_t row = r + b->pad_h - kr * b->dilation_h, to_row = sepnet_floor_div(row, conv->stride_h);
+            if (!row_is_alive(conv, b, kr) || to_row * conv->stride_h != row) continue;
+            rows++;
+            for (int64_t kc = b->kernel_w - 1; kc >= 0; kc--) {
+                int64_t col = c + b->pad_w - kc * b->dilation_w, to_col = sepnet_floor_div(col, conv->stride_w);
+                if (!col_is_alive(conv, b, kc) || to_col * conv->stride_w != col) continue;
+                add_tap(out, &in, j * plane_step + (to_row * p.cols + to_col - p.first_col) * p.pixel,
+                        weight + (kr * b->kernel_w + kc) * VL);
             }
+        }
+        end_segment(out, in, rows);
+        weight += b->kernel_h * b->kernel_w * VL;
     }
 }
 
 /* Floats of the largest band's planes of x and of dL/dy. */
-static void measure_bands(const sepnet_depthwise *conv, int64_t bands, int64_t *x_floats, int64_t *grad_floats) {
+static void measure_bands(const sepnet_depthwise *conv, int64_t pixel, int64_t bands, int64_t *x_floats, int64_t *grad_floats) {
     *x_floats = *grad_floats = 0;
     for (int64_t i = 0; i < bands; i++) {
         band_rows b = nth_band(conv, bands, i);
-        *x_floats = sepnet_max(*x_floats, plane_floats(input_plane(conv, b.out0, b.out1)));
-        *grad_floats = sepnet_max(*grad_floats, plane_floats(gradient_plane(conv, b.in0, b.in1, b.out0, b.out1)));
+        *x_floats = sepnet_max(*x_floats, plane_floats(input_plane(conv, pixel, b.out0, b.out1)));
+        *grad_floats = sepnet_max(*grad_floats, plane_floats(gradient_plane(conv, pixel, b.in0, b.in1, b.out0, b.out1)));
     }
 }
 
@@ -147,19 +186,49 @@ static int64_t count_images(const sepnet_depthwise *conv) {
 
 static int64_t count_groups(const sepnet_depthwise *conv, int64_t images) { return (conv->batch + images - 1) / images; }
 
-/* As few bands as keep the planes in cache and the threads busy; a band costs the overlap of its rows. */
-static int64_t count_bands(const sepnet_depthwise *conv, int64_t images, int backward) {
-    int64_t limit = sepnet_max(1, sepnet_min(conv->out_h, conv->in_h) / 2);
-    int64_t tasks = sepnet_max(1, count_groups(conv, images) * count_blocks(conv)), x_floats, grad_floats;
-    int64_t bands = sepnet_min(limit, (conv->threads + tasks - 1) / tasks);
-    for (; bands < limit; bands++) {
-        measure_bands(conv, bands, &x_floats, &grad_floats);
-        if ((x_floats + backward * conv->branches * grad_floats) * 4 <= BAND_BYTES) break;
-    }
-    return bands;
+/* Floats from pixel to pixel: an odd number of cache lines, as powers of two would share few sets of the L1 cache. */
+static int64_t plane_pixel(int64_t blocks) {
+    const int64_t line = CACHE_LINE / (int64_t)sizeof(float), lines = (blocks * VL + line - 1) / line;
+    return blocks * VL <= line ? blocks * VL : (lines | 1) * line;
 }
 
-static int64_t count_tasks(const job_state *s) { return count_groups(s->conv, s->images) * s->bands * s->blocks; }
+static int64_t planes_bytes(const sepnet_depthwise *conv, int64_t pixel, int64_t bands, int backward) {
+    int64_t x_floats, grad_floats;
+    measure_bands(conv, pixel, bands, &x_floats, &grad_floats);
+    return (x_floats + backward * conv->branches * grad_floats) * (int64_t)sizeof(float);
+}
+
+/* Whether bands unpack less than half as many rows again as there are: the rows at their edges belong to two. */
+static int bands_pay(const sepnet_depthwise *conv, int64_t bands) {
+    int64_t rows = (conv->out_h + bands - 1) / bands;
+    return bands == 1 || 2 * input_plane(conv, VL, 0, rows).rows <= 3 * rows * conv->stride_h;
+}
+
+/* Whether a slab of so many blocks is a piece of each pixel that neither the cache's lines nor its prefetcher are made for. */
+static int is_sparse(const sepnet_depthwise *conv, int64_t blocks) {
+    int64_t bytes = blocks * VL * (conv->dtype == SEPNET_BFLOAT16 ? 2 : 4);
+    return bytes < SPARSE * CACHE_LINE && bytes != CACHE_LINE;
+}
+
+/* Slabs as wide as possible, so that memory is read and written in its order; bands as few as keep the planes in cache and the
+ * threads busy. */
+static cut cut_up(const sepnet_depthwise *conv, int64_t images, int backward) {
+    const int64_t blocks = count_blocks(conv), groups = sepnet_max(1, count_groups(conv, images));
+    const int64_t limit = sepnet_max(1, sepnet_min(conv->out_h, conv->in_h) / 2);
+    for (int64_t slabs = 1;; slabs *= 2) {
+        cut c = {.slab = (blocks + slabs - 1) / slabs};
+        const int last = c.slab == 1;
+        if (!last && slabs > 1 && is_sparse(conv, c.slab)) continue;
+        c.slabs = (blocks + c.slab - 1) / c.slab, c.pixel = plane_pixel(c.slab);
+        c.bands = last ? sepnet_min(limit, (conv->threads + groups * c.slabs - 1) / (groups * c.slabs)) : 1;
+        while (c.bands < limit && planes_bytes(conv, c.pixel, c.bands, backward) > BAND_BYTES) c.bands++;
+        if (last) return c;
+        if (groups * c.slabs * c.bands < conv->threads || !bands_pay(conv, c.bands)) continue;
+        if (planes_bytes(conv, c.pixel, c.bands, backward) <= BAND_BYTES) return c;
+    }
+}
+
+static int64_t count_tasks(const job_state *s) { return count_groups(s->conv, s->images) * s->cut.bands * s->cut.slabs; }
 
 static int64_t count_parts(const job_state *s) {
     if (s->conv->threads <= 1) return 1;
@@ -167,16 +236,18 @@ static int64_t count_parts(const job_state *s) {
 }
 
 typedef struct {
-    int64_t image, block, channel;
+    int64_t image, block, blocks, channel; /* the first block and channel, and how many blocks */
     band_rows rows;
-    int lanes;
+    int lanes;      /* of the last block */
     int64_t images; /* from the first one on */
 } task;
 
 static task nth_task(const job_state *s, int64_t index) {
-    int64_t block = index % s->blocks, band = index / s->blocks % s->bands, channel = block * VL;
-    int64_t image = index / (s->blocks * s->bands) * s->images;
-    return (task){image, block, channel, nth_band(s->conv, s->bands, band), (int)sepnet_min(VL, s->conv->channels - channel),
+    const cut *c = &s->cut;
+    int64_t block = index % c->slabs * c->slab, band = index / c->slabs % c->bands;
+    int64_t image = index / (c->slabs * c->bands) * s->images, blocks = sepnet_min(c->slab, s->blocks - block);
+    int64_t lanes = sepnet_min(VL, s->conv->channels - (block + blocks - 1) * VL);
+    return (task){image, block, blocks, block * VL, nth_band(s->conv, c->bands, band), (int)lanes,
                   sepnet_min(s->images, s->conv->batch - image)};
 }
 

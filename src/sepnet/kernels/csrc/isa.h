@@ -7,6 +7,8 @@
 #include "geometry.h"
 #include "unpack.h"
 #include "tiles.h"
+#include "results.h"
+#include "correlate.h"
 #include "joined.h"
 #include "depthwise.h"
 

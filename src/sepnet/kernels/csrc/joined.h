@@ -7,11 +7,11 @@ static double *joined_at(const job_state *s, int64_t part, int64_t block, int br
     return s->joined_sums + part * 2 * joined_stride(s) + (branch * s->blocks + block) * VL;
 }
 
-INLINE moments run_moments(const destination *from, int64_t rows, int64_t cols, int lanes, int dtype) {
-    vf zero = splat(0), origin = load_lanes(from->map, from->index, lanes, dtype);
+INLINE moments run_moments(const destination *from, int64_t first, int64_t rows, int64_t cols, int lanes, int dtype) {
+    vf zero = splat(0), origin = load_lanes(from->map, first, lanes, dtype);
     moments m[2] = {{origin, zero, zero, 0}, {origin, zero, zero, 0}};
     for (int64_t r = 0; r < rows; r++) {
-        int64_t at = from->index + r * from->row, c = 0;
+        int64_t at = first + r * from->row, c = 0;
         for (; c + 2 <= cols; c += 2, at += 2 * from->col) {
             add_value(&m[0], load_lanes(from->map, at, lanes, dtype));
             add_value(&m[1], load_lanes(from->map, at + from->col, lanes, dtype));
@@ -21,20 +21,24 @@ INLINE moments run_moments(const destination *from, int64_t rows, int64_t cols, 
     return (moments){origin, m[0].sum + m[1].sum, m[0].square + m[1].square, rows * cols};
 }
 
-/* Adds the moments of a rectangle of outputs, about the channels' origins. */
-static void output_sums(const job_state *s, const destination *from, int64_t rows, int64_t cols, double *sums, const float *origin) {
+/* Adds the moments of a rectangle of a block's outputs, about the channels' origins. */
+static void output_sums(const job_state *s, const destination *from, int64_t first, int lanes, int64_t rows, int64_t cols,
+                        double *sums, const float *origin) {
     moments m;
-    if (from->lanes != VL)
-        m = run_moments(from, rows, cols, from->lanes, from->dtype);
+    if (lanes != VL)
+        m = run_moments(from, first, rows, cols, lanes, from->dtype);
     else if (from->dtype == SEPNET_BFLOAT16)
-        m = run_moments(from, rows, cols, VL, SEPNET_BFLOAT16);
+        m = run_moments(from, first, rows, cols, VL, SEPNET_BFLOAT16);
     else
-        m = run_moments(from, rows, cols, VL, SEPNET_FLOAT32);
+        m = run_moments(from, first, rows, cols, VL, SEPNET_FLOAT32);
     add_moments(sums, sums + joined_stride(s), *(const vfu *)origin, &m);
 }
 
-INLINE void run_input_sums(const job_state *s, const entry *e, int64_t first, int64_t pixels, double *sums, int lanes, int dtype) {
+INLINE void run_input_sums(const job_state *s, const entry *e, int64_t channel, int64_t first, int64_t pixels, double *sums, int lanes,
+                           int dtype) {
     const sepnet_depthwise *conv = s->conv;
+    const vf scale = constant_lanes(e->scale, channel, lanes), shift = constant_lanes(e->shift, channel, lanes);
+    const vf mean = constant_lanes(e->mean, channel, lanes);
     vf sum[2] = {splat(0), splat(0)}, product[2] = {splat(0), splat(0)};
     for (int64_t i = 0; i < pixels; i += 2)
 #pragma GCC unroll 2
@@ -42,9 +46,9 @@ INLINE void run_input_sums(const job_state *s, const entry *e, int64_t first, in
             if (k && i + k >= pixels) break;
             int64_t at = first + (i + k) * conv->channels;
             vf value = load_lanes(s->x, at, lanes, dtype), grad = load_lanes(s->grad_x, at, lanes, dtype);
-            grad = (vf)((vu)grad & ((vu)(value * e->scale + e->shift > 0) | e->passes));
+            grad = (vf)((vu)grad & ((vu)(value * scale + shift > 0) | e->passes));
             sum[k] += grad;
-            product[k] += grad * (value - e->mean);
+            product[k] += grad * (value - mean);
         }
     add_doubles(sums, sum[0] + sum[1]);
     add_doubles(sums + joined_stride(s), product[0] + product[1]);
@@ -52,17 +56,21 @@ INLINE void run_input_sums(const job_state *s, const entry *e, int64_t first, in
 
 /* Adds the sums that the gradient of the normalisation before needs: of dL/dz where its ReLU let z pass, and of its product
  * with x - mean, over the input rows [row0, row1). */
-static void input_sums(const job_state *s, const task *at, int64_t row0, int64_t row1, double *sums) {
+static void input_sums(const job_state *s, const task *at, int64_t row0, int64_t row1, int64_t part) {
     const sepnet_depthwise *conv = s->conv;
-    const entry e = open_entry(THROUGH_NORM, s->joined->before, conv->channels, at->channel, at->lanes, s->joined->before_relu, NULL);
-    int64_t first = (at->image * conv->in_h + row0) * conv->in_w * conv->channels + at->channel;
+    const entry e = open_entry(THROUGH_NORM, s->joined->before, conv->channels, at->channel, s->joined->before_relu, NULL);
+    int64_t start = (at->image * conv->in_h + row0) * conv->in_w * conv->channels + at->channel;
     int64_t pixels = (row1 - row0) * conv->in_w;
-    if (at->lanes != VL)
-        run_input_sums(s, &e, first, pixels, sums, at->lanes, conv->dtype);
-    else if (conv->dtype == SEPNET_BFLOAT16)
-        run_input_sums(s, &e, first, pixels, sums, VL, SEPNET_BFLOAT16);
-    else
-        run_input_sums(s, &e, first, pixels, sums, VL, SEPNET_FLOAT32);
+    for (int64_t b = 0; b < at->blocks; b++) {
+        double *sums = joined_at(s, part, at->block + b, 0);
+        int64_t channel = b * VL, first = start + channel;
+        if (b == at->blocks - 1 && at->lanes != VL)
+            run_input_sums(s, &e, channel, first, pixels, sums, at->lanes, conv->dtype);
+        else if (conv->dtype == SEPNET_BFLOAT16)
+            run_input_sums(s, &e, channel, first, pixels, sums, VL, SEPNET_BFLOAT16);
+        else
+            run_input_sums(s, &e, channel, first, pixels, sums, VL, SEPNET_FLOAT32);
+    }
 }
 
 /* --- sums of all parts ---------------------------------------------------------------------------------------------- */
@@ -88,7 +96,7 @@ static void reduce_joined_sums(const job_state *s, int branches, double *first, 
 static float first_output(const job_state *s, int64_t channel, int branch) {
     const sepnet_depthwise *conv = s->conv;
     const sepnet_branch *b = &conv->branch[branch];
-    const entry e = open_input(s, &(task){0, 0, channel, {0}, 1, 1}, (plane){0}, NULL).from.entry;
+    const entry e = open_input(s, &(task){.channel = channel, .blocks = 1, .lanes = 1, .images = 1}, (plane){0}, NULL).from.entry;
     const float *weight = s->packed + channel / VL * s->filter_taps * VL + channel % VL;
     for (int j = 0; j < branch; j++) weight += conv->branch[j].kernel_h * conv->branch[j].kernel_w * VL;
     float sum = s->bias ? s->bias[output_channel(conv, channel, branch)] : 0;
@@ -97,7 +105,7 @@ static float first_output(const job_state *s, int64_t channel, int branch) {
             int64_t row = r * b->dilation_h - b->pad_h, col = c * b->dilation_w - b->pad_w;
             if (row < 0 || row >= conv->in_h || col < 0 || col >= conv->in_w) continue;
             vf value = load_lanes(s->x, (row * conv->in_w + col) * conv->channels + channel, 1, conv->dtype);
-            sum += *weight * enter(&e, value, value, e.way)[0];
+            sum += *weight * enter(&e, 0, 1, value, value, e.way)[0];
         }
     return sum;
 }

@@ -1,185 +1,191 @@
-/* The arithmetic: results of a rectangle of pixels from a plane, and the correlation of two planes. */
+/* The arithmetic of outputs and of dL/dx: results of a rectangle of pixels from planes.
+ *
+ * A tile of results is in registers while the taps are gone through. Taps that stand side by side are taken a row at a time: the
+ * row's weights are in registers too, and each value of a plane is loaded once for all results that it goes to. A processor loads
+ * two vectors a cycle at most, and multiplies two: with a load for each product, neither would reach that. */
 
-/* A rectangle of results: planes at `at`, `row` and `col` floats from one result to the next; memory at `to`, `to_row` and
- * `to_col` elements from one to the next. */
+/* A rectangle of results of neighbouring blocks of channels: planes at `at`, `row` and `col` floats from one result to the next;
+ * memory at `to`, `to_row` and `to_col` elements from one to the next. A block's weights lie `weight_step` floats behind those of
+ * the one before, the values that its sums start from `start_step`. One segment of the taps is gone through; where an earlier one
+ * has been, its sums lie in `to` as floats (resume). */
 typedef struct {
-    const float *at, *weight;
-    ptrdiff_t row, col;
+    const float *at, *weight, *start;
+    ptrdiff_t row, col, weight_step, start_step;
     char *to;
-    int64_t to_row, to_col, rows, cols;
-    vf start;
+    int64_t to_row, to_col, rows, cols, blocks;
+    int64_t segment, first_tap;
+    int dtype, resume;
 } patch;
 
-#define TIMES_1(M, n) M(0, n)
-#define TIMES_2(M, n) TIMES_1(M, n) M(1, n)
-#define TIMES_4(M, n) TIMES_2(M, n) M(2, n) M(3, n)
-#define TIMES_8(M, n) TIMES_4(M, n) M(4, n) M(5, n) M(6, n) M(7, n)
-#define TIMES_16(M, n) TIMES_8(M, n) M(8, n) M(9, n) M(10, n) M(11, n) M(12, n) M(13, n) M(14, n) M(15, n)
+enum { TILE = VL >= 16 ? 16 : 8 }; /* results; AVX-512 has 32 registers, AVX2 16 */
 
-/* Result i of a tile of n columns stands in row i / n, column i % n. */
-#define START(i, n) vf sum##i = p->start;
-#define MULTIPLY_ADD(i, n) sum##i += *(const vf *)(from + (i / n) * row + (i % n) * col) * w;
-#define STORE(i, n)                                                                      \
-    __builtin_prefetch(to + ((i / n) * to_row + (i % n + PREFETCH) * to_col) * size, 1); \
-    store_lanes(to, (i / n) * to_row + (i % n) * to_col, VL, dtype, sum##i);
+#define TIMES_8(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
+#define TIMES_16(M) TIMES_8(M) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
+#if VL >= 16
+#define TIMES_TILE TIMES_16
+#else
+#define TIMES_TILE TIMES_8
+#endif
 
-/* size = rows * cols results in as many registers, tap by tap. `col`, `dtype`: constants after inlining. */
-#define DEFINE_TILE(size_, cols_)                                                                                            \
-    INLINE void tile_##size_##_##cols_(const patch *p, const taps *t, int64_t r, int64_t c, ptrdiff_t col, int dtype) {      \
-        const int64_t size = (int64_t)element_size(dtype), row = p->row, to_row = p->to_row, to_col = p->to_col;             \
-        const float *at = p->at + r * row + c * col;                                                                         \
-        TIMES_##size_(START, cols_) for (int64_t k = 0; k < t->count; k++) {                                                 \
-            const float *from = at + t->offset[k];                                                                           \
-            vf w = *(const vf *)(p->weight + t->weight[k]);                                                                  \
-            TIMES_##size_(MULTIPLY_ADD, cols_)                                                                               \
-        }                                                                                                                    \
-        char *to = p->to + (r * to_row + c * to_col) * size;                                                                 \
-        TIMES_##size_(STORE, cols_)                                                                                          \
+/* --- the beginning and the end of a tile of R rows by C columns ---------------------------------------------------- */
+
+/* Sizes that are constants after inlining; sums lie in an array, which becomes registers as no index of it is a variable. */
+INLINE void begin_tile(vf *sum, const patch *p, const char *to, const float *start, const int R, const int C) {
+#define RESUME(i) \
+    if (i < R * C) sum[i] = load_lanes(to, (i / C) * p->to_row + (i % C) * p->to_col, VL, SEPNET_FLOAT32);
+#define START(i) \
+    if (i < R * C) sum[i] = *(const vf *)start;
+    if (p->resume) {
+        TIMES_TILE(RESUME)
+    } else {
+        TIMES_TILE(START)
     }
-DEFINE_TILE(16, 16)
-DEFINE_TILE(16, 8)
-DEFINE_TILE(16, 4)
-DEFINE_TILE(8, 8)
-DEFINE_TILE(8, 4)
-DEFINE_TILE(8, 2)
-DEFINE_TILE(8, 1)
-DEFINE_TILE(4, 4)
-DEFINE_TILE(2, 2)
-DEFINE_TILE(1, 1)
+}
 
-/* Columns [c, c + n) of all rows, as many rows at once as the registers take. */
-#define COLUMNS(big, small, n)                                                                   \
-    do {                                                                                         \
-        int64_t r = 0;                                                                           \
-        for (; r + big / n <= p->rows; r += big / n) tile_##big##_##n(p, t, r, c, col, dtype);   \
-        for (; r < p->rows; r += small / n) tile_##small##_##n(p, t, r, c, col, dtype);          \
-        c += n;                                                                                  \
+/* The next tile's lines are fetched for writing. */
+INLINE void end_tile(const vf *sum, const patch *p, char *to, const int R, const int C, const int dtype) {
+    const int64_t size = (int64_t)element_size(dtype), to_row = p->to_row, to_col = p->to_col;
+#define STORE(i)                                                                      \
+    if (i < R * C) {                                                                  \
+        __builtin_prefetch(to + ((i / C) * to_row + (i % C + C) * to_col) * size, 1); \
+        store_lanes(to, (i / C) * to_row + (i % C) * to_col, VL, dtype, sum[i]);      \
+    }
+    TIMES_TILE(STORE)
+}
+
+/* The tile at row r, column c of a patch, block by block; `products` goes through the taps: from `at`, `weights` to `sum`. */
+#define FOR_BLOCKS(p, r, c, R, C, products)                                                                      \
+    do {                                                                                                         \
+        const float *at = p->at + (r) * p->row + (c) * p->col, *weights = p->weight, *start = p->start;          \
+        const int64_t size = (int64_t)element_size(p->dtype);                                                    \
+        char *to = p->to + ((r) * p->to_row + (c) * p->to_col) * size;                                           \
+        for (int64_t b = 0; b < p->blocks; b++) {                                                                \
+            vf sum[TILE];                                                                                        \
+            begin_tile(sum, p, to, start, R, C);                                                                 \
+            products;                                                                                            \
+            if (p->dtype == SEPNET_BFLOAT16)                                                                     \
+                end_tile(sum, p, to, R, C, SEPNET_BFLOAT16);                                                     \
+            else                                                                                                 \
+                end_tile(sum, p, to, R, C, SEPNET_FLOAT32);                                                      \
+            at += VL, weights += p->weight_step, start += p->start_step, to += VL * size;                        \
+        }                                                                                                        \
     } while (0)
 
-INLINE void compute_patch(const patch *p, const taps *t, ptrdiff_t col, int dtype) {
-    int64_t c = 0;
-    if (VL >= 16) { /* 32 registers */
-        while (p->cols - c >= 16) COLUMNS(16, 16, 16);
-        if (p->cols - c >= 8) COLUMNS(16, 8, 8);
-        if (p->cols - c >= 4) COLUMNS(16, 4, 4);
-    } else {
-        while (p->cols - c >= 8) COLUMNS(8, 8, 8);
-        if (p->cols - c >= 4) COLUMNS(8, 4, 4);
-    }
-    if (p->cols - c >= 2) COLUMNS(8, 2, 2);
-    if (p->cols - c >= 1) COLUMNS(8, 1, 1);
-}
+/* --- any taps: a load for each product ----------------------------------------------------------------------------- */
 
-#define DEFINE_PATCH(name, col, dtype)                                                      \
-    static __attribute__((noinline)) void name(const patch *p, const taps *t) {             \
-        compute_patch(p, t, col, dtype);                                                    \
-    }
-DEFINE_PATCH(patch_f32_1, VL, SEPNET_FLOAT32)
-DEFINE_PATCH(patch_f32_2, 2 * VL, SEPNET_FLOAT32)
-DEFINE_PATCH(patch_f32_n, p->col, SEPNET_FLOAT32)
-DEFINE_PATCH(patch_bf16_1, VL, SEPNET_BFLOAT16)
-DEFINE_PATCH(patch_bf16_2, 2 * VL, SEPNET_BFLOAT16)
-DEFINE_PATCH(patch_bf16_n, p->col, SEPNET_BFLOAT16)
-
-/* Where results go: channels channel, channel + step, ... of a map, of an image or of several that share a vector. */
-typedef struct {
-    void *map;
-    int64_t index, row, col, step; /* element of the first result; elements from row to row, pixel to pixel, channel to channel */
-    int lanes, dtype;
-    int64_t images, image; /* how many; elements from one to the next */
-} destination;
-
-/* The images' shares of a row of vectors. */
-INLINE void deal_row(const destination *to, int64_t index, const vf *from, int64_t cols, int lanes, int dtype) {
-    for (int64_t c = 0; c < cols; c++, index += to->col) {
-        uint16_t half[VL];
-        *(vhu *)half = narrow(from[c]);
-        for (int64_t i = 0; i < to->images; i++)
-            for (int k = 0; k < lanes; k++) {
-                int64_t at = index + i * to->image + k * to->step, lane = i * lanes + k;
-                if (dtype == SEPNET_BFLOAT16)
-                    ((uint16_t *)to->map)[at] = half[lane];
-                else
-                    ((float *)to->map)[at] = ((const float *)(from + c))[lane];
-            }
-    }
-}
-
-static void deal_by_kind(const destination *to, int64_t index, const vf *from, int64_t cols) {
-    switch (2 * to->lanes + (to->dtype == SEPNET_BFLOAT16)) {
-        case 2 * 1: deal_row(to, index, from, cols, 1, SEPNET_FLOAT32); break;
-        case 2 * 1 + 1: deal_row(to, index, from, cols, 1, SEPNET_BFLOAT16); break;
-        case 2 * 2: deal_row(to, index, from, cols, 2, SEPNET_FLOAT32); break;
-        case 2 * 2 + 1: deal_row(to, index, from, cols, 2, SEPNET_BFLOAT16); break;
-        case 2 * 3: deal_row(to, index, from, cols, 3, SEPNET_FLOAT32); break;
-        case 2 * 3 + 1: deal_row(to, index, from, cols, 3, SEPNET_BFLOAT16); break;
-        case 2 * 4: deal_row(to, index, from, cols, 4, SEPNET_FLOAT32); break;
-        case 2 * 4 + 1: deal_row(to, index, from, cols, 4, SEPNET_BFLOAT16); break;
-    }
-}
-
-/* `spare` holds the patch as float vectors where results are not whole vectors of neighbouring channels. */
-static void compute(patch p, const taps *t, const destination *to, float *spare) {
-    static void (*const by_type[2][3])(const patch *, const taps *) = {{patch_f32_1, patch_f32_2, patch_f32_n},
-                                                                       {patch_bf16_1, patch_bf16_2, patch_bf16_n}};
-    int by_stride = p.col == VL ? 0 : p.col == 2 * VL ? 1 : 2;
-    if (to->lanes == VL && to->step == 1) {
-        p.to = (char *)to->map + to->index * (int64_t)element_size(to->dtype);
-        p.to_row = to->row, p.to_col = to->col;
-        by_type[to->dtype == SEPNET_BFLOAT16][by_stride](&p, t);
-        return;
-    }
-    p.to = (char *)spare, p.to_row = p.cols * VL, p.to_col = VL;
-    by_type[0][by_stride](&p, t);
-    if (to->images > 1) {
-        for (int64_t r = 0; r < p.rows; r++)
-            deal_by_kind(to, to->index + r * to->row, (const vf *)(spare + r * p.cols * VL), p.cols);
-        return;
-    }
-    for (int64_t r = 0; r < p.rows; r++)
-        for (int64_t c = 0; c < p.cols; c++)
-            store_strided(to->map, to->index + r * to->row + c * to->col, to->step, to->lanes, to->dtype,
-                          *(const vf *)(spare + (r * p.cols + c) * VL));
-}
-
-/* dL/dweight of a filter: sums over a rectangle of x times dL/dy. Distances are in floats. */
-typedef struct {
-    const float *x, *grad;
-    int64_t rows, cols;
-    ptrdiff_t x_row, x_col, grad_row, tap_row, tap_col;
-    float *sums;
-} correlation;
-
-/* R filter rows by K filter columns, kept in R * K registers. */
-INLINE void correlate_strip(const correlation *c, int64_t first, const int R, const int K) {
-    const ptrdiff_t tap_row = c->tap_row, tap_col = c->tap_col, x_col = c->x_col;
-    vf sum[R * K];
-    for (int i = 0; i < R * K; i++) sum[i] = splat(0);
-    for (int64_t row = 0; row < c->rows; row++) {
-        const float *from = c->x + first * tap_row + row * c->x_row, *g = c->grad + row * c->grad_row;
-        for (int64_t col = 0; col < c->cols; col++, from += x_col, g += VL) {
-            vf value = *(const vf *)g;
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-                for (int k = 0; k < K; k++) sum[r * K + k] += *(const vf *)(from + r * tap_row + k * tap_col) * value;
+/* The distances d of the results from the first one are opaque to the compiler, which would make one pointer of the one before, in
+ * a chain longer than the arithmetic; those of results 8 to 15 are the first 8's from a second pointer. */
+INLINE void add_taps(vf *sum, const float *at, const patch *p, const taps *t, const float *weights, const int R, const int C) {
+    const segment *in = &t->segment[p->segment];
+    const int64_t last = p->first_tap + in->rows * in->width;
+    const ptrdiff_t half = 8 / C * p->row + 8 % C * p->col;
+#define DISTANCE(i)                                                       \
+    ptrdiff_t d##i = i < R * C ? (i / C) * p->row + (i % C) * p->col : 0; \
+    __asm__("" : "+r"(d##i));
+#define ADD(i) \
+    if (i < R * C) sum[i] += *(const vf *)(from + d##i) * w;
+#define ADD_MORE(i) \
+    if (i + 8 < R * C) sum[i + 8] += *(const vf *)(more + d##i) * w;
+    TIMES_8(DISTANCE)
+    for (int64_t k = p->first_tap; k < last; k++) {
+        const float *from = at + t->offset[k], *more = from + half;
+        const vf w = *(const vf *)(weights + t->weight[k]);
+        TIMES_8(ADD)
+        if (R * C > 8) {
+            TIMES_8(ADD_MORE)
         }
     }
-    vf *to = (vf *)(c->sums + first * K * VL);
-    for (int i = 0; i < R * K; i++) to[i] += sum[i];
 }
 
-/* Registers allow about 12 sums (16 of them in all with AVX2), and 8 hide the latency of the additions. */
-#define DEFINE_CORRELATE(K, R)                                                      \
-    static void correlate_##K(const correlation *c, int64_t height) {               \
-        int64_t r = 0;                                                              \
-        for (; r + R <= height; r += R) correlate_strip(c, r, R, K);                \
-        for (; r < height; r++) correlate_strip(c, r, 1, K);                        \
+/* Columns [c, c + C) of all rows, R rows at once as long as there are as many. */
+#define COLUMNS(tile, R, C)                                               \
+    do {                                                                  \
+        int64_t r = 0;                                                    \
+        for (; r + R <= p->rows; r += R) tile(p, t, r, c, R, C);          \
+        for (; R > 1 && r < p->rows; r++) tile(p, t, r, c, 1, C);         \
+        c += C;                                                           \
+    } while (0)
+/* As many columns as fill a tile, or half or a quarter of one, which then has as many rows more. */
+#define WIDE_COLUMNS(tile)                                                          \
+    do {                                                                            \
+        while (p->cols - c >= TILE) COLUMNS(tile, 1, TILE);                         \
+        if (TILE == 16 && p->cols - c >= 8) COLUMNS(tile, TILE / 8, 8);             \
+        if (p->cols - c >= 4) COLUMNS(tile, TILE / 4, 4);                           \
+    } while (0)
+
+INLINE void tile_any(const patch *p, const taps *t, int64_t r, int64_t c, const int R, const int C) {
+    FOR_BLOCKS(p, r, c, R, C, add_taps(sum, at, p, t, weights, R, C));
+}
+
+static __attribute__((noinline)) void narrow_columns(const patch *p, const taps *t, int64_t c) {
+    if (p->cols - c >= 2) COLUMNS(tile_any, 4, 2);
+    if (p->cols - c >= 1) COLUMNS(tile_any, 8, 1);
+}
+
+static void any_columns(const patch *p, const taps *t) {
+    int64_t c = 0;
+    WIDE_COLUMNS(tile_any);
+    narrow_columns(p, t, c);
+}
+
+/* --- rows of taps side by side: a load for each value -------------------------------------------------------------- */
+
+/* Result i's share of the value at position `at` of a row. K, S and C are constants to the compiler's front end (see rows.h), so
+ * that of all these conditions only the K * C products are left. */
+#define TERM(i, at) \
+    if (i < C && at - S * i >= 0 && at - S * i < K) sum[i] += x * w[(at - S * i) % K];
+#define TERMS_8(at) TERM(0, at) TERM(1, at) TERM(2, at) TERM(3, at) TERM(4, at) TERM(5, at) TERM(6, at) TERM(7, at)
+#if VL >= 16
+#define TERMS(at) \
+    TERMS_8(at) TERM(8, at) TERM(9, at) TERM(10, at) TERM(11, at) TERM(12, at) TERM(13, at) TERM(14, at) TERM(15, at)
+#else
+#define TERMS TERMS_8
+#endif
+#define VALUE(at)                       \
+    if (at < S * (C - 1) + K) {         \
+        const vf x = *(const vf *)from; \
+        from += spacing;                \
+        TERMS(at)                       \
     }
-DEFINE_CORRELATE(1, 4)
-DEFINE_CORRELATE(2, 4)
-DEFINE_CORRELATE(3, 3)
-DEFINE_CORRELATE(4, 2)
-DEFINE_CORRELATE(5, 2)
-DEFINE_CORRELATE(6, 1)
-DEFINE_CORRELATE(7, 1)
+#define VALUES_7(a, b, c, d, e, f, g) VALUE(a) VALUE(b) VALUE(c) VALUE(d) VALUE(e) VALUE(f) VALUE(g)
+#define VALUES_21 VALUES_7(0, 1, 2, 3, 4, 5, 6) VALUES_7(7, 8, 9, 10, 11, 12, 13) VALUES_7(14, 15, 16, 17, 18, 19, 20)
+#if VL >= 16
+#define VALUES VALUES_21 VALUES_7(21, 22, 23, 24, 25, 26, 27) VALUES_7(28, 29, 30, 31, 32, 33, 34) VALUE(35) VALUE(36)
+#else
+#define VALUES VALUES_21
+#endif
+
+#define K 2
+#define S 1
+#include "rows.h"
+#define K 3
+#define S 1
+#include "rows.h"
+#define K 4
+#define S 1
+#include "rows.h"
+#define K 5
+#define S 1
+#include "rows.h"
+#define K 7
+#define S 1
+#include "rows.h"
+#define K 3
+#define S 2
+#include "rows.h"
+#define K 5
+#define S 2
+#include "rows.h"
+#define K 7
+#define S 2
+#include "rows.h"
+
+static void compute_segment(const patch *p, const taps *t) {
+    static void (*const rows[2][8])(const patch *, const taps *) = {
+        {NULL, NULL, columns_2_1, columns_3_1, columns_4_1, columns_5_1, NULL, columns_7_1},
+        {NULL, NULL, NULL, columns_3_2, NULL, columns_5_2, NULL, columns_7_2},
+    };
+    const segment *in = &t->segment[p->segment];
+    const int stride = p->col == in->spacing ? 0 : p->col == 2 * in->spacing ? 1 : -1;
+    (stride >= 0 && rows[stride][in->width] ? rows[stride][in->width] : any_columns)(p, t);
+}
