@@ -18,14 +18,14 @@ __all__ = [
     "ByTorch",
     "by_torch",
     "has_few_channels",
-    "is_plain_on_small_map",
     "torch_backward_is_faster",
     "torch_forward_is_faster",
 ]
 
 _FEW_CHANNELS = 4  # as MAX_FOLDED of the kernels
 _MOST_PADDING, _MOST_PADDING_AVX2 = 6, 4  # beyond them oneDNN has only a way that is 4 to a hundred times slower
-_LARGE_MAP = 32  # from which on oneDNN's forward pass with 5x5 filters is as fast as the kernels with AVX2
+_LARGE_MAP = 32  # up to which the kernels' forward pass with 5x5 filters is faster than oneDNN's with AVX2
+_LARGE_MAP_3X3, _MIN_CHANNELS_3X3 = 56, 32  # from which map on, and up to how many channels, oneDNN's is the faster with 3x3
 
 
 class ByTorch(NamedTuple):
@@ -54,7 +54,8 @@ def has_few_channels(shape: Sequence[int]) -> bool:
 def torch_forward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
     """PyTorch's forward pass of (B, C, H, W) is the faster one for a single filter bank; with bf16, where the processor has it.
 
-    Not where the padding reaches over half of the map, or is more than 6 (4 with AVX2), and with AVX2 not for large filters.
+    Not where the padding reaches over half of the map, or is more than 6 (4 with AVX2), and with AVX2 rarely for filters
+    without dilation.
     """
     if len(geometry.kernels) > 1 or has_few_channels(shape):
         return False
@@ -66,29 +67,24 @@ def torch_forward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: 
 
 
 def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
-    """Large filters: the kernels' forward pass takes 0.7 to 1.0 of oneDNN's time with AVX2."""
+    """Filters without dilation: the kernels' forward pass takes 0.5 to 1.0 of oneDNN's time with AVX2, but for 3x3 and 5x5 on the
+    largest maps and 3x3 of few channels, where it takes 1.1 to 1.3.
+    """
     size = max(geometry.kernels[0])
-    return size > 5 or (size > 3 and geometry.dilations[0] == (1, 1) and max(shape[2:]) <= _LARGE_MAP)
+    if size > 5 or geometry.dilations[0] != (1, 1):
+        return size > 5
+    if size > 3:
+        return max(shape[2:]) <= _LARGE_MAP
+    return size == 3 and max(shape[2:]) < _LARGE_MAP_3X3 and shape[1] > _MIN_CHANNELS_3X3
 
 
 def torch_backward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
-    """PyTorch's backward pass of (B, C, H, W) is the faster one for plain filters of up to 3x3: on small maps, and with AVX2 at
-    stride 2, where it is as fast as the kernels and spares a call the way through Python.
-    """
-    return is_plain_on_small_map(dtype, shape, geometry) or (
-        _instructions() == "AVX2"
-        and (geometry.stride, geometry.kernels, geometry.dilations) == ((2, 2), ((3, 3),), ((1, 1),))
-        and max(geometry.paddings[0]) <= 1
-        and not has_few_channels(shape)
-        and _onednn_has(dtype)
-    )
-
-
-def is_plain_on_small_map(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
-    """A filter bank of up to 3x3 on a map of 4x4 to 8x8: PyTorch's is faster, even where ours could share the passes over memory
-    of the normalisations beside it.
+    """PyTorch's backward pass of (B, C, H, W) is the faster one for a filter bank of up to 3x3 on a map of 4x4 to 8x8, even where
+    ours could share the passes over memory of the normalisations beside it. With AVX2 ours is.
     """
     if len(geometry.kernels) > 1 or geometry.stride != (1, 1) or geometry.dilations[0] != (1, 1) or has_few_channels(shape):
+        return False
+    if _instructions() == "AVX2":
         return False
     small = min(shape[2:]) >= 4 and max(shape[2:]) <= 8
     return small and max(geometry.kernels[0]) <= 3 and max(geometry.paddings[0]) <= 1 and _onednn_has(dtype)

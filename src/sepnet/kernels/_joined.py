@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sepnet.kernels import _native
-from sepnet.kernels._choice import has_few_channels, is_plain_on_small_map
+from sepnet.kernels._choice import has_few_channels, torch_backward_is_faster
 from sepnet.kernels._depthwise import serves
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library, library
@@ -51,7 +51,7 @@ def joins(
         lib is None
         or min(x.shape) == 0
         or not serves(dtype, x.device, geometry)
-        or is_plain_on_small_map(dtype, x.shape, geometry)
+        or torch_backward_is_faster(dtype, x.shape, geometry)
         or has_few_channels(x.shape)
     ):
         return False

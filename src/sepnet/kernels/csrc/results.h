@@ -37,13 +37,18 @@ static void deal_by_kind(const destination *to, int64_t index, const vf *from, i
     }
 }
 
-/* One block by way of `spare`, which holds the patch as float vectors. */
-static void compute_apart(patch p, const taps *t, const destination *to, int64_t index, int lanes, float *spare) {
-    p.to = (char *)spare, p.to_row = p.cols * VL, p.to_col = VL, p.blocks = 1, p.dtype = SEPNET_FLOAT32;
+/* Where there are several segments, `to` holds floats. */
+static void compute_segments(patch p, const taps *t) {
     do {
         compute_segment(&p, t);
         p.first_tap += t->segment[p.segment].rows * t->segment[p.segment].width, p.resume = 1;
     } while (++p.segment < t->segments);
+}
+
+/* One block by way of `spare`, which holds the patch as float vectors. */
+static void compute_apart(patch p, const taps *t, const destination *to, int64_t index, int lanes, float *spare) {
+    p.to = (char *)spare, p.to_row = p.cols * VL, p.to_col = VL, p.blocks = 1, p.dtype = SEPNET_FLOAT32;
+    compute_segments(p, t);
     for (int64_t r = 0; r < p.rows; r++) {
         const vf *row = (const vf *)(spare + r * p.cols * VL);
         if (to->images > 1) {
@@ -55,12 +60,13 @@ static void compute_apart(patch p, const taps *t, const destination *to, int64_t
     }
 }
 
-/* `spare`: for blocks that are not whole vectors of neighbouring channels, and for results from several segments. */
+/* `spare`: for blocks that are not whole vectors of neighbouring channels, and for bfloat16 results from several segments. */
 static void compute(patch p, const taps *t, const destination *to, float *spare) {
-    int64_t blocks = p.blocks, whole = to->step == 1 && t->segments <= 1 ? blocks - (to->lanes < VL) : 0;
+    const int direct = to->step == 1 && (t->segments <= 1 || to->dtype == SEPNET_FLOAT32);
+    int64_t blocks = p.blocks, whole = direct ? blocks - (to->lanes < VL) : 0;
     p.to = (char *)to->map + to->index * (int64_t)element_size(to->dtype);
     p.to_row = to->row, p.to_col = to->col, p.blocks = whole, p.dtype = to->dtype;
-    if (whole > 0) compute_segment(&p, t);
+    if (whole > 0) compute_segments(p, t);
     p.at += whole * VL, p.weight += whole * p.weight_step, p.start += whole * p.start_step;
     for (int64_t b = whole; b < blocks; b++) {
         compute_apart(p, t, to, to->index + b * VL * to->step, b < blocks - 1 ? VL : to->lanes, spare);
