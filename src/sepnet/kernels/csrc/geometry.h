@@ -220,7 +220,8 @@ static cut cut_up(const sepnet_depthwise *conv, int64_t images, int backward) {
         const int last = c.slab == 1;
         if (!last && slabs > 1 && is_sparse(conv, c.slab)) continue;
         c.slabs = (blocks + c.slab - 1) / c.slab, c.pixel = plane_pixel(c.slab);
-        c.bands = last ? sepnet_min(limit, (conv->threads + groups * c.slabs - 1) / (groups * c.slabs)) : 1;
+        c.bands = last ? (conv->threads + groups * c.slabs - 1) / (groups * c.slabs) : 1;
+        c.bands = sepnet_min(limit, sepnet_max(c.bands, planes_bytes(conv, c.pixel, 1, backward) / BAND_BYTES)); /* not fewer */
         while (c.bands < limit && planes_bytes(conv, c.pixel, c.bands, backward) > BAND_BYTES) c.bands++;
         if (last) return c;
         if (groups * c.slabs * c.bands < conv->threads || !bands_pay(conv, c.bands)) continue;

@@ -1,7 +1,7 @@
 /* From a map in memory to a float32 plane in cache, and what a normalisation does to values on that way. */
 
-enum { CHUNK_BYTES = 12 << 10, CHUNK_ROWS = 4 };  /* of plane rows unpacked before they are used: within the L1 cache, with their neighbours */
-enum { PREFETCH = 32 };           /* pixels ahead: a block's channels are some 64 bytes of each pixel, too sparse for the hardware */
+enum { CHUNK_BYTES = 12 << 10, CHUNK_ROWS = 4 }; /* unpacked before they are used: as many bytes, but so many rows at least */
+enum { PREFETCH = 32 };                          /* pixels ahead, where a slab is one cache line of each, too sparse for the hardware */
 
 /* What becomes of a map's values on their way into a plane: constants a channel, from the first one unpacked on. */
 enum { AS_IS, NORMALISED, THROUGH_NORM };
