@@ -48,6 +48,7 @@ def test_forward(processor: str, geometry: Geometry, side: int, avx2: bool, othe
     assert _choice.torch_forward_is_faster(FLOAT, (8, 64, side, side), geometry) == wanted
     assert _choice.torch_forward_is_faster(BF16, (8, 64, side, side), geometry) == (wanted and processor == "AVX512")
     assert not _choice.torch_forward_is_faster(FLOAT, (8, 3, side, side), geometry)
+    assert not _choice.torch_forward_is_faster(FLOAT, (0, 64, side, side), geometry)
 
 
 @pytest.mark.parametrize("processor", ["AVX512", "AVX2"], indirect=True)

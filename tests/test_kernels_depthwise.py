@@ -85,6 +85,17 @@ LARGE = {
         Geometry((1, 1), ((3, 3), (3, 3)), ((1, 1), (1, 1)), ((1, 1), (1, 1)), True), 9, 4, (6, 5), 14, True
     ),
     "images that share vectors, in bands": Problem(single(3, padding=1), 8, 3, (190, 200), 15, True),
+    "slabs of channels": Problem(single(3, padding=1), 1, 1030, (14, 14), 16, True),
+    "slabs in bands, with stride": Problem(single(5, padding=2, stride=2), 1, 260, (31, 30), 17, True),
+    "slabs of planes that are mostly border": Problem(single(3, padding=5, dilation=5), 1, 520, (8, 9), 18, True),
+    "slabs of two scales": Problem(
+        Geometry((1, 1), ((3, 3), (5, 5)), ((1, 1), (2, 2)), ((1, 1), (1, 1)), False), 1, 264, (20, 21), 19, True
+    ),
+    "slabs, channel multiplier": Problem(
+        Geometry((1, 1), ((3, 3), (3, 3)), ((1, 1), (1, 1)), ((1, 1), (1, 1)), True), 1, 268, (18, 17), 20, True
+    ),
+    "the largest filter in tiles of all widths, with stride": Problem(single(7, padding=3, stride=2), 1, 40, (46, 60), 21, True),
+    "the largest filter in tiles of all widths": Problem(single(7, padding=3), 1, 40, (23, 31), 22, True),
     "a large batch": Problem(single(3, padding=1), 300, 3, (4, 4), 10, True),
 }
 

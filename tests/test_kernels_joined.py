@@ -149,6 +149,18 @@ def test_bfloat16_agrees_with_float64(isa: str, stride: int, sides: tuple[bool, 
         assert similar > 0.995, f"{name}: {similar:.4f}"
 
 
+@every_isa
+@pytest.mark.parametrize("stride", [1, 2])
+def test_slabs_of_many_channels_agree_with_float64(isa: str, stride: int) -> None:
+    """So many channels that the planes are cut into slabs, and their last block is not a whole vector."""
+    geometry = Geometry((stride, stride), ((3, 3),), ((1, 1),), ((1, 1),), False)
+    torch.manual_seed(0)
+    with instruction_set(isa), threads(2):
+        ours, exact = run(channels_last(torch.randn(2, 524, 20, 18)), geometry, (True, True), (True, True), False)
+    for name, got in ours.items():
+        close(name, got, exact[name])
+
+
 def test_large_mean_costs_the_variance_no_digits() -> None:
     """The sums are taken about an output of the channel's own."""
     conv = nn.Conv2d(8, 8, 3, padding=0, groups=8, bias=True)

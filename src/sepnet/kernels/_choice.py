@@ -57,7 +57,7 @@ def torch_forward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: 
     Not where the padding reaches over half of the map, or is more than 6 (4 with AVX2), and with AVX2 rarely for filters
     without dilation.
     """
-    if len(geometry.kernels) > 1 or has_few_channels(shape):
+    if len(geometry.kernels) > 1 or has_few_channels(shape) or shape[0] == 0:  # PyTorch's output of no images is not channels-last
         return False
     padding = max(geometry.paddings[0])
     avx2 = _instructions() == "AVX2"
