@@ -25,7 +25,7 @@ __all__ = [
 _FEW_CHANNELS = 4  # as MAX_FOLDED of the kernels
 _MOST_PADDING, _MOST_PADDING_AVX2 = 6, 4  # beyond them oneDNN has only a way that is 4 to a hundred times slower
 _LARGE_MAP = 32  # up to which the kernels' forward pass with 5x5 filters is faster than oneDNN's with AVX2
-_LARGE_MAP_3X3, _MIN_CHANNELS_3X3 = 56, 32  # from which map on, and up to how many channels, oneDNN's is the faster with 3x3
+_LARGE_MAP_3X3, _FEW_CHANNELS_3X3 = 56, 32  # from which map on, and up to how many channels, oneDNN's is the faster with 3x3
 
 
 class ByTorch(NamedTuple):
@@ -75,7 +75,7 @@ def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
         return size > 5
     if size > 3:
         return max(shape[2:]) <= _LARGE_MAP
-    return size == 3 and max(shape[2:]) < _LARGE_MAP_3X3 and shape[1] > _MIN_CHANNELS_3X3
+    return size == 3 and max(shape[2:]) < _LARGE_MAP_3X3 and shape[1] > _FEW_CHANNELS_3X3
 
 
 def torch_backward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:

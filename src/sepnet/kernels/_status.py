@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from sepnet.kernels._choice import by_torch
+from sepnet.kernels._choice import by_torch, has_few_channels
 from sepnet.kernels._depthwise import serves
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._gpu import why_not_triton
@@ -57,7 +57,7 @@ def _plain(kernel: int, stride: int = 1, dilation: int = 1, branches: int = 1, i
     )
 
 
-_CHANNELS = 32
+_CHANNELS = 64
 _DEPTHWISE = [
     *((f"depthwise 3x3, {n}x{n} map", n, _CHANNELS, _plain(3)) for n in (32, 8, 2)),
     ("depthwise 3x3, 32x32 map of 3 channels", 32, 3, _plain(3)),
@@ -88,7 +88,7 @@ def _depthwise_path(
         why = "PyTorch is as fast or faster here in both"
     elif forward:
         why = "PyTorch's forward pass is faster, its backward slower"
-    elif channels < _CHANNELS:
+    elif has_few_channels(shape):
         why = "several images share a vector"
     elif len(geometry.kernels) > 1:
         why = "all branches in one pass over the input"

@@ -95,12 +95,12 @@ static void correlate(const correlation *whole, int64_t height, int64_t width) {
         {{[3] = rows_4_3_2, [5] = rows_4_5_2, [7] = rows_4_7_2}, {[3] = rows_8_3_2, [5] = rows_8_5_2, [7] = rows_8_7_2}},
     };
     const int stride = whole->x_col == whole->tap_col ? 0 : whole->x_col == 2 * whole->tap_col ? 1 : -1;
-    correlation c = *whole;
-    for (int64_t col = 0; col < whole->cols; col += c.cols) {
+    for (int64_t col = 0, step; col < whole->cols; col += step) {
         const int64_t left = whole->cols - col;
-        kernel run = stride < 0 || left < 4 ? NULL : rows[stride][left >= 8][width];
-        c = *whole;
-        c.cols = left >= 8 ? 8 : run ? 4 : left;
+        const kernel run = stride < 0 || left < 4 ? NULL : rows[stride][left >= 8][width];
+        step = left >= 8 ? 8 : run ? 4 : left;
+        correlation c = *whole;
+        c.cols = step;
         c.x += col * c.x_col, c.grad += col * c.grad_col;
         for (int64_t b = 0; b < whole->blocks; b++) {
             (run ? run : strips[width])(&c, height);

@@ -1,6 +1,6 @@
 /* Where results go: whole vectors of a map are written where they are computed, everything else by way of spare memory. */
 
-/* Where results go: channels channel, channel + step, ... of a map, of an image or of several that share a vector. */
+/* Channels channel, channel + step, ... of a map, of an image or of several that share a vector. */
 typedef struct {
     void *map;
     int64_t index, row, col, step; /* element of the first result; elements from row to row, pixel to pixel, channel to channel */
