@@ -14,8 +14,10 @@ RESULTS = Path(__file__).parent.parent / "docs/results"
 TABLES = [
     ("wang2018", 3, 1.0),
     ("wang2018", 4, 1.0),
+    ("sun2020", 1, 1.0),
     ("sun2020", 1, 0.05),
     ("sun2020", 1, 0.2),
+    ("sun2020", 2, 1.0),
     ("sun2020", 2, 0.05),
     ("luo", 2, 0.05),
     ("luo", 2, 0.5),
