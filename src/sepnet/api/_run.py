@@ -275,6 +275,7 @@ def train_loader(config: TrainConfig, dataset: Dataset, fabric: Fabric) -> Train
         batch_size=config.batch_size,
         seed=config.seed,
         augment=augment,
+        classes=len(dataset.classes),
         augment_until=round(config.augment_until * total) if config.augment_until < 1 else None,
         device=fabric.device,
         rank=fabric.global_rank,

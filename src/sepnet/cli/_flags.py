@@ -159,6 +159,18 @@ Elastic = Annotated[
     float | None,
     typer.Option("--elastic", metavar="PIXELS", rich_help_panel=AUGMENTATION, help="Distort smoothly, by about so far."),
 ]
+Mixup = Annotated[
+    float | None,
+    typer.Option("--mixup", metavar="ALPHA", rich_help_panel=AUGMENTATION, help="Fade images into each other, e.g. 0.2."),
+]
+CutMix = Annotated[
+    float | None,
+    typer.Option("--cutmix", metavar="ALPHA", rich_help_panel=AUGMENTATION, help="Paste part of another image in, e.g. 1."),
+]
+MixProb = Annotated[
+    float | None,
+    typer.Option("--mix-prob", metavar="SHARE", rich_help_panel=AUGMENTATION, help="Of the images that are mixed; else all."),
+]
 AugmentUntil = Annotated[
     float | None,
     typer.Option(

@@ -41,8 +41,10 @@ def _off_as_zero(value: object) -> object:
 
 ELASTIC_NODES = 5  # a side of the image: the field changes over a quarter of it, as with Simard et al.
 MOST_ELASTIC = 100.0
+MOST_ALPHA = 100.0  # every image half and half
 
 Strength = Annotated[float, BeforeValidator(_off_as_zero), Field(ge=0, le=1)]
+Alpha = Annotated[float, BeforeValidator(_off_as_zero), Field(ge=0, le=MOST_ALPHA)]
 
 
 class AugmentConfig(BaseModel):
@@ -59,6 +61,9 @@ class AugmentConfig(BaseModel):
         elastic: each pixel moves by a smooth random field of this standard deviation in pixels (Simard, Steinkraus, Platt 2003,
             "Best Practices for Convolutional Neural Networks Applied to Visual Document Analysis").
         brightness, contrast, saturation: factors from 1 - strength to 1 + strength, strength 0..1.
+        mixup, cutmix: alpha of the Beta distribution that the share of a second image, and of its label, is drawn from; with
+            both, each image has one of them. Applied to whole batches by the loader, see ``_mix``.
+        mix_prob: share of the images that are mixed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +79,14 @@ class AugmentConfig(BaseModel):
     brightness: Strength = 0.0
     contrast: Strength = 0.0
     saturation: Strength = 0.0
+    mixup: Alpha = 0.0
+    cutmix: Alpha = 0.0
+    mix_prob: float = Field(default=1.0, gt=0, le=1)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images, and so their labels, are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
 
     @property
     def light(self) -> AugmentConfig:
@@ -107,7 +120,7 @@ class AugmentParameters:
     contrast: Tensor | None = None
     saturation: Tensor | None = None
 
-    def __getitem__(self, index: slice) -> AugmentParameters:
+    def __getitem__(self, index: slice | Tensor) -> AugmentParameters:
         """The draws of some of the images."""
         return AugmentParameters(*(None if v is None else v[index] for v in self._values()))
 

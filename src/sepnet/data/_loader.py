@@ -12,8 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sepnet.data._augment import Augment, AugmentConfig, AugmentParameters
+from sepnet.data._mix import MixParameters, draw_mix, mix, mix_labels, partners
 from sepnet.data._types import Preprocessing, Split
 from sepnet.errors import ConfigError
 
@@ -21,7 +23,7 @@ __all__ = ["EvalLoader", "TrainLoader"]
 
 MOST_AHEAD, AHEAD_BYTES = 16, 128 << 20
 MOST_SCORED, SCORED_PIXELS = 1000, 1000 * 64 * 64  # images a batch of evaluation, so that maps of large ones fit into memory
-PERMUTATION, AUGMENTATION = 1, 2  # streams of random numbers that must not meet
+PERMUTATION, AUGMENTATION, MIXING = 1, 2, 3  # streams of random numbers that must not meet
 
 
 class _Pixels:
@@ -48,6 +50,7 @@ class TrainLoader:
         batch_size: images per optimiser step over all processes together.
         seed: of permutations and augmentation.
         augment: what to do to the images; None for nothing.
+        classes: how many there are; needed by mixup and CutMix.
         augment_until: iterations after which only flips and shifts are left of that; None for never.
         device: where the batches are wanted.
         rank, world_size: which of how many processes this is. Draws are made for the whole batch, of which process r takes the
@@ -56,6 +59,7 @@ class TrainLoader:
 
     Raises:
         ConfigError: no images; a batch below 1 or that the processes cannot share evenly; an augmentation too large for the images.
+        ValueError: images are to be mixed, and ``classes`` is not given.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class TrainLoader:
         batch_size: int,
         seed: int,
         augment: AugmentConfig | None = None,
+        classes: int | None = None,
         augment_until: int | None = None,
         device: torch.device | str = "cpu",
         rank: int = 0,
@@ -89,6 +94,11 @@ class TrainLoader:
         self._labels = split.labels
         self._until = math.inf if augment_until is None else augment_until
         self._fill = [255 * m for m in preprocessing.mean]
+        self._mixing = augment if augment is not None and augment.mixes else None
+        if self._mixing is not None and classes is None:
+            raise ValueError("mixup and CutMix need the number of classes")
+        self._classes = classes or 0
+        self._height, self._width = split.shape[1:]
         self._augment = self._augmentation(augment)
         self._light = self._augmentation(augment.light if augment else None)
         if self._augment is not None:
@@ -107,7 +117,8 @@ class TrainLoader:
         """This process's images of batch ``iteration`` (from 0, over all epochs).
 
         Returns:
-            Normalised float32 images (B, C, H, W) and int64 labels (B,), B = batch_size / world_size, on the device.
+            Normalised float32 images (B, C, H, W) and int64 labels (B,), B = batch_size / world_size, on the device. Where images
+            are mixed, and to the end of such a run, the labels are probabilities, float32 (B, classes).
         """
         if iteration not in self._ready:
             last = iteration + self._ahead
@@ -117,30 +128,65 @@ class TrainLoader:
 
     def _make(self, iterations: range) -> list[tuple[Tensor, Tensor]]:
         """Several batches by one pass of the augmentation, which is the same for them, over them all."""
-        augment = self._augment if iterations.start < self._until else self._light
+        heavy = iterations.start < self._until
+        augment = self._augment if heavy else self._light
+        mixing = self._mixing if heavy else None
+        crew = _Crew(self.batch_size, self._share, len(iterations), pairs=mixing is not None)
         chosen: list[Tensor] = []
         draws: list[AugmentParameters] = []
+        mixes: list[MixParameters] = []
         for iteration in iterations:
             epoch, position = divmod(iteration, self.batches_per_epoch)
             indices = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
-            chosen.append(indices[self._share])
+            chosen.append(indices[crew.needed])
             if augment is not None:
                 drawn = augment.draw(len(indices), _generator(self.seed, AUGMENTATION, iteration), epoch, indices)
-                draws.append(drawn[self._share])
-        mine = torch.cat(chosen)
-        images = self._pixels.take(mine)
+                draws.append(drawn[crew.needed])
+            if mixing is not None:
+                generator = np.random.default_rng([self.seed, MIXING, iteration])
+                mixes.append(draw_mix(mixing, len(indices), self._height, self._width, generator)[self._share])
+        taken = torch.cat(chosen)
+        images = self._pixels.take(taken)
         if augment is not None:
             images = augment.apply(images, AugmentParameters.cat(draws).to(self.device))
+        y = self._labels[taken].to(self.device, non_blocking=True)
+        if mixes:
+            images, y = self._mixed(images, y, MixParameters.cat(mixes).to(self.device), crew)
+        elif self._mixing is not None:  # the shape of the labels stays, for a step that was recorded with it
+            y = functional.one_hot(y, self._classes).to(torch.float32)
         x = self._preprocessing.normalise(images).contiguous(memory_format=self._format)
-        y = self._labels[mine].to(self.device, non_blocking=True)
-        share = len(chosen[0])
+        share = len(x) // len(iterations)
         return list(zip(torch.split(x, share), torch.split(y, share), strict=True))
+
+    def _mixed(self, images: Tensor, y: Tensor, drawn: MixParameters, crew: _Crew) -> tuple[Tensor, Tensor]:
+        own, other = (places.to(self.device, non_blocking=True) for places in (crew.own, crew.other))
+        mine = images if crew.complete else images[own]
+        labels = mix_labels(y[own], y[other], drawn.share(self._height, self._width), self._classes)
+        return mix(mine, images[other], drawn), labels
 
     def _order(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
             self._permutation = torch.randperm(self.num_images, generator=_generator(self.seed, PERMUTATION, epoch))
             self._epoch = epoch
         return self._permutation
+
+
+class _Crew:
+    """Which images of a batch a process takes, and where among those of several batches its own and their partners stand.
+
+    Attributes:
+        needed: int64 (N,), places in a batch of the images to take.
+        own, other: int64 (B * batches,), places among the N * batches images taken.
+        complete: whether its own are all that it takes.
+    """
+
+    def __init__(self, batch_size: int, share: slice, batches: int, *, pairs: bool) -> None:
+        mine = torch.arange(batch_size)[share].contiguous()
+        other = partners(batch_size)[share].contiguous() if pairs else mine
+        self.needed = torch.unique(torch.cat((mine, other)))
+        self.complete = len(self.needed) == len(mine)
+        first = len(self.needed) * torch.arange(batches)[:, None]
+        self.own, self.other = ((first + torch.searchsorted(self.needed, t)).flatten() for t in (mine, other))
 
 
 class EvalLoader:

@@ -47,7 +47,10 @@ class TrainingStep:
             self.warm_up = WARM_UP + 2
 
     def __call__(self, x: Tensor, y: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Train by one batch at ``factor`` of the peak learning rates; its mean loss, and how many images it got right."""
+        """Train by one batch at ``factor`` of the peak learning rates; its mean loss, and how many images it got right.
+
+        Labels are class numbers (B,), or probabilities (B, classes), of which the most probable is the right one.
+        """
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         loss, hits = self._update(x, y)
@@ -62,4 +65,5 @@ class TrainingStep:
         if self.config.clip_grad:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad, foreach=True)
         self.optimizer.step()
-        return loss.detach(), (logits.detach().argmax(1) == y).sum()
+        right = y if y.ndim == 1 else y.argmax(1)
+        return loss.detach(), (logits.detach().argmax(1) == right).sum()

@@ -211,7 +211,7 @@ class _Run:
     def _step(self, iteration: int) -> tuple[Tensor, Tensor, int]:
         x, y = self.loader.batch(iteration)
         loss, hits = self.step(x, y, lr_factor(self.config, iteration, self.total))
-        return loss, hits, y.numel()
+        return loss, hits, len(y)
 
     def _evaluate(self) -> None:
         """Add a row to the history."""

@@ -16,7 +16,7 @@ def classification_loss(output: Tensor | tuple[Tensor, ...], target: Tensor, smo
 
     Args:
         output: logits (B, classes), or a tuple of them: the network's, then those of its auxiliary classifiers.
-        target: class numbers (B,), int64.
+        target: class numbers (B,), int64, or probabilities of the classes (B, classes).
         smoothing: of the labels.
     """
     logits, *auxiliary = output if isinstance(output, tuple) else (output,)

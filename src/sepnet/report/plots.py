@@ -25,7 +25,10 @@ __all__ = ["MAX_CLASSES", "Curve", "confusion_matrix", "curve_of", "paper_figure
 MAX_CLASSES = 40
 FEW_POINTS = 13  # of a curve that is drawn with its points
 # settings that change training images only, by their names in a configuration; each is off when 0, None or "off"
-AUGMENTATIONS = ("hflip", "shift", "cutout", "rotate", "shear", "scale", "elastic", "brightness", "contrast", "saturation")
+AUGMENTATIONS = (
+    *("hflip", "shift", "cutout", "rotate", "shear", "scale", "elastic", "brightness", "contrast", "saturation"),
+    *("mixup", "cutmix"),
+)
 
 
 @dataclass(frozen=True)
