@@ -76,6 +76,18 @@ LARGE = {
     "nothing but padding": Problem(single(2, padding=8, dilation=15), 1, 5, (1, 2), 7, True),
     "stride larger than the map": Problem(single(3, padding=2, stride=9), 2, 5, (4, 5), 8, True),
     "many channels": Problem(single(3, padding=1), 1, 515, (3, 3), 9, True),
+    "pixels that no tap sees, in bands": Problem(single(3, padding=2, dilation=2, stride=2), 1, 40, (150, 161), 23, True),
+    "pixels that no tap sees, in slabs": Problem(single(3, padding=2, dilation=2, stride=2), 2, 2050, (9, 10), 24, True),
+    "few pixels seen, not the first": Problem(single(3, padding=3, dilation=4, stride=4), 2, 33, (23, 18), 25, True),
+    "no pixel seen": Problem(single(2, padding=1, dilation=4, stride=4), 2, 9, (3, 3), 26, True),
+    "one tap a stride": Problem(single(1, stride=2), 3, 20, (9, 8), 27, True),
+    "rows and columns seen differ": Problem(Geometry((2, 3), ((3, 3),), ((2, 4),), ((4, 3),), False), 2, 20, (21, 17), 28, True),
+    "two filters that see the same pixels": Problem(
+        Geometry((2, 2), ((3, 3), (3, 3)), ((2, 2), (4, 4)), ((2, 2), (4, 4)), False), 2, 20, (13, 12), 29, True
+    ),
+    "two filters that see different pixels": Problem(
+        Geometry((2, 2), ((3, 3), (2, 2)), ((2, 2), (1, 1)), ((2, 2), (2, 2)), False), 2, 20, (13, 12), 30, True
+    ),
     "images that share vectors": Problem(single(5, padding=2), 23, 1, (9, 11), 11, True),
     "images that share vectors, stride and dilation": Problem(single(3, padding=2, dilation=2, stride=2), 8, 3, (10, 7), 12, True),
     "images that share vectors, two scales": Problem(

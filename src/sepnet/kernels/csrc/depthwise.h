@@ -46,18 +46,34 @@ static void forward_task(const job_state *s, const task *at, float *scratch, int
     }
 }
 
+/* Zeros for the pixels that no tap sees, on the way to the seen rows [row0, row1): over all of them, as those follow at once. */
+static void clear_gradient(const job_state *s, const task *at, int64_t row0, int64_t row1) {
+    const lattice *l = &s->seen;
+    if (l->every_row * l->every_col == 1) return;
+    int64_t first = row0 == 0 ? 0 : l->first_row + row0 * l->every_row;
+    int64_t last = row1 == s->conv->in_h ? l->map_h : l->first_row + row1 * l->every_row;
+    int64_t channels = (at->blocks - 1) * VL + at->lanes, pixels = (last - first) * l->map_w;
+    if (channels == l->map_channels) channels *= pixels, pixels = 1;
+    const size_t size = element_size(s->conv->dtype);
+    for (int64_t i = 0; i < at->images; i++) {
+        char *to = (char *)s->grad_x + ((at->image + i) * image_step(l) + first * l->map_w * l->map_channels + at->channel) * size;
+        for (int64_t c = 0; c < pixels; c++, to += l->map_channels * size) memset(to, 0, (size_t)channels * size);
+    }
+}
+
 /* dL/dx of the input rows [row0, row1) from the unpacked gradients. */
 static void input_gradient(const job_state *s, const task *at, plane g, const float *grad, int64_t row0, int64_t row1,
                            float *spare) {
     const sepnet_depthwise *conv = s->conv;
-    int64_t sh = conv->stride_h, sw = conv->stride_w, row_elements = conv->in_w * conv->channels;
+    const lattice *l = &s->seen;
+    int64_t sh = conv->stride_h, sw = conv->stride_w;
     for (int64_t r = 0; r < sh; r++)
         for (int64_t c = 0; c < sepnet_min(sw, conv->in_w); c++) {
             int64_t row = row0 + (r - row0 % sh + sh) % sh;
             if (row >= row1) continue;
-            int64_t index = (at->image * conv->in_h + row) * row_elements + c * conv->channels + at->channel;
-            destination to = {s->grad_x, index, sh * row_elements, sw * conv->channels, 1, at->lanes, conv->dtype,
-                              at->images, conv->in_h * row_elements};
+            int64_t index = seen_element(l, at->image, row, c) + at->channel;
+            destination to = {s->grad_x, index, sh * row_step(l), sw * col_step(l), 1, at->lanes, conv->dtype, at->images,
+                              image_step(l)};
             patch p = task_patch(s, at);
             p.at = grad + (row / sh - g.first_row) * g.cols * g.pixel;
             p.row = g.cols * g.pixel, p.col = g.pixel;
@@ -130,6 +146,7 @@ static void backward_task(const job_state *s, const task *at, float *scratch, fl
         int64_t rows = sepnet_max(out1, sepnet_floor_div(in1 - 1 + reach, conv->stride_h) + 1) - g.first_row;
         for (int j = 0; j < conv->branches; j++) need_rows(&grad[j], rows);
         if (s->want_x && in0 < in1) {
+            clear_gradient(s, at, in0, in1);
             input_gradient(s, at, g, grad_start, in0, in1, spare);
             if (s->joined && s->joined->before) input_sums(s, at, in0, in1, part);
         }
@@ -140,26 +157,26 @@ static void backward_task(const job_state *s, const task *at, float *scratch, fl
     }
 }
 
-static float *open_scratch(const job_state *s, int64_t part) {
-    float *scratch = (float *)(s->scratch + part * s->scratch_bytes);
-    if (s->cut.bands == 1) memset(scratch, 0, (size_t)s->scratch_bytes); /* the borders, once for all tasks */
+static float *open_scratch(const job_state *s, sepnet_worker worker) {
+    float *scratch = (float *)(s->scratch + worker.index * s->scratch_bytes);
+    if (s->cut.bands == 1 && worker.done == 0) memset(scratch, 0, (size_t)s->scratch_bytes); /* the borders, once for all tasks */
     return scratch;
 }
 
-static void forward_part(void *context, int64_t part) {
+static void forward_part(void *context, int64_t part, sepnet_worker worker) {
     const job_state *s = context;
     int64_t tasks = count_tasks(s), end = sepnet_part_begin(tasks, s->parts, part + 1);
-    float *scratch = open_scratch(s, part);
+    float *scratch = open_scratch(s, worker);
     for (int64_t i = sepnet_part_begin(tasks, s->parts, part); i < end; i++) {
         task at = nth_task(s, i);
         forward_task(s, &at, scratch, part);
     }
 }
 
-static void backward_part(void *context, int64_t part) {
+static void backward_part(void *context, int64_t part, sepnet_worker worker) {
     const job_state *s = context;
     int64_t tasks = count_tasks(s), end = sepnet_part_begin(tasks, s->parts, part + 1);
-    float *scratch = open_scratch(s, part);
+    float *scratch = open_scratch(s, worker);
     size_t floats = (size_t)(s->blocks * block_sums(s));
     float *sums = s->partial + (size_t)part * floats;
     memset(sums, 0, floats * sizeof *sums);
@@ -269,14 +286,18 @@ static int64_t joined_bytes(const job_state *s) {
     return origin_bytes(s) + aligned(s->parts * 2 * joined_stride(s) * (int64_t)sizeof(double));
 }
 
+static int64_t count_workers(const job_state *s) { return sepnet_max(1, sepnet_min(s->parts, s->conv->threads)); }
+
 static int64_t workspace_bytes(const sepnet_depthwise *conv, int64_t images, int backward) {
     job_state s = make_state(conv, images, backward);
     int64_t sums = backward ? sums_bytes(&s) : 0;
-    return ALIGN + classes_bytes(conv, backward) + weight_bytes(&s) + start_bytes(&s) + sums + joined_bytes(&s) + s.parts * s.scratch_bytes;
+    return ALIGN + classes_bytes(conv, backward) + weight_bytes(&s) + start_bytes(&s) + sums + joined_bytes(&s) + count_workers(&s) * s.scratch_bytes;
 }
 
 /* For a call that is joined to its neighbours, and so takes images one by one, and for one that is not. */
-static int64_t depthwise_workspace(const sepnet_depthwise *conv, int backward) {
+static int64_t depthwise_workspace(const sepnet_depthwise *whole, int backward) {
+    lattice seen;
+    const sepnet_depthwise of_seen = of_seen_pixels(whole, &seen), *conv = &of_seen;
     return sepnet_max(workspace_bytes(conv, 1, backward), workspace_bytes(conv, count_images(conv), backward));
 }
 
@@ -293,11 +314,13 @@ static void lay_out(job_state *s, void *workspace, int backward) {
     s->scratch = at + joined_bytes(s);
 }
 
-static void depthwise_forward(const sepnet_depthwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+static void depthwise_forward(const sepnet_depthwise *whole, const sepnet_joined *joined, const void *x, const float *weight,
                               const float *bias, void *y, void *workspace) {
+    lattice seen;
+    const sepnet_depthwise of_seen = of_seen_pixels(whole, &seen), *conv = &of_seen;
     job_state s = make_state(conv, joined ? 1 : count_images(conv), 0);
     lay_out(&s, workspace, 0);
-    s.joined = joined, s.x = x, s.bias = bias, s.y = y;
+    s.seen = seen, s.joined = joined, s.x = x, s.bias = bias, s.y = y;
     plane p = input_plane(conv, s.cut.pixel, 0, conv->out_h);
     for (int j = 0; j < conv->branches; j++) forward_taps(conv, p, j, &s.classes[j]);
     pack_weights(&s, weight);
@@ -308,11 +331,13 @@ static void depthwise_forward(const sepnet_depthwise *conv, const sepnet_joined 
     if (joined && joined->sums) finish_output_sums(&s);
 }
 
-static void depthwise_backward(const sepnet_depthwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+static void depthwise_backward(const sepnet_depthwise *whole, const sepnet_joined *joined, const void *x, const float *weight,
                                const void *grad, void *grad_x, float *grad_weight, float *grad_bias, void *workspace) {
+    lattice seen;
+    const sepnet_depthwise of_seen = of_seen_pixels(whole, &seen), *conv = &of_seen;
     job_state s = make_state(conv, joined ? 1 : count_images(conv), 1);
     lay_out(&s, workspace, 1);
-    s.joined = joined, s.x = x, s.grad = grad, s.grad_x = grad_x;
+    s.seen = seen, s.joined = joined, s.x = x, s.grad = grad, s.grad_x = grad_x;
     s.want_x = grad_x != NULL, s.want_weight = grad_weight != NULL, s.want_bias = grad_bias != NULL;
     plane p = gradient_plane(conv, s.cut.pixel, 0, conv->in_h, 0, conv->out_h);
     for (int64_t r = 0; r < conv->stride_h; r++)

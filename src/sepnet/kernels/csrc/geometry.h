@@ -29,9 +29,16 @@ typedef struct {
     int64_t slab, slabs, bands, pixel; /* slab: blocks of one (fewer in the last); pixel: floats from pixel to pixel in its planes */
 } cut;
 
+/* The pixels of a map that some tap sees: every so many rows and columns, from the first on. All of them, as a rule. */
+typedef struct {
+    int64_t first_row, first_col, every_row, every_col;
+    int64_t map_h, map_w, map_channels; /* of the map in memory */
+} lattice;
+
 /* What all tasks of a call share. */
 typedef struct {
-    const sepnet_depthwise *conv;
+    const sepnet_depthwise *conv; /* of the lattice's pixels alone */
+    lattice seen;
     const sepnet_joined *joined; /* may be NULL */
     const void *x, *grad;
     const float *bias;
@@ -41,12 +48,57 @@ typedef struct {
     float *start;            /* forward: biases by [branch][block][VL] */
     float *origin;           /* a value of each output channel, [branch][block][VL] */
     double *joined_sums;     /* [part][first or second][branch][block][VL] */
-    char *scratch;           /* one piece a part */
+    char *scratch;           /* one piece a thread */
     int64_t images; /* that share a vector, more than one where channels are few: lane i * channels + c is the i-th one's channel c */
     int64_t blocks, filter_taps, parts, scratch_bytes, x_floats, grad_floats; /* floats: of the largest band's plane */
     cut cut;
     int want_x, want_weight, want_bias;
 } job_state;
+
+static int64_t greatest_common_divisor(int64_t a, int64_t b) { return b == 0 ? a : greatest_common_divisor(b, a % b); }
+
+/* How far apart the positions are that the taps of every branch see, along one side; 1 where the branches see different ones. */
+static int64_t seen_every(int64_t stride, int64_t size, int branches, const int64_t *kernel, const int64_t *pad, const int64_t *dilation) {
+    int64_t every = stride;
+    for (int j = 0; j < branches; j++) every = greatest_common_divisor(every, kernel[j] > 1 ? dilation[j] : 0);
+    for (int j = 1; j < branches; j++)
+        if (pad[j] % every != pad[0] % every) return 1;
+    return every > 1 && size > (every - pad[0] % every) % every ? every : 1;
+}
+
+/* The convolution of the pixels that taps see, which is one of smaller stride and dilation: with stride 2 and dilation 2 three
+ * quarters of the pixels are never looked at. */
+static sepnet_depthwise of_seen_pixels(const sepnet_depthwise *conv, lattice *seen) {
+    int64_t kernel[2][SEPNET_MAX_BRANCHES] = {0}, pad[2][SEPNET_MAX_BRANCHES] = {0}, dilation[2][SEPNET_MAX_BRANCHES] = {0};
+    for (int j = 0; j < conv->branches; j++) {
+        const sepnet_branch *b = &conv->branch[j];
+        kernel[0][j] = b->kernel_h, pad[0][j] = b->pad_h, dilation[0][j] = b->dilation_h;
+        kernel[1][j] = b->kernel_w, pad[1][j] = b->pad_w, dilation[1][j] = b->dilation_w;
+    }
+    const int64_t rows = seen_every(conv->stride_h, conv->in_h, conv->branches, kernel[0], pad[0], dilation[0]);
+    const int64_t cols = seen_every(conv->stride_w, conv->in_w, conv->branches, kernel[1], pad[1], dilation[1]);
+    *seen = (lattice){(rows - pad[0][0] % rows) % rows, (cols - pad[1][0] % cols) % cols, rows, cols,
+                      conv->in_h, conv->in_w, conv->channels};
+    sepnet_depthwise smaller = *conv;
+    smaller.in_h = (conv->in_h - seen->first_row + rows - 1) / rows, smaller.in_w = (conv->in_w - seen->first_col + cols - 1) / cols;
+    smaller.stride_h /= rows, smaller.stride_w /= cols;
+    for (int j = 0; j < conv->branches; j++) {
+        sepnet_branch *b = &smaller.branch[j];
+        b->pad_h = (b->pad_h + seen->first_row) / rows, b->pad_w = (b->pad_w + seen->first_col) / cols;
+        b->dilation_h = sepnet_max(1, b->dilation_h / rows), b->dilation_w = sepnet_max(1, b->dilation_w / cols);
+    }
+    return smaller;
+}
+
+/* Elements of the map of inputs from image to image, from row to row and from pixel to pixel of those seen. */
+static int64_t image_step(const lattice *l) { return l->map_h * l->map_w * l->map_channels; }
+static int64_t row_step(const lattice *l) { return l->every_row * l->map_w * l->map_channels; }
+static int64_t col_step(const lattice *l) { return l->every_col * l->map_channels; }
+
+/* Element of a pixel's first channel; row and column are of the lattice. */
+static int64_t seen_element(const lattice *l, int64_t image, int64_t row, int64_t col) {
+    return image * image_step(l) + (l->first_row * l->map_w + l->first_col) * l->map_channels + row * row_step(l) + col * col_step(l);
+}
 
 static int64_t filter_taps(const sepnet_depthwise *conv) {
     int64_t total = 0;

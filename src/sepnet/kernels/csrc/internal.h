@@ -33,10 +33,16 @@ extern const sepnet_ops sepnet_ops_baseline;
 extern const sepnet_ops sepnet_ops_avx2, sepnet_ops_avx512, sepnet_ops_avx512_bf16;
 #endif
 
-/* Calls body(context, part) once for every part in [0, parts), on up to `threads` threads. Which thread runs a part is not fixed;
- * what a part computes must not depend on it, so that results do not depend on the timing. */
-void sepnet_run_parts(void (*body)(void *context, int64_t part), void *context, int64_t parts,
-                      int64_t threads);
+/* One of the threads that share the parts of a call. */
+typedef struct {
+    int64_t index, done; /* from 0, below the number of threads; how many parts it has computed before */
+} sepnet_worker;
+
+typedef void (*sepnet_body)(void *context, int64_t part, sepnet_worker worker);
+
+/* Calls body(context, part, worker) once for every part in [0, parts), on up to `threads` threads. Which thread runs a part is not
+ * fixed; what a part computes must not depend on it, so that results do not depend on the timing. */
+void sepnet_run_parts(sepnet_body body, void *context, int64_t parts, int64_t threads);
 
 /* First of the items that part `part` of `parts` takes when `items` are dealt out evenly. */
 static inline int64_t sepnet_part_begin(int64_t items, int64_t parts, int64_t part) { return items * part / parts; }

@@ -36,7 +36,7 @@ static void output_sums(const job_state *s, const destination *from, int64_t fir
 
 INLINE void run_input_sums(const job_state *s, const entry *e, int64_t channel, int64_t first, int64_t pixels, double *sums, int lanes,
                            int dtype) {
-    const sepnet_depthwise *conv = s->conv;
+    const int64_t step = col_step(&s->seen);
     const vf scale = constant_lanes(e->scale, channel, lanes), shift = constant_lanes(e->shift, channel, lanes);
     const vf mean = constant_lanes(e->mean, channel, lanes);
     vf sum[2] = {splat(0), splat(0)}, product[2] = {splat(0), splat(0)};
@@ -44,7 +44,7 @@ INLINE void run_input_sums(const job_state *s, const entry *e, int64_t channel, 
 #pragma GCC unroll 2
         for (int k = 0; k < 2; k++) {
             if (k && i + k >= pixels) break;
-            int64_t at = first + (i + k) * conv->channels;
+            int64_t at = first + (i + k) * step;
             vf value = load_lanes(s->x, at, lanes, dtype), grad = load_lanes(s->grad_x, at, lanes, dtype);
             grad = (vf)((vu)grad & ((vu)(value * scale + shift > 0) | e->passes));
             sum[k] += grad;
@@ -54,23 +54,31 @@ INLINE void run_input_sums(const job_state *s, const entry *e, int64_t channel, 
     add_doubles(sums + joined_stride(s), product[0] + product[1]);
 }
 
-/* Adds the sums that the gradient of the normalisation before needs: of dL/dz where its ReLU let z pass, and of its product
- * with x - mean, over the input rows [row0, row1). */
-static void input_sums(const job_state *s, const task *at, int64_t row0, int64_t row1, int64_t part) {
-    const sepnet_depthwise *conv = s->conv;
-    const entry e = open_entry(THROUGH_NORM, s->joined->before, conv->channels, at->channel, s->joined->before_relu, NULL);
-    int64_t start = (at->image * conv->in_h + row0) * conv->in_w * conv->channels + at->channel;
-    int64_t pixels = (row1 - row0) * conv->in_w;
+/* Those of a run of pixels of all the task's blocks. */
+static void run_blocks_sums(const job_state *s, const task *at, const entry *e, int64_t start, int64_t pixels, int64_t part) {
+    const int dtype = s->conv->dtype;
     for (int64_t b = 0; b < at->blocks; b++) {
         double *sums = joined_at(s, part, at->block + b, 0);
         int64_t channel = b * VL, first = start + channel;
         if (b == at->blocks - 1 && at->lanes != VL)
-            run_input_sums(s, &e, channel, first, pixels, sums, at->lanes, conv->dtype);
-        else if (conv->dtype == SEPNET_BFLOAT16)
-            run_input_sums(s, &e, channel, first, pixels, sums, VL, SEPNET_BFLOAT16);
+            run_input_sums(s, e, channel, first, pixels, sums, at->lanes, dtype);
+        else if (dtype == SEPNET_BFLOAT16)
+            run_input_sums(s, e, channel, first, pixels, sums, VL, SEPNET_BFLOAT16);
         else
-            run_input_sums(s, &e, channel, first, pixels, sums, VL, SEPNET_FLOAT32);
+            run_input_sums(s, e, channel, first, pixels, sums, VL, SEPNET_FLOAT32);
     }
+}
+
+/* Adds the sums that the gradient of the normalisation before needs: of dL/dz where its ReLU let z pass, and of its product
+ * with x - mean, over the input rows [row0, row1). What no tap sees has a gradient of 0. */
+static void input_sums(const job_state *s, const task *at, int64_t row0, int64_t row1, int64_t part) {
+    const sepnet_depthwise *conv = s->conv;
+    const lattice *l = &s->seen;
+    const entry e = open_entry(THROUGH_NORM, s->joined->before, conv->channels, at->channel, s->joined->before_relu, NULL);
+    int64_t rows = row1 - row0, pixels = conv->in_w;
+    if (row_step(l) == pixels * col_step(l)) pixels *= rows, rows = 1; /* one behind the other */
+    for (int64_t r = 0; r < rows; r++)
+        run_blocks_sums(s, at, &e, seen_element(l, at->image, row0 + r, 0) + at->channel, pixels, part);
 }
 
 /* --- sums of all parts ---------------------------------------------------------------------------------------------- */
@@ -104,7 +112,7 @@ static float first_output(const job_state *s, int64_t channel, int branch) {
         for (int64_t c = 0; c < b->kernel_w; c++, weight += VL) {
             int64_t row = r * b->dilation_h - b->pad_h, col = c * b->dilation_w - b->pad_w;
             if (row < 0 || row >= conv->in_h || col < 0 || col >= conv->in_w) continue;
-            vf value = load_lanes(s->x, (row * conv->in_w + col) * conv->channels + channel, 1, conv->dtype);
+            vf value = load_lanes(s->x, seen_element(&s->seen, 0, row, col) + channel, 1, conv->dtype);
             sum += *weight * enter(&e, 0, 1, value, value, e.way)[0];
         }
     return sum;

@@ -91,7 +91,8 @@ INLINE void line_statistics(const norm_job *s, int64_t first, int64_t last, int6
     add_moments(sums + channel, sums + s->stride + channel, load_lanes(s->x, channel, lanes, dtype), &all);
 }
 
-static void statistics_part(void *context, int64_t part) {
+static void statistics_part(void *context, int64_t part, sepnet_worker worker) {
+    (void)worker;
     const norm_job *s = context;
     double *sums = s->sums + part * 2 * s->stride;
     memset(sums, 0, (size_t)(2 * s->stride) * sizeof *sums);
@@ -241,7 +242,8 @@ INLINE void line_apply_pool(const norm_job *s, int64_t line, int64_t channel, in
     }
 }
 
-static void apply_part(void *context, int64_t part) {
+static void apply_part(void *context, int64_t part, sepnet_worker worker) {
+    (void)worker;
     const norm_job *s = context;
     int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
     for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
@@ -341,7 +343,8 @@ static void gate_pixels(const norm_job *job, int64_t first, int64_t last) {
 #undef GATE
 }
 
-static void shortcut_sums_part(void *context, int64_t part) {
+static void shortcut_sums_part(void *context, int64_t part, sepnet_worker worker) {
+    (void)worker;
     const norm_job *s = context;
     sepnet_norm open = *s->norm;
     open.relu = 0;
@@ -359,7 +362,8 @@ static void shortcut_sums_part(void *context, int64_t part) {
     }
 }
 
-static void sums_part(void *context, int64_t part) {
+static void sums_part(void *context, int64_t part, sepnet_worker worker) {
+    (void)worker;
     const norm_job *s = context;
     double *sums = s->sums + part * 2 * s->stride;
     memset(sums, 0, (size_t)(2 * s->stride) * sizeof *sums);
@@ -445,7 +449,8 @@ INLINE void line_gradient_pool(const norm_job *s, int64_t line, int64_t channel,
         for (int64_t i = 0; i < norm->width; i++) unpooled_gradient(s, c, top + 2 * norm->width + i, channel, lanes, dtype);
 }
 
-static void gradient_part(void *context, int64_t part) {
+static void gradient_part(void *context, int64_t part, sepnet_worker worker) {
+    (void)worker;
     const norm_job *s = context;
     int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
     for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {

@@ -8,18 +8,19 @@
 #include <stdatomic.h>
 
 typedef struct {
-    void (*body)(void *, int64_t);
+    sepnet_body body;
     void *context;
     int64_t parts;
-    atomic_llong next;
+    atomic_llong next, workers;
 } job;
 
 static void run_job(void *argument) {
     job *j = argument;
-    for (;;) {
+    sepnet_worker worker = {atomic_fetch_add_explicit(&j->workers, 1, memory_order_relaxed), 0};
+    for (;; worker.done++) {
         int64_t part = atomic_fetch_add_explicit(&j->next, 1, memory_order_relaxed);
         if (part >= j->parts) return;
-        j->body(j->context, part);
+        j->body(j->context, part, worker);
     }
 }
 
@@ -104,9 +105,10 @@ static _Atomic(sepnet_parallel_fn) parallel = NULL;
 
 void sepnet_set_parallel(sepnet_parallel_fn function) { atomic_store(&parallel, function); }
 
-void sepnet_run_parts(void (*body)(void *, int64_t), void *context, int64_t parts, int64_t threads) {
+void sepnet_run_parts(sepnet_body body, void *context, int64_t parts, int64_t threads) {
     job j = {.body = body, .context = context, .parts = parts};
     atomic_init(&j.next, 0);
+    atomic_init(&j.workers, 0);
     threads = sepnet_min(threads, parts);
     if (threads <= 1) {
         run_job(&j);

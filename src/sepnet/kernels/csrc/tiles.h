@@ -97,20 +97,28 @@ INLINE void add_taps(vf *sum, const float *at, const patch *p, const taps *t, co
     }
 }
 
-/* Columns [c, c + C) of all rows, R rows at once as long as there are as many. */
-#define COLUMNS(tile, R, C)                                               \
-    do {                                                                  \
-        int64_t r = 0;                                                    \
-        for (; r + R <= p->rows; r += R) tile(p, t, r, c, R, C);          \
-        for (; R > 1 && r < p->rows; r++) tile(p, t, r, c, 1, C);         \
-        c += C;                                                           \
+/* Columns [c, c + C) of all rows, R rows at once. Where half a tile or more is left over, the last one goes back over rows that are
+ * there already (unless it would add to them): fewer results at a time would wait for one another's products. */
+#define COLUMNS(tile, R, C)                                                      \
+    do {                                                                         \
+        int64_t r = 0;                                                           \
+        for (; r + R <= p->rows; r += R) tile(p, t, r, c, R, C);                 \
+        if (R > 2 && 2 * (p->rows - r) >= R && p->rows > R && !p->resume)        \
+            tile(p, t, p->rows - R, c, R, C), r = p->rows;                       \
+        for (; R > 1 && r < p->rows; r++) tile(p, t, r, c, 1, C);                \
+        c += C;                                                                  \
     } while (0)
-/* As many columns as fill a tile, or half or a quarter of one, which then has as many rows more. */
-#define WIDE_COLUMNS(tile)                                                          \
-    do {                                                                            \
-        while (p->cols - c >= TILE) COLUMNS(tile, 1, TILE);                         \
-        if (TILE == 16 && p->cols - c >= 8) COLUMNS(tile, TILE / 8, 8);             \
-        if (p->cols - c >= 4) COLUMNS(tile, TILE / 4, 4);                           \
+/* As many columns as fill a tile, or half or a quarter of one, which then has as many rows more; three that are left over are
+ * computed as four, likewise. */
+#define WIDE_COLUMNS(tile)                                                       \
+    do {                                                                         \
+        while (p->cols - c >= TILE) COLUMNS(tile, 1, TILE);                      \
+        if (TILE == 16 && p->cols - c >= 8) COLUMNS(tile, TILE / 8, 8);          \
+        if (p->cols - c >= 4) COLUMNS(tile, TILE / 4, 4);                        \
+        if (p->cols - c == 3 && c > 0 && !p->resume) {                           \
+            c = p->cols - 4;                                                     \
+            COLUMNS(tile, TILE / 4, 4);                                          \
+        }                                                                        \
     } while (0)
 
 INLINE void tile_any(const patch *p, const taps *t, int64_t r, int64_t c, const int R, const int C) {

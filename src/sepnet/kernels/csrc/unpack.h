@@ -12,10 +12,11 @@ typedef struct {
     const void *of; /* THROUGH_NORM: the map whose normalisation the gradient passes */
 } entry;
 
-/* Blocks of channels channel, channel + step, ... of an image, or of several that share a vector, of a map with `pixel` channels. */
+/* Blocks of channels, `step` apart, of an image, or of several that share a vector. In elements: `start` is the image's first pixel
+ * and channel; then the distances of neighbouring images, rows and pixels. */
 typedef struct {
     const void *map;
-    int64_t image, images, height, width, pixel, channel, step, blocks;
+    int64_t start, image, row, pixel, images, height, width, step, blocks;
     int lanes, dtype, zeroed; /* lanes: of the last block; zeroed: the plane's border and the lanes that stay empty hold zeros */
     entry entry;
 } source;
@@ -45,11 +46,13 @@ INLINE vf enter(const entry *e, int64_t channel, int lanes, vf value, vf other, 
     return (vf)((vu)value & alive) * scale + ((other - mean) * slope + constant_lanes(e->constant, channel, lanes));
 }
 
-/* Blocks [first, last) of a row's pixels [left, right); a slab of one cache line a pixel is prefetched, wider ones are a stream. */
+/* Blocks [first, last) of a row's pixels [left, right). A slab of one cache line a pixel is prefetched, and so is the next pixel
+ * where something lies between the two; else they are a stream that the hardware follows. */
 INLINE void unpack_blocks(const source *from, int64_t index, int64_t left, int64_t right, int64_t first, int64_t last, plane p,
                           float *out, int64_t step, int lanes, int dtype, int way) {
     const int64_t size = (int64_t)element_size(dtype);
     const int sparse = from->blocks * VL * size <= CACHE_LINE;
+    const int gaps = !sparse && from->pixel > from->blocks * VL;
     const char *ahead = (const char *)from->map + (index + PREFETCH * from->pixel) * size;
     const entry e = from->entry; /* of our own, which no store can alias */
     const ptrdiff_t other = way == THROUGH_NORM ? (const char *)e.of - (const char *)from->map : 0;
@@ -60,6 +63,10 @@ INLINE void unpack_blocks(const source *from, int64_t index, int64_t left, int64
         }
         for (int64_t b = first; b < last; b++) {
             int64_t at = index + c * from->pixel + b * VL * step;
+            if (gaps && b % 2 == 0) {
+                __builtin_prefetch((const char *)from->map + (at + from->pixel) * size);
+                if (way == THROUGH_NORM) __builtin_prefetch((const char *)e.of + (at + from->pixel) * size);
+            }
             vf value = load_strided(from->map, at, step, lanes, dtype);
             *(vf *)(out + c * p.pixel + b * VL) =
                 enter(&e, b * VL, lanes, value, way == THROUGH_NORM ? load_strided(e.of, at, step, lanes, dtype) : value, way);
@@ -86,7 +93,7 @@ static void unpack_whole(const source *from, int64_t index, int64_t left, int64_
 static void unpack_row(const source *from, int64_t row, plane p, float *out) {
     int64_t left = sepnet_min(sepnet_max(-p.first_col, 0), p.cols);
     int64_t right = sepnet_max(left, sepnet_min(from->width - p.first_col, p.cols));
-    int64_t index = ((from->image * from->height + row) * from->width + p.first_col) * from->pixel + from->channel;
+    int64_t index = from->start + row * from->row + p.first_col * from->pixel;
     int64_t whole = from->step == 1 ? from->blocks - (from->lanes < VL) : 0;
     if (whole > 0) unpack_whole(from, index, left, right, whole, p, out);
     if (from->step != 1 && from->lanes < VL && from->blocks > 1)
@@ -103,7 +110,7 @@ static void unpack_row(const source *from, int64_t row, plane p, float *out) {
 INLINE void interleave_row(const source *from, int64_t row, plane p, float *out, int lanes, int dtype) {
     int64_t left = sepnet_max(-p.first_col, 0), right = sepnet_min(from->width - p.first_col, p.cols);
     for (int64_t i = 0; i < from->images; i++, out += lanes) {
-        int64_t at = (((from->image + i) * from->height + row) * from->width + p.first_col) * from->pixel + from->channel;
+        int64_t at = from->start + i * from->image + row * from->row + p.first_col * from->pixel;
         for (int64_t c = left; c < right; c++)
             for (int k = 0; k < lanes; k++) out[c * VL + k] = load_one(from->map, at + c * from->pixel + k * from->step, dtype);
     }
@@ -162,8 +169,9 @@ static int is_zeroed(const job_state *s, const task *at) { return s->cut.bands =
 static window_plane open_input(const job_state *s, const task *at, plane p, float *start) {
     const sepnet_depthwise *c = s->conv;
     const sepnet_joined *j = s->joined;
-    source from = {s->x, at->image, at->images, c->in_h, c->in_w, c->channels, at->channel, 1, at->blocks, at->lanes, c->dtype,
-                   is_zeroed(s, at),
+    const lattice *l = &s->seen;
+    source from = {s->x, seen_element(l, at->image, 0, 0) + at->channel, image_step(l), row_step(l), col_step(l), at->images,
+                   c->in_h, c->in_w, 1, at->blocks, at->lanes, c->dtype, is_zeroed(s, at),
                    open_entry(j && j->before ? NORMALISED : AS_IS, j ? j->before : NULL, c->channels, at->channel,
                               j && j->before_relu, NULL)};
     return (window_plane){from, p, start, 0};
@@ -173,8 +181,9 @@ static window_plane open_gradient(const job_state *s, const task *at, plane p, i
     const sepnet_depthwise *c = s->conv;
     const sepnet_joined *j = s->joined;
     int64_t outputs = c->channels * c->branches, channel = output_channel(c, at->channel, branch);
-    source from = {s->grad, at->image, at->images, c->out_h, c->out_w, outputs, channel, output_step(c), at->blocks, at->lanes,
-                   c->dtype, is_zeroed(s, at),
+    int64_t row = c->out_w * outputs, image = c->out_h * row;
+    source from = {s->grad, at->image * image + channel, image, row, outputs, at->images, c->out_h, c->out_w, output_step(c),
+                   at->blocks, at->lanes, c->dtype, is_zeroed(s, at),
                    open_entry(j && j->after ? THROUGH_NORM : AS_IS, j ? j->after : NULL, outputs, channel,
                               j && j->after_relu, j ? j->y : NULL)};
     return (window_plane){from, p, start, 0};
