@@ -35,6 +35,8 @@ CASES = {
     "brightness 0.2": AugmentConfig(brightness=0.2),
     "contrast 0.2": AugmentConfig(contrast=0.2),
     "saturation 0.2": AugmentConfig(saturation=0.2),
+    "mixup 0.2": AugmentConfig(mixup=0.2),
+    "cutmix 1": AugmentConfig(cutmix=1.0),
     "recipe: flip + shift 2": AugmentConfig(hflip="random", shift=2),
     "recipe: alternate + shift 2 + cutout 8": AugmentConfig(hflip="alternate", shift=2, cutout=8),
     "recipe: flip + rotate 10 + scale 0.1 + colour 0.2": AugmentConfig(
@@ -79,10 +81,8 @@ def batches(args: argparse.Namespace) -> dict[str, Callable[[int], object]]:
     rows = torch.randint(0, 256, (10_000, args.size, args.size, 3), dtype=torch.uint8)
     split = Split(rows.permute(0, 3, 1, 2), torch.randint(10, (10_000,)))
     preprocessing = Preprocessing((args.size, args.size), 3, "crop", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-    return {
-        name: TrainLoader(split, preprocessing, batch_size=args.batch_size, seed=0, augment=config, device=args.device).batch
-        for name, config in CASES.items()
-    }
+    options = {"batch_size": args.batch_size, "seed": 0, "classes": 10, "device": args.device}
+    return {name: TrainLoader(split, preprocessing, augment=config, **options).batch for name, config in CASES.items()}
 
 
 def measure(args: argparse.Namespace, machine: dict[str, object]) -> Report:
