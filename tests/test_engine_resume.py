@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from sepnet.engine import FitConfig, FitResult, Interrupted, load_checkpoint
+from sepnet.errors import CheckpointError
 from training_tools import CrashError, Crashing, Synthetic, config, parts_in, run, same_weights, tiny_net
 
 EVERYTHING: dict[str, Any] = {
@@ -195,3 +196,11 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
         run(config(), loader=Impatient(), run_dir=tmp_path)
     assert not isinstance(caught.value, Interrupted)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_that_a_checkpoint_does_not_know_had_its_default(tmp_path: Path) -> None:
+    run(config(), run_dir=tmp_path, identity={"size": "6"})
+    known = {"size": "6", "cutmix": "0.0"}
+    assert again(config(), tmp_path, identity=known, earlier={"cutmix": "0.0"}).iterations == 12
+    with pytest.raises(CheckpointError, match=r"was trained with cutmix 0.0, this run has cutmix 1.0"):
+        again(config(), tmp_path, identity=known | {"cutmix": "1.0"}, earlier={"cutmix": "0.0"})

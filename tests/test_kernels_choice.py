@@ -31,7 +31,9 @@ def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
         (plain(3), 32, False, True),
         (plain(3), 56, True, True),
         (plain(3, stride=2), 32, False, True),
-        (plain(3, stride=2, dilation=2), 32, True, True),
+        (plain(3, stride=2, dilation=2), 28, True, True),
+        (plain(3, stride=2, dilation=2), 32, False, True),
+        (plain(3, dilation=2), 32, True, True),
         (plain(3, dilation=4), 32, True, True),
         (plain(3, dilation=5), 32, False, True),
         (plain(3, dilation=7), 32, False, False),
@@ -75,6 +77,13 @@ def test_backward(processor: str, geometry: Geometry, side: int, avx2: bool, oth
 def test_few_channels_a_pixel_are_left_to_onednn_with_avx2(processor: str) -> None:
     assert _choice.torch_forward_is_faster(FLOAT, (8, 32, 32, 32), plain(3))
     assert not _choice.torch_forward_is_faster(FLOAT, (8, 40, 32, 32), plain(3))
+
+
+@pytest.mark.parametrize("processor", ["AVX2"], indirect=True)
+def test_stride_2_with_dilation_2_is_for_our_avx2_with_3x3(processor: str) -> None:
+    seven = Geometry((2, 2), ((7, 7),), ((3, 3),), ((2, 2),), False)
+    assert not _choice.torch_forward_is_faster(FLOAT, (8, 64, 28, 28), seven)
+    assert _choice.torch_forward_is_faster(FLOAT, (8, 64, 32, 32), plain(5, stride=2, dilation=2))
 
 
 def test_the_choice_is_kept_for_each_type_shape_and_geometry() -> None:

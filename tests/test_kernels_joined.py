@@ -150,13 +150,26 @@ def test_bfloat16_agrees_with_float64(isa: str, stride: int, sides: tuple[bool, 
 
 
 @every_isa
-@pytest.mark.parametrize("stride", [1, 2])
-def test_slabs_of_many_channels_agree_with_float64(isa: str, stride: int) -> None:
-    """So many channels that the planes are cut into slabs, and their last block is not a whole vector."""
-    geometry = Geometry((stride, stride), ((3, 3),), ((1, 1),), ((1, 1),), False)
+@pytest.mark.parametrize(
+    ("stride", "dilation", "shape"),
+    [
+        ((1, 1), (1, 1), (2, 524, 20, 18)),
+        ((2, 2), (1, 1), (2, 524, 20, 18)),
+        ((2, 2), (2, 2), (2, 2060, 9, 10)),
+        ((2, 2), (2, 2), (1, 36, 150, 161)),
+        ((2, 3), (2, 3), (2, 20, 21, 17)),
+        ((2, 1), (2, 1), (2, 20, 21, 17)),
+    ],
+    ids=str,
+)
+def test_slabs_and_bands_agree_with_float64(
+    isa: str, stride: tuple[int, int], dilation: tuple[int, int], shape: tuple[int, ...]
+) -> None:
+    """So many channels or rows that the planes are cut; the last block is not a whole vector; taps that do not see all pixels."""
+    geometry = Geometry(stride, ((3, 3),), (dilation,), (dilation,), False)
     torch.manual_seed(0)
     with instruction_set(isa), threads(2):
-        ours, exact = run(channels_last(torch.randn(2, 524, 20, 18)), geometry, (True, True), (True, True), False)
+        ours, exact = run(channels_last(torch.randn(shape)), geometry, (True, True), (True, True), False)
     for name, got in ours.items():
         close(name, got, exact[name])
 

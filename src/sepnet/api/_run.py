@@ -112,6 +112,7 @@ def _train_and_report(
         evaluation=eval_loader(watched, dataset, fabric, config) if watched is not None else None,
         run_dir=folder,
         identity=_identity(config, dataset),
+        earlier=_defaults(),
         resume=resume,
         reporter=reporter,
     )
@@ -300,6 +301,11 @@ def _identity(config: TrainConfig, dataset: Dataset) -> dict[str, str]:
     settings = {k: str(v) for k, v in config.model_dump(mode="json").items() if k not in FREE_TO_CHANGE}
     settings["size"] = str(dataset.preprocessing.size[0])  # first: other pixels are other data as well
     return {"size": settings.pop("size"), "data set": f"{one_line(dataset.title)} ({dataset.fingerprint[:12]})", **settings}
+
+
+def _defaults() -> dict[str, str]:
+    """What settings had in checkpoints from before there were such settings."""
+    return {k: str(v) for k, v in TrainConfig(data="").model_dump(mode="json").items() if k not in FREE_TO_CHANGE}
 
 
 def _precision(fabric: Fabric) -> str:

@@ -16,11 +16,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
@@ -83,10 +83,21 @@ class AugmentConfig(BaseModel):
     cutmix: Alpha = 0.0
     mix_prob: float = Field(default=1.0, gt=0, le=1)
 
+    @model_validator(mode="after")
+    def _nothing_to_share(self) -> Self:
+        if self.mix_prob != 1 and not self.mixes:
+            raise ValueError(f"mix_prob={self.mix_prob:g} does nothing without mixup or cutmix")
+        return self
+
     @property
     def mixes(self) -> bool:
         """Whether images, and so their labels, are mixed."""
         return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def each_alone(self) -> AugmentConfig:
+        """What is done to images one by one."""
+        return self.model_copy(update={"mixup": 0.0, "cutmix": 0.0, "mix_prob": 1.0})
 
     @property
     def light(self) -> AugmentConfig:

@@ -41,7 +41,7 @@ class TrainBatches(Protocol):
         ...
 
     def batch(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """This process's share of batch ``iteration``: float32 (b, C, H, W), int64 (b,)."""
+        """This process's share of batch ``iteration``: float32 (b, C, H, W); int64 (b,), or float32 (b, classes)."""
         ...
 
 
@@ -109,6 +109,7 @@ def fit(
     evaluation: Batches | None = None,
     run_dir: Path | None = None,
     identity: dict[str, str] | None = None,
+    earlier: dict[str, str] | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
 ) -> FitResult:
@@ -118,6 +119,7 @@ def fit(
         model: (B, C, H, W) -> logits (B, num_classes); while training maybe a tuple, see ``classification_loss``.
         evaluation: split scored every ``config.eval_every`` iterations and at the end; needed for patience and keep="best".
         run_dir: where last.pt and metrics.csv go; None keeps nothing on disk.
+        earlier: what keys of ``identity`` had in checkpoints from before there were such keys.
         identity: what must be equal for a checkpoint to be resumed (network, data fingerprint, ...), compared key by key; the
             length of the run and the optimiser are added to it.
         resume: continue from ``run_dir``/last.pt; a missing one is an error.
@@ -128,7 +130,9 @@ def fit(
         OutputError: a checkpoint cannot be written; the earlier one stays.
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
-    return _Run(model, loader, config, fabric, num_classes, evaluation, run_dir, identity or {}, reporter).run(resume)
+    return _Run(model, loader, config, fabric, num_classes, evaluation, run_dir, identity or {}, earlier or {}, reporter).run(
+        resume
+    )
 
 
 class _Run:
@@ -144,6 +148,7 @@ class _Run:
         evaluation: Batches | None,
         run_dir: Path | None,
         identity: dict[str, str],
+        earlier: dict[str, str],
         reporter: Reporter | None,
     ) -> None:
         if evaluation is None and (config.patience or config.keep == "best"):
@@ -152,6 +157,7 @@ class _Run:
         self.num_classes, self.evaluation, self.run_dir = num_classes, evaluation, run_dir
         self.reporter = reporter if fabric.is_global_zero else None
         self.total = config.total_iterations(loader.batches_per_epoch)
+        self.earlier = earlier
         self.identity = {**identity, "length": f"{self.total} iterations", "optimiser": config.opt}
         self.eval_every = config.eval_every or loader.batches_per_epoch
         self.step = TrainingStep(model, config, fabric)
@@ -331,9 +337,10 @@ class _Run:
         if not isinstance(saved, dict):
             raise CheckpointError(f"{name} is not the checkpoint of a training run")
         for key, now in self.identity.items():
-            if saved.get(key) != now:
+            before = saved.get(key, self.earlier.get(key))
+            if before != now:
                 raise CheckpointError(
-                    f"{name} was trained with {key} {one_line(saved.get(key))}, this run has {key} {one_line(now)}: "
+                    f"{name} was trained with {key} {one_line(before)}, this run has {key} {one_line(now)}: "
                     "resume with the same, or choose another --output"
                 )
 

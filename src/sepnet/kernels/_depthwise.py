@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from sepnet.kernels import _gpu, _native, _reference
@@ -32,8 +33,11 @@ _MAX_STRIDE = 16
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
-    if type(value) is int and value >= least:  # nearly always, and this is called three times a layer
+    # nearly always one of the first two, and this is called three times a layer
+    if type(value) is int and value >= least:
         return value, value
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and min(value) >= least:
+        return value
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
     if len(pair) != 2 or not all(isinstance(n, int) and n >= least for n in pair):
         raise ValueError(f"{name} must be an integer of at least {least}, or two of them, got {value!r}")
@@ -158,8 +162,16 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> 
     choice = by_torch(x.dtype, x.shape, geometry)
     if choice.wholly:
         return _by_torch(dense(x), weight, bias, geometry)
+    if not _wants_gradients(x, weight, bias):  # a Function is most of what a small map takes
+        return _forward(lib, dense(x), weight, bias, geometry, choice)
     y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry, lib, choice)  # type: ignore[no-untyped-call]
     return y
+
+
+def _wants_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    if forward_ad._current_level >= 0:  # a Function refuses the forward mode, which a kernel would not notice
+        return True
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))
 
 
 # --- forward and backward --------------------------------------------------------------------------------------------------

@@ -35,10 +35,11 @@ _FLOATS_A_THREAD = 1 << 14  # below this a second thread costs more than it save
 
 
 class _Call(NamedTuple):
-    """A description in the library's terms, and the bytes of workspace that it needs (forward, backward)."""
+    """A description in the library's terms, the bytes of workspace that it needs (forward, backward), and a convolution's output."""
 
     description: ctypes.Structure
     workspace: tuple[int, int]
+    out: tuple[int, int] = (0, 0)
 
 
 def _threads(elements: int) -> int:
@@ -51,20 +52,21 @@ def _isa_key(lib: Library) -> bytes:
 
 @lru_cache(maxsize=512)
 def _depthwise_call(
-    lib: Library, isa: bytes, shape: tuple[int, ...], out: tuple[int, int], dtype: torch.dtype, geometry: Geometry, threads: int
+    lib: Library, isa: bytes, shape: tuple[int, ...], dtype: torch.dtype, geometry: Geometry, threads: int
 ) -> _Call:
+    out = geometry.output_size(shape[2], shape[3])
     d = Depthwise(*shape, *out, *geometry.stride, len(geometry.kernels), geometry.interleaved, _DTYPES[dtype], threads)
     for j, (kernel, padding, dilation) in enumerate(zip(geometry.kernels, geometry.paddings, geometry.dilations, strict=True)):
         d.branch[j] = Branch(*kernel, *padding, *dilation)
     sizes = tuple(lib.handle.sepnet_depthwise_workspace(ctypes.byref(d), backward) for backward in (0, 1))
     if min(sizes) < 0:
         raise ValueError(f"the kernels do not take {tuple(shape)} with {geometry}")
-    return _Call(d, (sizes[0], sizes[1]))
+    return _Call(d, (sizes[0], sizes[1]), out)
 
 
-def _describe(lib: Library, x: Tensor, out: tuple[int, int], geometry: Geometry) -> _Call:
+def _describe(lib: Library, x: Tensor, geometry: Geometry) -> _Call:
     taps = sum(h * w for h, w in geometry.kernels)
-    return _depthwise_call(lib, _isa_key(lib), tuple(x.shape), out, x.dtype, geometry, _threads(x.numel() * taps // 4))
+    return _depthwise_call(lib, _isa_key(lib), x.shape, x.dtype, geometry, _threads(x.numel() * taps // 4))
 
 
 def _empty_like_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
@@ -101,9 +103,8 @@ def depthwise_forward_joined(
 def _depthwise_forward(
     lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, joined: Joined | None
 ) -> Tensor:
-    out = geometry.output_size(x.shape[2], x.shape[3])
-    y = _empty_like_map(x, x.shape[1] * len(geometry.kernels), *out)
-    call = _describe(lib, x, out, geometry)
+    call = _describe(lib, x, geometry)
+    y = _empty_like_map(x, x.shape[1] * len(geometry.kernels), *call.out)
     workspace = torch.empty(call.workspace[0], dtype=torch.uint8)
     lib.handle.sepnet_depthwise_forward(
         ctypes.addressof(call.description),
@@ -162,7 +163,9 @@ def _depthwise_backward(
     want: tuple[bool, bool, bool],
     joined: Joined | None,
 ) -> Gradients:
-    call = _describe(lib, x, (grad.shape[2], grad.shape[3]), geometry)
+    call = _describe(lib, x, geometry)
+    if grad.shape != (x.shape[0], x.shape[1] * len(geometry.kernels), *call.out):
+        raise ValueError(f"the gradient is {tuple(grad.shape)}, the output of {tuple(x.shape)} with {geometry} is {call.out}")
     workspace = torch.empty(call.workspace[1], dtype=torch.uint8)
     grad_x = _empty_like_map(x, *x.shape[1:]) if want[0] else None
     grad_weight = torch.empty_like(weight) if want[1] else None

@@ -206,7 +206,10 @@ def _training_only(config: Mapping[str, Any]) -> str:
     smoothing = config.get("smoothing") or 0
     augmented = any(config.get(name) not in (None, 0, "off") for name in AUGMENTATIONS)
     parts = ([f"label smoothing {smoothing:g}"] if smoothing else []) + (["augmentation"] if augmented else [])
-    return f"The training loss includes {' and '.join(parts)}; that of the evaluated images does not." if parts else ""
+    sentences = [f"The training loss includes {' and '.join(parts)}; that of the evaluated images does not."] if parts else []
+    if config.get("mixup") or config.get("cutmix"):
+        sentences.append("A mixed image counts as right if the class with the larger share is named.")
+    return " ".join(sentences)
 
 
 def training_curves(

@@ -53,6 +53,7 @@ class RunRecord(BaseModel):
         data_fingerprint: SHA-256 over contents, labels and class names.
         evaluated_on: split of the ``eval_`` columns of the history: "val" or "test".
         history: one row an evaluation: iteration, epoch, lr, train_loss, train_accuracy, eval_loss, eval_accuracy, seconds.
+            A training image that is mixed of two (mixup, CutMix) counts as right if the class with the larger share is named.
         result: figures of the final weights by split: {"test": {"accuracy": .., "top5": .., "loss": .., "images": ..}, ...};
             "top3" stands beside "top5".
         seconds: wall time of training and its evaluations, start-up and final test left out.

@@ -10,13 +10,14 @@
 typedef struct {
     sepnet_body body;
     void *context;
-    int64_t parts;
+    int64_t parts, threads;
     atomic_llong next, workers;
 } job;
 
 static void run_job(void *argument) {
     job *j = argument;
     sepnet_worker worker = {atomic_fetch_add_explicit(&j->workers, 1, memory_order_relaxed), 0};
+    if (worker.index >= j->threads) return; /* entered more often than was asked for: there is no memory for it */
     for (;; worker.done++) {
         int64_t part = atomic_fetch_add_explicit(&j->next, 1, memory_order_relaxed);
         if (part >= j->parts) return;
@@ -106,14 +107,13 @@ static _Atomic(sepnet_parallel_fn) parallel = NULL;
 void sepnet_set_parallel(sepnet_parallel_fn function) { atomic_store(&parallel, function); }
 
 void sepnet_run_parts(sepnet_body body, void *context, int64_t parts, int64_t threads) {
-    job j = {.body = body, .context = context, .parts = parts};
+    job j = {.body = body, .context = context, .parts = parts, .threads = sepnet_max(1, sepnet_min(threads, parts))};
     atomic_init(&j.next, 0);
     atomic_init(&j.workers, 0);
-    threads = sepnet_min(threads, parts);
-    if (threads <= 1) {
+    if (j.threads == 1) {
         run_job(&j);
         return;
     }
     sepnet_parallel_fn run = atomic_load(&parallel);
-    (run ? run : pool_parallel)(run_job, &j, (unsigned)threads, 0);
+    (run ? run : pool_parallel)(run_job, &j, (unsigned)j.threads, 0);
 }

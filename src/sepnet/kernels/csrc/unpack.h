@@ -53,6 +53,7 @@ INLINE void unpack_blocks(const source *from, int64_t index, int64_t left, int64
     const int64_t size = (int64_t)element_size(dtype);
     const int sparse = from->blocks * VL * size <= CACHE_LINE;
     const int gaps = !sparse && from->pixel > from->blocks * VL;
+    const int64_t line = sepnet_max(1, CACHE_LINE / (VL * size)); /* blocks */
     const char *ahead = (const char *)from->map + (index + PREFETCH * from->pixel) * size;
     const entry e = from->entry; /* of our own, which no store can alias */
     const ptrdiff_t other = way == THROUGH_NORM ? (const char *)e.of - (const char *)from->map : 0;
@@ -63,7 +64,7 @@ INLINE void unpack_blocks(const source *from, int64_t index, int64_t left, int64
         }
         for (int64_t b = first; b < last; b++) {
             int64_t at = index + c * from->pixel + b * VL * step;
-            if (gaps && b % 2 == 0) {
+            if (gaps && b % line == 0) {
                 __builtin_prefetch((const char *)from->map + (at + from->pixel) * size);
                 if (way == THROUGH_NORM) __builtin_prefetch((const char *)e.of + (at + from->pixel) * size);
             }
