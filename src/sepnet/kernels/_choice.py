@@ -69,7 +69,7 @@ def torch_forward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: 
 
 def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
     """Filters without dilation: the kernels' forward pass takes 0.5 to 1.0 of oneDNN's time with AVX2, but for 3x3 and 5x5 on the
-    largest maps and 3x3 of few channels, where it takes 1.1 to 1.3. Stride 2 with dilation 2: 0.8 to 1.0 on the larger maps.
+    largest maps and 3x3 of few channels, where it takes 1.1 to 1.3. 3x3 with stride and dilation 2: 0.8 to 1.0 on the larger maps.
     """
     size = max(geometry.kernels[0])
     if size == 3 and geometry.stride == geometry.dilations[0] == (2, 2):

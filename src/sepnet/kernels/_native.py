@@ -35,7 +35,7 @@ _FLOATS_A_THREAD = 1 << 14  # below this a second thread costs more than it save
 
 
 class _Call(NamedTuple):
-    """A description in the library's terms, the bytes of workspace that it needs (forward, backward), and a convolution's output."""
+    """A description in the library's terms, the bytes of workspace it needs (forward, backward), and the output's size."""
 
     description: ctypes.Structure
     workspace: tuple[int, int]
