@@ -111,8 +111,9 @@ class TrainLoader:
         self._permutation = torch.empty(0, dtype=torch.int64)
 
     def _augmentation(self, config: AugmentConfig | None) -> Augment | None:
-        nothing = config is None or config.each_alone == AugmentConfig()
-        return None if nothing else Augment(config, self.seed, fill=self._fill)
+        if config is None or config.each_alone == AugmentConfig():
+            return None
+        return Augment(config, self.seed, fill=self._fill)
 
     def batch(self, iteration: int) -> tuple[Tensor, Tensor]:
         """This process's images of batch ``iteration`` (from 0, over all epochs).
