@@ -219,6 +219,11 @@ def test_values_out_of_range_are_refused(flag: str, value: str, said: str, tmp_p
     assert f"got {value}" in message
 
 
+def test_a_share_of_nothing_is_refused(tmp_path: Path) -> None:
+    message = error_of("train", "digits", "--mix-prob", "0.5", "--output", tmp_path / "run")
+    assert "flags: mix_prob=0.5 does nothing without mixup or cutmix" in message
+
+
 def test_the_flags_reach_the_run(tmp_path: Path) -> None:
     invoke("train", "digits", "--iterations", 5, "--mixup", 0.2, "--cutmix", 1, "--mix-prob", 0.5, "--output", tmp_path / "run")
     written = (tmp_path / "run/config.yaml").read_text()

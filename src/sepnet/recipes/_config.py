@@ -124,7 +124,8 @@ def merge(base: TrainConfig, changes: Mapping[str, Any], where: str | None = Non
         name = ".".join(str(part) for part in first["loc"]) or "configuration"
         value = f" (got {one_line(first['input'], 60)})" if first["loc"] else ""
         reason = one_line(first["msg"].removeprefix("Value error, "))
-        place = f"{where}: {name}" if where else f"--{FLAGS.get(name, name).replace('_', '-')}"
+        flag = f"--{FLAGS.get(name, name).replace('_', '-')}" if first["loc"] else "flags"
+        place = f"{where}: {name}" if where else flag
         raise ConfigError(f"{place}: {reason}{value}") from error
 
 
