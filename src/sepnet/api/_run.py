@@ -112,7 +112,7 @@ def _train_and_report(
         evaluation=eval_loader(watched, dataset, fabric, config) if watched is not None else None,
         run_dir=folder,
         identity=_identity(config, dataset),
-        earlier=_defaults(),
+        earlier=_settings(TrainConfig(data="")),
         resume=resume,
         reporter=reporter,
     )
@@ -298,14 +298,14 @@ def eval_loader(split: Split, dataset: Dataset, fabric: Fabric, config: TrainCon
 
 def _identity(config: TrainConfig, dataset: Dataset) -> dict[str, str]:
     """What a checkpoint must agree with to be resumed: the data, and every setting that touches the result."""
-    settings = {k: str(v) for k, v in config.model_dump(mode="json").items() if k not in FREE_TO_CHANGE}
+    settings = _settings(config)
     settings["size"] = str(dataset.preprocessing.size[0])  # first: other pixels are other data as well
     return {"size": settings.pop("size"), "data set": f"{one_line(dataset.title)} ({dataset.fingerprint[:12]})", **settings}
 
 
-def _defaults() -> dict[str, str]:
-    """What settings had in checkpoints from before there were such settings."""
-    return {k: str(v) for k, v in TrainConfig(data="").model_dump(mode="json").items() if k not in FREE_TO_CHANGE}
+def _settings(config: TrainConfig) -> dict[str, str]:
+    """Every setting that touches the result, as a checkpoint has it."""
+    return {k: str(v) for k, v in config.model_dump(mode="json").items() if k not in FREE_TO_CHANGE}
 
 
 def _precision(fabric: Fabric) -> str:

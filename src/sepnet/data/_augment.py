@@ -27,7 +27,7 @@ from torch.nn import functional
 from sepnet.data._convert import LUMA
 from sepnet.errors import ConfigError
 
-__all__ = ["Augment", "AugmentConfig", "AugmentParameters"]
+__all__ = ["Augment", "AugmentConfig", "AugmentParameters", "rectangles"]
 
 
 def _from_yaml_bool(value: object) -> object:
@@ -377,13 +377,23 @@ def _numbers(values: tuple[float, ...], device: torch.device) -> Tensor:
 def _cut(x: Tensor, centre: Tensor, side: int, fill: Sequence[float] | None) -> Tensor:
     """Fill a square around a centre that may lie anywhere in the image. (B, H, W, C) -> the same shape and type."""
     _, height, width, channels = x.shape
-    inside = []
-    for axis, extent in enumerate((height, width)):
-        first = (centre[:, axis] * extent).to(torch.int64) - side // 2
-        position = torch.arange(extent, device=x.device)
-        inside.append(((position >= first[:, None]) & (position < first[:, None] + side)).to(x.dtype))
-    # Whole rows of pixels at a time, as in normalise, and products with 0 and 1: five times as fast as torch.where on bytes.
-    hole = inside[0][:, :, None] * inside[1].repeat_interleave(channels, 1)[:, None, :]
+    first = [(centre[:, axis] * extent).to(torch.int64) - side // 2 for axis, extent in enumerate((height, width))]
+    hole = rectangles(torch.stack([edge for at in first for edge in (at, at + side)], 1), height, width, channels, x.dtype)
     colour = _numbers(tuple(fill) if fill is not None else (0.0,) * channels, x.device)
     row = (colour.round() if x.dtype == torch.uint8 else colour).to(x.dtype).repeat(width)
     return (x.view(len(x), height, -1) * (1 - hole)).add_(hole.mul_(row)).view(x.shape)
+
+
+def rectangles(box: Tensor, height: int, width: int, channels: int, dtype: torch.dtype) -> Tensor:
+    """1 in each image's rectangle, else 0, in whole rows of pixels: products with them are 5 times as fast as torch.where on bytes.
+
+    Shape: int64 (B, 4): first row, row behind the last, first column, column behind the last -> (B, height, width * channels).
+    """
+    rows, columns = (_inside(box[:, i : i + 2], extent).to(dtype) for i, extent in ((0, height), (2, width)))
+    return rows[:, :, None] * columns.repeat_interleave(channels, 1)[:, None, :]
+
+
+def _inside(interval: Tensor, extent: int) -> Tensor:
+    """bool (B, extent): the positions from the first to the one before the second number of (B, 2)."""
+    place = torch.arange(extent, device=interval.device)
+    return (place >= interval[:, :1]) & (place < interval[:, 1:])

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -88,6 +90,7 @@ class TrainLoader:
         self.num_images = len(split)
         self.batches_per_epoch = len(split) // self.batch_size
         self._preprocessing = preprocessing
+        self._rank, self._world_size = rank, world_size
         self._share = slice(rank, None, world_size)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._pixels = _Pixels(split, self.device)
@@ -133,17 +136,18 @@ class TrainLoader:
         heavy = iterations.start < self._until
         augment = self._augment if heavy else self._light
         mixing = self._mixing if heavy else None
-        crew = _Crew(self.batch_size, self._share, len(iterations), pairs=mixing is not None)
+        crew = _crew(self.batch_size, self._rank, self._world_size, len(iterations)) if mixing is not None else None
+        wanted = self._share if crew is None else crew.needed
         chosen: list[Tensor] = []
         draws: list[AugmentParameters] = []
         mixes: list[MixParameters] = []
         for iteration in iterations:
             epoch, position = divmod(iteration, self.batches_per_epoch)
             indices = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
-            chosen.append(indices[crew.needed])
+            chosen.append(indices[wanted])
             if augment is not None:
                 drawn = augment.draw(len(indices), _generator(self.seed, AUGMENTATION, iteration), epoch, indices)
-                draws.append(drawn[crew.needed])
+                draws.append(drawn[wanted])
             if mixing is not None:
                 generator = np.random.default_rng([self.seed, MIXING, iteration])
                 mixes.append(draw_mix(mixing, len(indices), self._height, self._width, generator)[self._share])
@@ -152,7 +156,7 @@ class TrainLoader:
         if augment is not None:
             images = augment.apply(images, AugmentParameters.cat(draws).to(self.device))
         y = self._labels[taken].to(self.device, non_blocking=True)
-        if mixes:
+        if crew is not None:
             images, y = self._mixed(images, y, MixParameters.cat(mixes).to(self.device), crew)
         elif self._mixing is not None:  # the shape of the labels stays, for a step that was recorded with it
             y = functional.one_hot(y, self._classes).to(torch.float32)
@@ -173,7 +177,7 @@ class TrainLoader:
         return self._permutation
 
 
-class _Crew:
+class _Crew(NamedTuple):
     """Which images of a batch a process takes, and where among those of several batches its own and their partners stand.
 
     Attributes:
@@ -182,13 +186,20 @@ class _Crew:
         complete: whether its own are all that it takes.
     """
 
-    def __init__(self, batch_size: int, share: slice, batches: int, *, pairs: bool) -> None:
-        mine = torch.arange(batch_size)[share].contiguous()
-        other = partners(batch_size)[share].contiguous() if pairs else mine
-        self.needed = torch.unique(torch.cat((mine, other)))
-        self.complete = len(self.needed) == len(mine)
-        first = len(self.needed) * torch.arange(batches)[:, None]
-        self.own, self.other = ((first + torch.searchsorted(self.needed, t)).flatten() for t in (mine, other))
+    needed: Tensor
+    own: Tensor
+    other: Tensor
+    complete: bool
+
+
+@lru_cache(maxsize=64)
+def _crew(batch_size: int, rank: int, world_size: int, batches: int) -> _Crew:
+    share = slice(rank, None, world_size)
+    mine, other = (places[share].contiguous() for places in (torch.arange(batch_size), partners(batch_size)))
+    needed = torch.unique(torch.cat((mine, other)))
+    first = len(needed) * torch.arange(batches)[:, None]
+    own, others = ((first + torch.searchsorted(needed, places)).flatten() for places in (mine, other))
+    return _Crew(needed, own, others, complete=len(needed) == len(mine))
 
 
 class EvalLoader:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sepnet.data._augment import AugmentConfig
+from sepnet.data._augment import AugmentConfig, rectangles
 
 __all__ = ["MixParameters", "draw_mix", "mix", "mix_labels", "partners"]
 
@@ -34,7 +34,7 @@ class MixParameters:
     box: Tensor
     faded: Tensor | None = None
 
-    def __getitem__(self, index: Tensor | slice) -> MixParameters:
+    def __getitem__(self, index: slice) -> MixParameters:
         """The draws of some of the images."""
         return MixParameters(self.box[index], None if self.faded is None else self.faded[index])
 
@@ -93,21 +93,12 @@ def mix(images: Tensor, others: Tensor, drawn: MixParameters) -> Tensor:
         images may be faded.
     """
     _, channels, height, width = images.shape
-    rows, columns = (_inside(drawn.box[:, i : i + 2], extent) for i, extent in ((0, height), (2, width)))
-    kind = images.dtype if drawn.faded is None else torch.float32
-    # Whole rows of pixels at a time, and products with 0 and 1: as in the augmentation's cutout
-    weight = rows.to(kind)[:, :, None] * columns.to(kind).repeat_interleave(channels, 1)[:, None, :]
+    weight = rectangles(drawn.box, height, width, channels, images.dtype if drawn.faded is None else torch.float32)
     if drawn.faded is not None:
         weight += drawn.faded[:, None, None]
     x, other = (t.permute(0, 2, 3, 1).reshape(len(t), height, -1) for t in (images, others))
     mixed = (x * (1 - weight)).add_(weight.mul_(other))
     return mixed.view(len(x), height, width, channels).permute(0, 3, 1, 2)
-
-
-def _inside(interval: Tensor, extent: int) -> Tensor:
-    """bool (B, extent): the pixels from the first to the one before the last number of (B, 2)."""
-    place = torch.arange(extent, device=interval.device)
-    return (place >= interval[:, :1]) & (place < interval[:, 1:])
 
 
 def mix_labels(labels: Tensor, others: Tensor, share: Tensor, classes: int) -> Tensor:

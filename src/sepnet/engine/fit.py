@@ -119,9 +119,9 @@ def fit(
         model: (B, C, H, W) -> logits (B, num_classes); while training maybe a tuple, see ``classification_loss``.
         evaluation: split scored every ``config.eval_every`` iterations and at the end; needed for patience and keep="best".
         run_dir: where last.pt and metrics.csv go; None keeps nothing on disk.
-        earlier: what keys of ``identity`` had in checkpoints from before there were such keys.
         identity: what must be equal for a checkpoint to be resumed (network, data fingerprint, ...), compared key by key; the
             length of the run and the optimiser are added to it.
+        earlier: what keys of ``identity`` had in checkpoints from before there were such keys.
         resume: continue from ``run_dir``/last.pt; a missing one is an error.
 
     Raises:

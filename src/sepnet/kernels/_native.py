@@ -35,11 +35,10 @@ _FLOATS_A_THREAD = 1 << 14  # below this a second thread costs more than it save
 
 
 class _Call(NamedTuple):
-    """A description in the library's terms, the bytes of workspace it needs (forward, backward), and the output's size."""
+    """A description in the library's terms, and the bytes of workspace that it needs (forward, backward)."""
 
     description: ctypes.Structure
     workspace: tuple[int, int]
-    out: tuple[int, int] = (0, 0)
 
 
 def _threads(elements: int) -> int:
@@ -61,12 +60,18 @@ def _depthwise_call(
     sizes = tuple(lib.handle.sepnet_depthwise_workspace(ctypes.byref(d), backward) for backward in (0, 1))
     if min(sizes) < 0:
         raise ValueError(f"the kernels do not take {tuple(shape)} with {geometry}")
-    return _Call(d, (sizes[0], sizes[1]), out)
+    return _Call(d, (sizes[0], sizes[1]))
 
 
 def _describe(lib: Library, x: Tensor, geometry: Geometry) -> _Call:
     taps = sum(h * w for h, w in geometry.kernels)
     return _depthwise_call(lib, _isa_key(lib), x.shape, x.dtype, geometry, _threads(x.numel() * taps // 4))
+
+
+def _output(call: _Call) -> tuple[int, int, int]:
+    """Channels, height and width of a convolution's result."""
+    d = call.description
+    return d.channels * d.branches, d.out_h, d.out_w
 
 
 def _empty_like_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
@@ -104,7 +109,7 @@ def _depthwise_forward(
     lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, joined: Joined | None
 ) -> Tensor:
     call = _describe(lib, x, geometry)
-    y = _empty_like_map(x, x.shape[1] * len(geometry.kernels), *call.out)
+    y = _empty_like_map(x, *_output(call))
     workspace = torch.empty(call.workspace[0], dtype=torch.uint8)
     lib.handle.sepnet_depthwise_forward(
         ctypes.addressof(call.description),
@@ -164,8 +169,8 @@ def _depthwise_backward(
     joined: Joined | None,
 ) -> Gradients:
     call = _describe(lib, x, geometry)
-    if grad.shape != (x.shape[0], x.shape[1] * len(geometry.kernels), *call.out):
-        raise ValueError(f"the gradient is {tuple(grad.shape)}, the output of {tuple(x.shape)} with {geometry} is {call.out}")
+    if grad.shape != (x.shape[0], *_output(call)):
+        raise ValueError(f"the gradient is {tuple(grad.shape)}, the output of {tuple(x.shape)} is {(x.shape[0], *_output(call))}")
     workspace = torch.empty(call.workspace[1], dtype=torch.uint8)
     grad_x = _empty_like_map(x, *x.shape[1:]) if want[0] else None
     grad_weight = torch.empty_like(weight) if want[1] else None

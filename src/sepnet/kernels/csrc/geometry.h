@@ -57,28 +57,32 @@ typedef struct {
 
 static int64_t greatest_common_divisor(int64_t a, int64_t b) { return b == 0 ? a : greatest_common_divisor(b, a % b); }
 
-/* How far apart the positions are that the taps of every branch see, along one side; 1 where the branches see different ones. */
-static int64_t seen_every(int64_t stride, int64_t size, int branches, const int64_t *kernel, const int64_t *pad, const int64_t *dilation) {
-    int64_t every = stride;
-    for (int j = 0; j < branches; j++) every = greatest_common_divisor(every, kernel[j] > 1 ? dilation[j] : 0);
-    for (int j = 1; j < branches; j++)
-        if (pad[j] % every != pad[0] % every) return 1;
-    return every > 1 && size > (every - pad[0] % every) % every ? every : 1;
+/* The first position that taps see, which lie `every` positions apart from `pad` before the map on. */
+static int64_t first_seen(int64_t pad, int64_t every) { return (every - pad % every) % every; }
+
+/* Every so many rows and columns, from some on, are all that the taps of every branch see. */
+static lattice find_seen(const sepnet_depthwise *conv) {
+    int64_t rows = conv->stride_h, cols = conv->stride_w;
+    const sepnet_branch *one = &conv->branch[0];
+    for (int j = 0; j < conv->branches; j++) {
+        const sepnet_branch *b = &conv->branch[j];
+        rows = greatest_common_divisor(rows, b->kernel_h > 1 ? b->dilation_h : 0);
+        cols = greatest_common_divisor(cols, b->kernel_w > 1 ? b->dilation_w : 0);
+    }
+    for (int j = 1; j < conv->branches; j++) { /* branches that begin at different ones see more together */
+        rows = (conv->branch[j].pad_h - one->pad_h) % rows == 0 ? rows : 1;
+        cols = (conv->branch[j].pad_w - one->pad_w) % cols == 0 ? cols : 1;
+    }
+    if (first_seen(one->pad_h, rows) >= conv->in_h) rows = 1; /* none: nothing but padding */
+    if (first_seen(one->pad_w, cols) >= conv->in_w) cols = 1;
+    return (lattice){first_seen(one->pad_h, rows), first_seen(one->pad_w, cols), rows, cols, conv->in_h, conv->in_w, conv->channels};
 }
 
 /* The convolution of the pixels that taps see, which is one of smaller stride and dilation: with stride 2 and dilation 2 three
  * quarters of the pixels are never looked at. */
 static sepnet_depthwise of_seen_pixels(const sepnet_depthwise *conv, lattice *seen) {
-    int64_t kernel[2][SEPNET_MAX_BRANCHES] = {0}, pad[2][SEPNET_MAX_BRANCHES] = {0}, dilation[2][SEPNET_MAX_BRANCHES] = {0};
-    for (int j = 0; j < conv->branches; j++) {
-        const sepnet_branch *b = &conv->branch[j];
-        kernel[0][j] = b->kernel_h, pad[0][j] = b->pad_h, dilation[0][j] = b->dilation_h;
-        kernel[1][j] = b->kernel_w, pad[1][j] = b->pad_w, dilation[1][j] = b->dilation_w;
-    }
-    const int64_t rows = seen_every(conv->stride_h, conv->in_h, conv->branches, kernel[0], pad[0], dilation[0]);
-    const int64_t cols = seen_every(conv->stride_w, conv->in_w, conv->branches, kernel[1], pad[1], dilation[1]);
-    *seen = (lattice){(rows - pad[0][0] % rows) % rows, (cols - pad[1][0] % cols) % cols, rows, cols,
-                      conv->in_h, conv->in_w, conv->channels};
+    *seen = find_seen(conv);
+    const int64_t rows = seen->every_row, cols = seen->every_col;
     sepnet_depthwise smaller = *conv;
     smaller.in_h = (conv->in_h - seen->first_row + rows - 1) / rows, smaller.in_w = (conv->in_w - seen->first_col + cols - 1) / cols;
     smaller.stride_h /= rows, smaller.stride_w /= cols;
