@@ -2,6 +2,8 @@
 #include "internal.h"
 #include "vector.h"
 
+#include "norm_job.h"
+#include "pool.h"
 #include "norm.h"
 
 #include "geometry.h"

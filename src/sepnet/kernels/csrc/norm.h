@@ -1,90 +1,19 @@
-/* Batch normalisation with 2x2 max pooling and ReLU, forward and backward, for one vector length. Included once by each
- * instruction-set file, after vector.h.
- *
- * Forward is two passes over the input (statistics; then normalise, add a shortcut, pool and cut in one), backward two passes over
- * input and gradient (the two sums; then the gradient). The map between normalisation and ReLU is never written. The shortcut's
- * gradient is what the ReLU lets through; it is written with the sums, and what follows reads that.
- *
- * A part takes a range of "lines": chunks of pixels without pooling, rows of output pixels with it. Within a line the channels
- * are the outer loop, so that a channel's constants and sums stay in registers while the line's pixels are in the L1 cache. */
-
-enum { LINE_BYTES = 16 << 10, NORM_PARTS_PER_THREAD = 2 };
-
-typedef struct {
-    const sepnet_norm *norm;
-    const void *x, *y, *grad, *shortcut;
-    const uint8_t *argmax;
-    const float *scale, *shift, *mean;  /* a channel */
-    const float *factor, *slope, *constant; /* dL/dx = factor * g + slope * (x - mean) + constant */
-    void *out, *grad_shortcut;
-    uint8_t *argmax_out;
-    double *sums; /* [part][2][stride] */
-    int64_t pixels, line_pixels, lines, parts, stride;
-} norm_job;
-
-/* --- dealing out --------------------------------------------------------------------------------------------------- */
-
-static norm_job make_norm_job(const sepnet_norm *norm, int by_rows) {
-    norm_job s = {.norm = norm};
-    s.pixels = norm->batch * norm->height * norm->width;
-    s.stride = sepnet_round_up(norm->channels, VL);
-    if (by_rows) {
-        s.lines = norm->batch * (norm->height / 2);
-    } else {
-        s.line_pixels = sepnet_max(8, LINE_BYTES / (norm->channels * (int64_t)element_size(norm->dtype)));
-        s.lines = (s.pixels + s.line_pixels - 1) / s.line_pixels;
-    }
-    s.parts = norm->threads <= 1 ? 1 : sepnet_max(1, sepnet_min(s.lines, NORM_PARTS_PER_THREAD * norm->threads));
-    return s;
-}
-
-static int64_t most_parts(const sepnet_norm *norm) { return sepnet_max(1, NORM_PARTS_PER_THREAD * norm->threads); }
-
-/* Doubles of the parts' sums. */
-static int64_t sums_doubles(const sepnet_norm *norm) { return most_parts(norm) * 2 * sepnet_round_up(norm->channels, VL); }
-
-static int64_t norm_workspace(const sepnet_norm *norm) {
-    int64_t doubles = sums_doubles(norm) + 3 * norm->channels; /* and the sums of them all */
-    return doubles * (int64_t)sizeof(double) + SEPNET_CONSTANTS * norm->channels * (int64_t)sizeof(float);
-}
-
-/* A normalisation's constants a channel, in the order of the header. */
-typedef struct {
-    float *mean, *invstd, *scale, *shift, *slope, *constant;
-} norm_constants;
-
-static norm_constants lay_constants(float *at, int64_t channels) {
-    return (norm_constants){at, at + channels, at + 2 * channels, at + 3 * channels, at + 4 * channels, at + 5 * channels};
-}
-
-/* The channel loop of a line: body(channel, lanes, dtype) with full vectors and the two types as compile-time constants. */
-#define FOR_CHANNELS(norm, body)                                                            \
-    do {                                                                                    \
-        int64_t channel = 0;                                                                \
-        if ((norm)->dtype == SEPNET_BFLOAT16)                                               \
-            for (; channel + VL <= (norm)->channels; channel += VL) body(VL, SEPNET_BFLOAT16); \
-        else                                                                                \
-            for (; channel + VL <= (norm)->channels; channel += VL) body(VL, SEPNET_FLOAT32);  \
-        if (channel < (norm)->channels) {                                                   \
-            const int rest = (int)((norm)->channels - channel);                             \
-            if ((norm)->dtype == SEPNET_BFLOAT16)                                           \
-                body(rest, SEPNET_BFLOAT16);                                                \
-            else                                                                            \
-                body(rest, SEPNET_FLOAT32);                                                 \
-        }                                                                                   \
-    } while (0)
+/* The passes over a map to be normalised, see norm_job.h. */
 
 /* --- statistics ---------------------------------------------------------------------------------------------------- */
 
 /* Sums about the channel's first value of all. */
 INLINE void line_statistics(const norm_job *s, int64_t first, int64_t last, int64_t channel, double *sums, int lanes, int dtype) {
     int64_t channels = s->norm->channels, i = first;
+    const char *next = next_line(s, s->x, first, last, channel, dtype);
     vf zero = splat(0), origin = load_lanes(s->x, i * channels + channel, lanes, dtype);
     moments m[4];
     for (int k = 0; k < 4; k++) m[k] = (moments){origin, zero, zero, 0};
-    for (; i + 4 <= last; i += 4)
+    for (; i + 4 <= last; i += 4) {
+        next = fetch(next, 4 * (size_t)lanes * element_size(dtype));
 #pragma GCC unroll 4
         for (int k = 0; k < 4; k++) add_value(&m[k], load_lanes(s->x, (i + k) * channels + channel, lanes, dtype));
+    }
     for (; i < last; i++) add_value(&m[0], load_lanes(s->x, i * channels + channel, lanes, dtype));
     moments all = {origin, (m[0].sum + m[1].sum) + (m[2].sum + m[3].sum),
                    (m[0].square + m[1].square) + (m[2].square + m[3].square), last - first};
@@ -94,8 +23,7 @@ INLINE void line_statistics(const norm_job *s, int64_t first, int64_t last, int6
 static void statistics_part(void *context, int64_t part, sepnet_worker worker) {
     (void)worker;
     const norm_job *s = context;
-    double *sums = s->sums + part * 2 * s->stride;
-    memset(sums, 0, (size_t)(2 * s->stride) * sizeof *sums);
+    double *sums = clear_sums(s, part);
     int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
     for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
         int64_t first = line * s->line_pixels, last = sepnet_min(first + s->line_pixels, s->pixels);
@@ -107,9 +35,8 @@ static void statistics_part(void *context, int64_t part, sepnet_worker worker) {
 
 /* Sums of all parts, in their order, as two rows of a double a channel. */
 static void reduce_sums(norm_job *s, double *first, double *second) {
-    int64_t count = 2 * s->stride;
     for (int64_t part = 1; part < s->parts; part++)
-        for (int64_t i = 0; i < count; i++) s->sums[i] += s->sums[part * count + i];
+        for (int64_t i = 0; i < 2 * s->stride; i++) s->sums[i] += s->sums[part * SUM_ROWS * s->stride + i];
     memcpy(first, s->sums, (size_t)s->norm->channels * sizeof *first);
     memcpy(second, s->sums + s->stride, (size_t)s->norm->channels * sizeof *second);
 }
@@ -153,21 +80,6 @@ static void norm_statistics(const sepnet_norm *norm, const void *x, const double
 
 /* --- forward ------------------------------------------------------------------------------------------------------- */
 
-/* What is written goes pixel by pixel: a stream that the memory takes at full speed, unlike every fourth line of it. */
-#define FOR_PIXELS(norm, first, last, body)                                                                   \
-    do {                                                                                                      \
-        const int64_t whole = (norm)->channels / VL * VL;                                                     \
-        const int rest = (int)((norm)->channels - whole);                                                     \
-        for (int64_t i = first; i < last; i++) {                                                              \
-            int64_t channel = 0;                                                                              \
-            if ((norm)->dtype == SEPNET_BFLOAT16)                                                             \
-                for (; channel < whole; channel += VL) body(i * (norm)->channels + channel, VL, SEPNET_BFLOAT16); \
-            else                                                                                              \
-                for (; channel < whole; channel += VL) body(i * (norm)->channels + channel, VL, SEPNET_FLOAT32);  \
-            if (rest) body(i * (norm)->channels + channel, rest, (norm)->dtype);                              \
-        }                                                                                                     \
-    } while (0)
-
 INLINE void apply_one(const norm_job *s, int64_t at, int64_t channel, int lanes, int dtype, int cut, int more) {
     vf scale = load_lanes(s->scale, channel, lanes, SEPNET_FLOAT32), shift = load_lanes(s->shift, channel, lanes, SEPNET_FLOAT32);
     vf value = load_lanes(s->x, at, lanes, dtype) * scale + shift;
@@ -191,69 +103,16 @@ static void apply_pixels(const norm_job *job, int64_t first, int64_t last) {
 #undef KEEP
 }
 
-INLINE void store_index(uint8_t *base, int64_t index, int lanes, vi value) {
-    vb bytes = __builtin_convertvector(value, vb);
-    if (lanes == VL)
-        *(vbu *)(base + index) = bytes;
-    else
-        for (int i = 0; i < lanes; i++) base[index + i] = bytes[i];
-}
-
-INLINE vi load_index(const uint8_t *base, int64_t index, int lanes) {
-    vb bytes = {0};
-    if (lanes == VL)
-        bytes = *(const vbu *)(base + index);
-    else
-        for (int i = 0; i < lanes; i++) bytes[i] = base[index + i];
-    return __builtin_convertvector(bytes, vi);
-}
-
-/* Elements of channel 0 of the four pixels of a pooling window. */
-typedef struct {
-    int64_t at[4];
-} pool_window;
-
-INLINE pool_window nth_window(const sepnet_norm *norm, int64_t line, int64_t col) {
-    int64_t rows = norm->height / 2, image = line / rows, row = line % rows * 2;
-    int64_t pixel = (image * norm->height + row) * norm->width + 2 * col, below = pixel + norm->width;
-    return (pool_window){{pixel * norm->channels, (pixel + 1) * norm->channels, below * norm->channels, (below + 1) * norm->channels}};
-}
-
-INLINE void line_apply_pool(const norm_job *s, int64_t line, int64_t channel, int lanes, int dtype) {
-    const sepnet_norm *norm = s->norm;
-    int64_t cols = norm->width / 2;
-    vf scale = load_lanes(s->scale, channel, lanes, SEPNET_FLOAT32), shift = load_lanes(s->shift, channel, lanes, SEPNET_FLOAT32);
-    pool_window w = nth_window(norm, line, 0);
-    for (int64_t col = 0; col < cols; col++) {
-        vf best = load_lanes(s->x, w.at[0] + channel, lanes, dtype) * scale + shift;
-        vi index = {0};
-#pragma GCC unroll 3
-        for (int k = 1; k < 4; k++) {
-            vf value = load_lanes(s->x, w.at[k] + channel, lanes, dtype) * scale + shift;
-            vi better = (vi)(value > best) | (vi)(value != value);
-            best = choose(better, value, best);
-            index = (better & k) | (~better & index);
-        }
-        int64_t at = (line * cols + col) * norm->channels + channel;
-        store_lanes(s->out, at, lanes, dtype, norm->relu ? relu(best) : best);
-        if (s->argmax_out) store_index(s->argmax_out, at, lanes, index);
-#pragma GCC unroll 4
-        for (int k = 0; k < 4; k++) w.at[k] += 2 * norm->channels;
-    }
-}
-
 static void apply_part(void *context, int64_t part, sepnet_worker worker) {
     (void)worker;
     const norm_job *s = context;
     int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
     for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
         int64_t first = line * s->line_pixels, last = sepnet_min(first + s->line_pixels, s->pixels);
-#define POOL(lanes, dtype) line_apply_pool(s, line, channel, lanes, dtype)
         if (s->norm->pool)
-            FOR_CHANNELS(s->norm, POOL);
+            apply_windows(s, line);
         else
             apply_pixels(s, first, last);
-#undef POOL
     }
 }
 
@@ -283,8 +142,11 @@ INLINE void line_sums(const norm_job *s, int64_t first, int64_t last, int64_t ch
     vf scale = load_lanes(s->scale, channel, lanes, SEPNET_FLOAT32), shift = load_lanes(s->shift, channel, lanes, SEPNET_FLOAT32);
     vf mean = load_lanes(s->mean, channel, lanes, SEPNET_FLOAT32), zero = splat(0);
     vf sum[4] = {zero, zero, zero, zero}, product[4] = {zero, zero, zero, zero};
+    const char *next_x = next_line(s, s->x, first, last, channel, dtype), *next_grad = next_line(s, s->grad, first, last, channel, dtype);
     int64_t i = first;
-    for (; i + 4 <= last; i += 4)
+    for (; i + 4 <= last; i += 4) {
+        next_x = fetch(next_x, 4 * (size_t)lanes * element_size(dtype));
+        next_grad = fetch(next_grad, 4 * (size_t)lanes * element_size(dtype));
 #pragma GCC unroll 4
         for (int k = 0; k < 4; k++) {
             int64_t at = (i + k) * channels + channel;
@@ -293,6 +155,7 @@ INLINE void line_sums(const norm_job *s, int64_t first, int64_t last, int64_t ch
             sum[k] += grad;
             product[k] += grad * (value - mean);
         }
+    }
     for (; i < last; i++) {
         int64_t at = i * channels + channel;
         vf value = load_lanes(s->x, at, lanes, dtype);
@@ -304,35 +167,8 @@ INLINE void line_sums(const norm_job *s, int64_t first, int64_t last, int64_t ch
     add_doubles(sums + s->stride + channel, (product[0] + product[1]) + (product[2] + product[3]));
 }
 
-/* The gradient of a pooled pixel, zero where ReLU cut it. */
-INLINE vf pooled_gradient(const norm_job *s, int64_t at, int lanes, int dtype) {
-    vf grad = load_lanes(s->grad, at, lanes, dtype);
-    return s->norm->relu ? choose((vi)(load_lanes(s->y, at, lanes, dtype) > 0), grad, splat(0)) : grad;
-}
-
-INLINE void line_sums_pool(const norm_job *s, int64_t line, int64_t channel, double *sums, int lanes, int dtype) {
-    const sepnet_norm *norm = s->norm;
-    int64_t cols = norm->width / 2;
-    vf mean = load_lanes(s->mean, channel, lanes, SEPNET_FLOAT32), sum = splat(0), product = splat(0);
-    pool_window w = nth_window(norm, line, 0);
-    for (int64_t col = 0; col < cols; col++) {
-        int64_t at = (line * cols + col) * norm->channels + channel;
-        vi index = load_index(s->argmax, at, lanes);
-        vf value = load_lanes(s->x, w.at[0] + channel, lanes, dtype);
-#pragma GCC unroll 3
-        for (int k = 1; k < 4; k++) value = choose((vi)(index == k), load_lanes(s->x, w.at[k] + channel, lanes, dtype), value);
-        vf grad = pooled_gradient(s, at, lanes, dtype);
-        sum += grad;
-        product += grad * (value - mean);
-#pragma GCC unroll 4
-        for (int k = 0; k < 4; k++) w.at[k] += 2 * norm->channels;
-    }
-    add_doubles(sums + channel, sum);
-    add_doubles(sums + s->stride + channel, product);
-}
-
 INLINE void gate_one(const norm_job *s, int64_t at, int lanes, int dtype) {
-    store_lanes(s->grad_shortcut, at, lanes, dtype, pooled_gradient(s, at, lanes, dtype));
+    store_lanes(s->grad_shortcut, at, lanes, dtype, gradient_by_result(s, at, lanes, dtype));
 }
 
 /* The shortcut's gradient; the sums that are taken next, while it is in cache, read it instead of the whole one. */
@@ -350,8 +186,7 @@ static void shortcut_sums_part(void *context, int64_t part, sepnet_worker worker
     open.relu = 0;
     norm_job gated_job = *s;
     gated_job.norm = &open, gated_job.grad = s->grad_shortcut;
-    double *sums = s->sums + part * 2 * s->stride;
-    memset(sums, 0, (size_t)(2 * s->stride) * sizeof *sums);
+    double *sums = clear_sums(s, part);
     int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
     for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
         int64_t first = line * s->line_pixels, last = sepnet_min(first + s->line_pixels, s->pixels);
@@ -365,38 +200,20 @@ static void shortcut_sums_part(void *context, int64_t part, sepnet_worker worker
 static void sums_part(void *context, int64_t part, sepnet_worker worker) {
     (void)worker;
     const norm_job *s = context;
-    double *sums = s->sums + part * 2 * s->stride;
-    memset(sums, 0, (size_t)(2 * s->stride) * sizeof *sums);
+    double *sums = clear_sums(s, part);
     int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
     for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
         int64_t first = line * s->line_pixels, last = sepnet_min(first + s->line_pixels, s->pixels);
 #define PLAIN(lanes, dtype) line_sums(s, first, last, channel, sums, lanes, dtype)
-#define POOL(lanes, dtype) line_sums_pool(s, line, channel, sums, lanes, dtype)
         if (s->norm->pool)
-            FOR_CHANNELS(s->norm, POOL);
+            sum_windows(s, line, sums);
         else
             FOR_CHANNELS(s->norm, PLAIN);
 #undef PLAIN
-#undef POOL
     }
 }
 
 /* --- backward: the gradient ---------------------------------------------------------------------------------------- */
-
-/* A channel's constants of the gradient. */
-typedef struct {
-    vf mean, factor, slope, constant;
-} coefficients;
-
-INLINE coefficients load_coefficients(const norm_job *s, int64_t channel, int lanes) {
-    return (coefficients){load_lanes(s->mean, channel, lanes, SEPNET_FLOAT32), load_lanes(s->factor, channel, lanes, SEPNET_FLOAT32),
-                          load_lanes(s->slope, channel, lanes, SEPNET_FLOAT32),
-                          load_lanes(s->constant, channel, lanes, SEPNET_FLOAT32)};
-}
-
-INLINE void put_gradient(const norm_job *s, coefficients k, int64_t at, vf value, vf grad, int lanes, int dtype) {
-    store_lanes(s->out, at, lanes, dtype, k.factor * grad + (k.slope * (value - k.mean) + k.constant));
-}
 
 INLINE void gradient_one(const norm_job *s, int64_t at, int64_t channel, int lanes, int dtype, int cut) {
     vf value = load_lanes(s->x, at, lanes, dtype), grad = load_lanes(s->grad, at, lanes, dtype);
@@ -419,48 +236,16 @@ static void gradient_pixels(const norm_job *job, int64_t first, int64_t last) {
 #undef KEEP
 }
 
-/* A pixel outside every window, where the height or width is odd. */
-INLINE void unpooled_gradient(const norm_job *s, coefficients k, int64_t pixel, int64_t channel, int lanes, int dtype) {
-    int64_t at = pixel * s->norm->channels + channel;
-    put_gradient(s, k, at, load_lanes(s->x, at, lanes, dtype), splat(0), lanes, dtype);
-}
-
-INLINE void line_gradient_pool(const norm_job *s, int64_t line, int64_t channel, int lanes, int dtype) {
-    const sepnet_norm *norm = s->norm;
-    int64_t cols = norm->width / 2, rows = norm->height / 2, image = line / rows, row = line % rows;
-    coefficients c = load_coefficients(s, channel, lanes);
-    pool_window w = nth_window(norm, line, 0);
-    for (int64_t col = 0; col < cols; col++) {
-        int64_t at = (line * cols + col) * norm->channels + channel;
-        vi index = load_index(s->argmax, at, lanes);
-        vf grad = pooled_gradient(s, at, lanes, dtype);
-#pragma GCC unroll 4
-        for (int k = 0; k < 4; k++) {
-            vf value = load_lanes(s->x, w.at[k] + channel, lanes, dtype);
-            put_gradient(s, c, w.at[k] + channel, value, choose((vi)(index == k), grad, splat(0)), lanes, dtype);
-        }
-#pragma GCC unroll 4
-        for (int k = 0; k < 4; k++) w.at[k] += 2 * norm->channels;
-    }
-    int64_t top = (image * norm->height + 2 * row) * norm->width;
-    if (norm->width % 2)
-        for (int64_t r = 0; r < 2; r++) unpooled_gradient(s, c, top + (r + 1) * norm->width - 1, channel, lanes, dtype);
-    if (norm->height % 2 && row == rows - 1)
-        for (int64_t i = 0; i < norm->width; i++) unpooled_gradient(s, c, top + 2 * norm->width + i, channel, lanes, dtype);
-}
-
 static void gradient_part(void *context, int64_t part, sepnet_worker worker) {
     (void)worker;
     const norm_job *s = context;
     int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
     for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
         int64_t first = line * s->line_pixels, last = sepnet_min(first + s->line_pixels, s->pixels);
-#define POOL(lanes, dtype) line_gradient_pool(s, line, channel, lanes, dtype)
         if (s->norm->pool)
-            FOR_CHANNELS(s->norm, POOL);
+            gradient_windows(s, line);
         else
             gradient_pixels(s, first, last);
-#undef POOL
     }
 }
 
