@@ -57,7 +57,7 @@ def instruction_set(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
     """The kernels work in so many threads, however little there is to do."""
-    with mock.patch.object(_native, "_threads", return_value=count):
+    with mock.patch.object(_native, "threads_for", return_value=count):
         yield
 
 

@@ -437,6 +437,43 @@ static void try_joined(void) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
+/* --- pointwise convolution ------------------------------------------------------------------------------------------------- */
+
+/* got = the sum over i < count of a[i * a_step] * b[i * b_step], and extra. */
+static void check_sum(const char *what, float got, const float *a, int64_t a_step, const float *b, int64_t b_step, int64_t count, float extra) {
+    double sum = (double)extra, size = fabs(sum);
+    for (int64_t i = 0; i < count; i++) {
+        double product = (double)a[i * a_step] * (b ? (double)b[i * b_step] : 1);
+        sum += product, size += fabs(product);
+    }
+    check(what, got, sum, (double)(count + 2) * FLOAT_UNIT * size, SEPNET_FLOAT32);
+}
+
+static void try_pointwise(void) {
+    sepnet_pointwise p = {pick(1, 300), pick(1, 70), pick(1, 150), the_threads};
+    float *x = floats(p.rows * p.in), *weight = floats(p.out * p.in), *bias = pick(0, 1) ? floats(p.out) : NULL;
+    float *grad = floats(p.rows * p.out), *y = block(p.rows * p.out * 4), *grad_x = pick(0, 3) ? block(p.rows * p.in * 4) : NULL;
+    float *grad_weight = pick(0, 3) ? block(p.out * p.in * 4) : NULL, *grad_bias = pick(0, 1) ? block(p.out * 4) : NULL;
+    void *workspace = block(sepnet_pointwise_workspace(&p, 0));
+    expect(sepnet_pointwise_forward(&p, x, weight, bias, y, workspace) == 0, "pointwise forward refuses");
+    free(workspace);
+    workspace = block(sepnet_pointwise_workspace(&p, 1));
+    expect(sepnet_pointwise_backward(&p, x, weight, grad, grad_x, grad_weight, grad_bias, workspace) == 0, "pointwise backward refuses");
+    free(workspace);
+    for (int64_t m = 0; m < p.rows; m++)
+        for (int64_t n = 0; n < p.out; n++)
+            check_sum("pointwise y", y[m * p.out + n], x + m * p.in, 1, weight + n * p.in, 1, p.in, bias ? bias[n] : 0);
+    for (int64_t m = 0; grad_x && m < p.rows; m++)
+        for (int64_t c = 0; c < p.in; c++)
+            check_sum("pointwise grad_x", grad_x[m * p.in + c], grad + m * p.out, 1, weight + c, p.in, p.out, 0);
+    for (int64_t n = 0; grad_weight && n < p.out; n++)
+        for (int64_t c = 0; c < p.in; c++)
+            check_sum("pointwise grad_weight", grad_weight[n * p.in + c], grad + n, p.out, x + c, p.in, p.rows, 0);
+    for (int64_t n = 0; grad_bias && n < p.out; n++)
+        check_sum("pointwise grad_bias", grad_bias[n], grad + n, p.out, NULL, 0, p.rows, 0);
+    free(x), free(weight), free(bias), free(grad), free(y), free(grad_x), free(grad_weight), free(grad_bias);
+}
+
 /* --- what must be refused -------------------------------------------------------------------------------------------------- */
 
 static void try_nonsense(void) {
@@ -467,6 +504,12 @@ static void try_nonsense(void) {
     expect(sepnet_norm_sums(&m, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "sums accept");
     expect(sepnet_norm_gradients(&m, NULL, NULL, NULL, NULL) == -1, "gradients accept");
     expect(sepnet_norm_input_gradient(&m, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "the input's gradient accepts");
+    sepnet_pointwise proper = {5, 4, 3, 1}, p;
+#define REFUSED(change) p = proper, p.change, expect(sepnet_pointwise_workspace(&p, 1) == -1, "accepted: " #change)
+    REFUSED(rows = 0), REFUSED(in = 0), REFUSED(out = -1), REFUSED(threads = 0);
+#undef REFUSED
+    expect(sepnet_pointwise_forward(&p, NULL, NULL, NULL, NULL, NULL) == -1, "pointwise forward accepts");
+    expect(sepnet_pointwise_backward(&p, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "pointwise backward accepts");
     expect(sepnet_select_isa("no such thing") != 0, "an unknown instruction set is taken");
     expect(sepnet_abi() == SEPNET_ABI, "library and header differ");
 }
@@ -479,7 +522,7 @@ typedef struct {
 static void *call(void *argument) {
     const share *mine = argument;
     state = mine->seed;
-    for (long i = 0; i < mine->cases; i++) try_depthwise(), try_norm(), try_shortcut(), try_joined();
+    for (long i = 0; i < mine->cases; i++) try_depthwise(), try_norm(), try_shortcut(), try_joined(), try_pointwise();
     return NULL;
 }
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from sepnet.kernels import _gpu, _native, _reference
 from sepnet.kernels._choice import ByTorch, by_torch
 from sepnet.kernels._geometry import Geometry, Pair
 from sepnet.kernels._library import MAX_BRANCHES, MAX_KERNEL, Library, library
-from sepnet.kernels._tensors import compute_dtype, dense, is_plain, is_trifle
+from sepnet.kernels._tensors import compute_dtype, dense, is_plain, is_trifle, wants_gradients
 from sepnet.kernels._tracing import is_traced, is_written_down
 
 __all__ = [
@@ -162,16 +161,10 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> 
     choice = by_torch(x.dtype, x.shape, geometry)
     if choice.wholly:
         return _by_torch(dense(x), weight, bias, geometry)
-    if not _wants_gradients(x, weight, bias):  # a Function is most of what a small map takes
+    if not wants_gradients(x, weight, bias):
         return _forward(lib, dense(x), weight, bias, geometry, choice)
     y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry, lib, choice)  # type: ignore[no-untyped-call]
     return y
-
-
-def _wants_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    if forward_ad._current_level >= 0:  # a Function refuses the forward mode, which a kernel would not notice
-        return True
-    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))
 
 
 # --- forward and backward --------------------------------------------------------------------------------------------------

@@ -14,12 +14,15 @@ from sepnet.kernels._library import Branch, Depthwise, Joined, Library, Norm, Ru
 
 __all__ = [
     "Averages",
+    "Call",
     "Gradients",
     "Side",
     "depthwise_backward",
     "depthwise_backward_joined",
     "depthwise_forward",
     "depthwise_forward_joined",
+    "empty_like_map",
+    "isa_key",
     "norm_apply",
     "norm_apply_constants",
     "norm_backward",
@@ -28,31 +31,33 @@ __all__ = [
     "norm_input_gradient_",
     "norm_statistics",
     "norm_sums",
+    "pointer",
+    "threads_for",
 ]
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _FLOATS_A_THREAD = 1 << 14  # below this a second thread costs more than it saves
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """A description in the library's terms, and the bytes of workspace that it needs (forward, backward)."""
 
     description: ctypes.Structure
     workspace: tuple[int, int]
 
 
-def _threads(elements: int) -> int:
+def threads_for(elements: int) -> int:
+    """As many as PyTorch uses, but for a small map."""
     return max(1, min(torch.get_num_threads(), elements // _FLOATS_A_THREAD))
 
 
-def _isa_key(lib: Library) -> bytes:
-    return bytes(lib.handle.sepnet_isa())  # the workspace depends on the length of a vector
+def isa_key(lib: Library) -> bytes:
+    """The instruction set: the workspace depends on the length of a vector."""
+    return bytes(lib.handle.sepnet_isa())
 
 
 @lru_cache(maxsize=512)
-def _depthwise_call(
-    lib: Library, isa: bytes, shape: tuple[int, ...], dtype: torch.dtype, geometry: Geometry, threads: int
-) -> _Call:
+def _depthwise_call(lib: Library, isa: bytes, shape: tuple[int, ...], dtype: torch.dtype, geometry: Geometry, threads: int) -> Call:
     out = geometry.output_size(shape[2], shape[3])
     d = Depthwise(*shape, *out, *geometry.stride, len(geometry.kernels), geometry.interleaved, _DTYPES[dtype], threads)
     for j, (kernel, padding, dilation) in enumerate(zip(geometry.kernels, geometry.paddings, geometry.dilations, strict=True)):
@@ -60,25 +65,27 @@ def _depthwise_call(
     sizes = tuple(lib.handle.sepnet_depthwise_workspace(ctypes.byref(d), backward) for backward in (0, 1))
     if min(sizes) < 0:
         raise ValueError(f"the kernels do not take {tuple(shape)} with {geometry}")
-    return _Call(d, (sizes[0], sizes[1]))
+    return Call(d, (sizes[0], sizes[1]))
 
 
-def _describe(lib: Library, x: Tensor, geometry: Geometry) -> _Call:
+def _describe(lib: Library, x: Tensor, geometry: Geometry) -> Call:
     taps = sum(h * w for h, w in geometry.kernels)
-    return _depthwise_call(lib, _isa_key(lib), x.shape, x.dtype, geometry, _threads(x.numel() * taps // 4))
+    return _depthwise_call(lib, isa_key(lib), x.shape, x.dtype, geometry, threads_for(x.numel() * taps // 4))
 
 
-def _output(call: _Call) -> tuple[int, int, int]:
+def _output(call: Call) -> tuple[int, int, int]:
     """Channels, height and width of a convolution's result."""
     d = call.description
     return d.channels * d.branches, d.out_h, d.out_w
 
 
-def _empty_like_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
+def empty_like_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """(B, channels, height, width), channels-last, of x's batch and type."""
     return torch.empty((x.shape[0], channels, height, width), dtype=x.dtype, memory_format=torch.channels_last)
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
+def pointer(tensor: Tensor | None) -> int | None:
+    """Where a tensor's values are; NULL for none."""
     return None if tensor is None else tensor.data_ptr()
 
 
@@ -99,7 +106,7 @@ def depthwise_forward_joined(
 ) -> tuple[Tensor, Tensor | None]:
     """The convolution of the normalised x, and with ``sums`` those of its outputs that ``norm_statistics`` takes."""
     rows = torch.empty(3, x.shape[1] * len(geometry.kernels), dtype=torch.float64) if sums else None
-    joined = Joined(sums=_pointer(rows))
+    joined = Joined(sums=pointer(rows))
     if before is not None:
         joined.before, joined.before_relu = before.constants.data_ptr(), before.relu
     return _depthwise_forward(lib, x, weight, bias, geometry, joined), rows
@@ -109,14 +116,14 @@ def _depthwise_forward(
     lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, joined: Joined | None
 ) -> Tensor:
     call = _describe(lib, x, geometry)
-    y = _empty_like_map(x, *_output(call))
+    y = empty_like_map(x, *_output(call))
     workspace = torch.empty(call.workspace[0], dtype=torch.uint8)
     lib.handle.sepnet_depthwise_forward(
         ctypes.addressof(call.description),
         None if joined is None else ctypes.addressof(joined),
         x.data_ptr(),
         weight.data_ptr(),
-        _pointer(bias),
+        pointer(bias),
         y.data_ptr(),
         workspace.data_ptr(),
     )
@@ -150,7 +157,7 @@ def depthwise_backward_joined(
         after: the convolution's output, and its normalisation, of whose result ``grad`` is the gradient.
     """
     rows = None if before is None else torch.empty(2, x.shape[1], dtype=torch.float64)
-    joined = Joined(sums=_pointer(rows))
+    joined = Joined(sums=pointer(rows))
     if before is not None:
         joined.before, joined.before_relu = before.constants.data_ptr(), before.relu
     if after is not None:
@@ -172,7 +179,7 @@ def _depthwise_backward(
     if grad.shape != (x.shape[0], *_output(call)):
         raise ValueError(f"the gradient is {tuple(grad.shape)}, the output of {tuple(x.shape)} is {(x.shape[0], *_output(call))}")
     workspace = torch.empty(call.workspace[1], dtype=torch.uint8)
-    grad_x = _empty_like_map(x, *x.shape[1:]) if want[0] else None
+    grad_x = empty_like_map(x, *x.shape[1:]) if want[0] else None
     grad_weight = torch.empty_like(weight) if want[1] else None
     grad_bias = torch.empty(grad.shape[1]) if want[2] else None
     lib.handle.sepnet_depthwise_backward(
@@ -181,25 +188,25 @@ def _depthwise_backward(
         x.data_ptr(),
         weight.data_ptr(),
         grad.data_ptr(),
-        _pointer(grad_x),
-        _pointer(grad_weight),
-        _pointer(grad_bias),
+        pointer(grad_x),
+        pointer(grad_weight),
+        pointer(grad_bias),
         workspace.data_ptr(),
     )
     return grad_x, grad_weight, grad_bias
 
 
 @lru_cache(maxsize=512)
-def _norm_call(lib: Library, isa: bytes, shape: tuple[int, ...], dtype: torch.dtype, pool: bool, relu: bool, threads: int) -> _Call:
+def _norm_call(lib: Library, isa: bytes, shape: tuple[int, ...], dtype: torch.dtype, pool: bool, relu: bool, threads: int) -> Call:
     d = Norm(*shape, pool, relu, _DTYPES[dtype], threads)
     size = int(lib.handle.sepnet_norm_workspace(ctypes.byref(d)))
     if size < 0:
         raise ValueError(f"the kernels do not normalise a map of shape {tuple(shape)} (pool={pool})")
-    return _Call(d, (size, size))
+    return Call(d, (size, size))
 
 
-def _describe_norm(lib: Library, x: Tensor, pool: bool, relu: bool) -> _Call:
-    return _norm_call(lib, _isa_key(lib), tuple(x.shape), x.dtype, pool, relu, _threads(x.numel()))
+def _describe_norm(lib: Library, x: Tensor, pool: bool, relu: bool) -> Call:
+    return _norm_call(lib, isa_key(lib), tuple(x.shape), x.dtype, pool, relu, threads_for(x.numel()))
 
 
 def _pooled(x: Tensor, pool: bool) -> tuple[int, int, int]:
@@ -233,7 +240,7 @@ def norm_statistics(
     lib.handle.sepnet_norm_statistics(
         ctypes.addressof(call.description),
         x.data_ptr(),
-        _pointer(sums),
+        pointer(sums),
         weight.data_ptr(),
         bias.data_ptr(),
         eps,
@@ -257,7 +264,7 @@ def norm_forward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """With x's own statistics; the result, the constants, and which positions pooling kept. ``shortcut``: added before the ReLU."""
     call = _describe_norm(lib, x, pool, relu)
-    y = _empty_like_map(x, *_pooled(x, pool))
+    y = empty_like_map(x, *_pooled(x, pool))
     argmax = torch.empty(y.numel(), dtype=torch.uint8) if pool else None
     constants = torch.empty(_CONSTANTS, x.shape[1])
     workspace = torch.empty(call.workspace[0], dtype=torch.uint8)
@@ -265,14 +272,14 @@ def norm_forward(
     lib.handle.sepnet_norm_forward(
         ctypes.addressof(call.description),
         x.data_ptr(),
-        _pointer(shortcut),
+        pointer(shortcut),
         weight.data_ptr(),
         bias.data_ptr(),
         eps,
         None if running is None else ctypes.addressof(running),
         constants.data_ptr(),
         y.data_ptr(),
-        _pointer(argmax),
+        pointer(argmax),
         workspace.data_ptr(),
     )
     return y, constants, argmax
@@ -283,11 +290,11 @@ def norm_apply(
 ) -> Tensor:
     """relu(pool(x * scale + shift + shortcut)), scale and shift a channel."""
     call = _describe_norm(lib, x, pool, relu)
-    y = _empty_like_map(x, *_pooled(x, pool))
+    y = empty_like_map(x, *_pooled(x, pool))
     lib.handle.sepnet_norm_apply(
         ctypes.addressof(call.description),
         x.data_ptr(),
-        _pointer(shortcut),
+        pointer(shortcut),
         scale.data_ptr(),
         shift.data_ptr(),
         y.data_ptr(),
@@ -352,19 +359,19 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of x, weight, bias and shortcut. ``y``, the forward pass's result: for ReLU after pooling or a shortcut."""
     call = _describe_norm(lib, x, pool, relu)
-    grad_x = _empty_like_map(x, *x.shape[1:])
-    grad_shortcut = _empty_like_map(x, *x.shape[1:]) if shortcut else None
+    grad_x = empty_like_map(x, *x.shape[1:])
+    grad_shortcut = empty_like_map(x, *x.shape[1:]) if shortcut else None
     grads = torch.empty(2, x.shape[1])
     workspace = torch.empty(call.workspace[1], dtype=torch.uint8)
     lib.handle.sepnet_norm_backward(
         ctypes.addressof(call.description),
         x.data_ptr(),
-        _pointer(y),
-        _pointer(argmax),
+        pointer(y),
+        pointer(argmax),
         grad.data_ptr(),
         constants.data_ptr(),
         grad_x.data_ptr(),
-        _pointer(grad_shortcut),
+        pointer(grad_shortcut),
         grads[0].data_ptr(),
         grads[1].data_ptr(),
         workspace.data_ptr(),

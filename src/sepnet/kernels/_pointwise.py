@@ -1,35 +1,37 @@
-"""Pointwise (1x1) convolution: as a convolution or as a matrix product, whichever PyTorch computes faster for the shape."""
+"""Pointwise (1x1) convolution: by the kernels, PyTorch's convolution or its matrix product, whichever is fastest for the shape."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sepnet.kernels._library import library
-from sepnet.kernels._tensors import compute_dtype, dense, is_plain
+from sepnet.kernels._choice import Way, pointwise_way
+from sepnet.kernels._library import Library, library
+from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
+from sepnet.kernels._tensors import compute_dtype, dense, is_plain, wants_gradients
 from sepnet.kernels._tracing import is_traced
 
-__all__ = ["matmul_is_faster", "pointwise_conv2d"]
-
-_SMALL_MAP = 16  # pixels
-
-
-def matmul_is_faster(dtype: torch.dtype, pixels: int) -> bool:
-    """On maps of up to 4x4 in bf16 oneDNN's gradient of the weights takes 1.7 times as long as the same matrix product."""
-    return dtype == torch.bfloat16 and pixels <= _SMALL_MAP
+__all__ = ["pointwise_conv2d"]
 
 
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
-    """1x1 convolution; the matrix product of (B * H' * W', C) and (C, N).
+    """1x1 convolution; the matrix product of (B * H' * W', C) and (C, N). Differentiable once where the kernels serve.
 
     Shape: (B, C, H, W), weight (N, C, 1, 1) -> (B, N, H', W'), H' = ceil(H / stride).
     """
-    if not is_plain(x) or x.dim() != 4 or is_traced() or library() is None:
+    lib = None if is_traced() or not is_plain(x) or x.dim() != 4 else library()
+    if lib is None:
         return F.conv2d(x, weight, bias, stride)
     if stride > 1:  # of the pixels that count, which oneDNN's strided gradients are slow to find
         x = dense(x[:, :, ::stride, ::stride])
-    if matmul_is_faster(compute_dtype(x), x.shape[2] * x.shape[3]):
+    way = pointwise_way(compute_dtype(x), x.shape, weight.shape[0])
+    if way is Way.KERNELS and _is_ours(x, weight, bias):
+        return _by_kernels(lib, x, weight, bias)
+    if way is Way.PRODUCT:
         rows = x.permute(0, 2, 3, 1)  # a view, where x is channels-last
         return F.linear(rows, _matrix(weight), bias).permute(0, 3, 1, 2)
     return F.conv2d(x, weight, bias)
@@ -40,3 +42,34 @@ def _matrix(weight: Tensor) -> Tensor:
     if weight.stride(2) == 1:
         return weight.flatten(1)
     return weight.permute(0, 2, 3, 1).flatten(0, 2)  # channels-last
+
+
+def _is_ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the library can read the three, and they fit together; what does not is PyTorch's to refuse."""
+    parameters = [weight] if bias is None else [weight, bias]
+    if weight.shape[1:] != (x.shape[1], 1, 1) or not all(is_plain(t) and t.dtype == x.dtype for t in parameters):
+        return False
+    dense_weight = weight.permute(0, 2, 3, 1).is_contiguous()
+    return dense_weight and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
+
+
+def _by_kernels(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not wants_gradients(x, weight, bias):
+        return pointwise_forward(lib, dense(x), weight, bias)
+    y: Tensor = _PointwiseConv2d.apply(x, weight, bias, lib)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _PointwiseConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lib: Library) -> Tensor:
+        x = dense(x)
+        ctx.save_for_backward(x, weight)
+        ctx.lib = lib
+        return pointwise_forward(lib, x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        return *pointwise_backward(ctx.lib, x, weight, dense(grad), ctx.needs_input_grad[:3]), None

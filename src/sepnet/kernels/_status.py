@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 import torch
 
-from sepnet.kernels._choice import by_torch, has_few_channels
+from sepnet.kernels._choice import Way, by_torch, has_few_channels, pointwise_way
 from sepnet.kernels._depthwise import serves
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._gpu import why_not_triton
 from sepnet.kernels._library import library, why_not_native
-from sepnet.kernels._pointwise import matmul_is_faster
 
 __all__ = ["KernelPath", "gpu_path", "kernel_paths", "kernels_in_use"]
 
@@ -58,6 +57,12 @@ def _plain(kernel: int, stride: int = 1, dilation: int = 1, branches: int = 1, i
 
 
 _CHANNELS = 64
+_BATCH = 128  # of the pointwise convolutions, whose way depends on it
+_WHY_POINTWISE = {
+    Way.KERNELS: "PyTorch's products are slower here",
+    Way.CONVOLUTION: "the faster of the two in PyTorch",
+    Way.PRODUCT: "the faster of the two in PyTorch",
+}
 _DEPTHWISE = [
     *((f"depthwise 3x3, {n}x{n} map", n, _CHANNELS, _plain(3)) for n in (32, 8, 2)),
     ("depthwise 3x3, 32x32 map of 3 channels", 32, 3, _plain(3)),
@@ -106,10 +111,10 @@ def kernel_paths() -> list[KernelPath]:
     for dtype in (torch.float32, torch.bfloat16):
         label = str(dtype).removeprefix("torch.")
         rows += [_depthwise_path(*case, dtype, native, reason) for case in _DEPTHWISE]
-        for pixels, name in ((16, "pointwise 1x1, 4x4 map"), (64, "pointwise 1x1, 8x8 map")):
-            product = lib is not None and matmul_is_faster(dtype, pixels)
-            how = "PyTorch matrix product" if product else "PyTorch convolution"
-            rows.append(KernelPath(name, label, how, how, reason or "the faster of the two in PyTorch"))
+        for size in (4, 8):
+            way = Way.CONVOLUTION if lib is None else pointwise_way(dtype, (_BATCH, _CHANNELS, size, size), _CHANNELS)
+            how = native if way is Way.KERNELS else way.value
+            rows.append(KernelPath(f"pointwise 1x1, {size}x{size} map", label, how, how, reason or _WHY_POINTWISE[way]))
         for name in ("batch norm, ReLU", "batch norm, 2x2 max pooling, ReLU"):
             why = reason or "one pass for all, after that of the statistics"
             rows.append(KernelPath(name, label, native, native, why))

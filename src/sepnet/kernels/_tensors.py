@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ["compute_dtype", "dense", "is_plain", "is_trifle"]
+__all__ = ["compute_dtype", "dense", "is_plain", "is_trifle", "wants_gradients"]
 
 _TRIFLE = 1 << 16  # values
 
@@ -18,6 +19,13 @@ def is_plain(x: Tensor) -> bool:
 def is_trifle(x: Tensor) -> bool:
     """Inference on about one image: PyTorch's operations are done before Python has found its way to a kernel."""
     return not torch.is_grad_enabled() and x.numel() <= _TRIFLE
+
+
+def wants_gradients(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the result is to have an ``autograd.Function`` behind it, which is most of what a small map takes."""
+    if forward_ad._current_level >= 0:  # a Function refuses the forward mode, which a kernel would not notice
+        return True
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))
 
 
 def dense(x: Tensor) -> Tensor:

@@ -161,3 +161,25 @@ int sepnet_norm_backward(const sepnet_norm *norm, const void *x, const void *y, 
     ops()->norm_backward(norm, x, y, argmax, grad, constants, grad_x, grad_shortcut, grad_gamma, grad_beta, workspace);
     return 0;
 }
+
+static int valid_pointwise(const sepnet_pointwise *conv) {
+    return conv->rows >= 1 && conv->in >= 1 && conv->out >= 1 && conv->threads >= 1;
+}
+
+int64_t sepnet_pointwise_workspace(const sepnet_pointwise *conv, int backward) {
+    return valid_pointwise(conv) ? ops()->pointwise_workspace(conv, backward) : -1;
+}
+
+int sepnet_pointwise_forward(const sepnet_pointwise *conv, const float *x, const float *weight, const float *bias, float *y,
+                             void *workspace) {
+    if (!valid_pointwise(conv)) return -1;
+    ops()->pointwise_forward(conv, x, weight, bias, y, workspace);
+    return 0;
+}
+
+int sepnet_pointwise_backward(const sepnet_pointwise *conv, const float *x, const float *weight, const float *grad, float *grad_x,
+                              float *grad_weight, float *grad_bias, void *workspace) {
+    if (!valid_pointwise(conv)) return -1;
+    ops()->pointwise_backward(conv, x, weight, grad, grad_x, grad_weight, grad_bias, workspace);
+    return 0;
+}

@@ -26,6 +26,9 @@ typedef struct {
                                 void *);
     void (*norm_backward)(const sepnet_norm *, const void *, const void *, const uint8_t *, const void *, float *, void *, void *,
                           float *, float *, void *);
+    int64_t (*pointwise_workspace)(const sepnet_pointwise *, int);
+    void (*pointwise_forward)(const sepnet_pointwise *, const float *, const float *, const float *, float *, void *);
+    void (*pointwise_backward)(const sepnet_pointwise *, const float *, const float *, const float *, float *, float *, float *, void *);
 } sepnet_ops;
 
 extern const sepnet_ops sepnet_ops_baseline;

@@ -5,6 +5,7 @@
 #include "norm_job.h"
 #include "pool.h"
 #include "norm.h"
+#include "pointwise.h"
 
 #include "geometry.h"
 #include "unpack.h"
@@ -33,4 +34,7 @@ const sepnet_ops JOIN(sepnet_ops_, ISA) = {
     .norm_gradients = norm_gradients,
     .norm_input_gradient = norm_input_gradient,
     .norm_backward = norm_backward,
+    .pointwise_workspace = pointwise_workspace,
+    .pointwise_forward = pointwise_forward,
+    .pointwise_backward = pointwise_backward,
 };

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SEPNET_ABI 3
+#define SEPNET_ABI 4
 #define SEPNET_MAX_BRANCHES 4
 #define SEPNET_MAX_KERNEL 7
 #define SEPNET_MAX_TAPS (SEPNET_MAX_BRANCHES * SEPNET_MAX_KERNEL * SEPNET_MAX_KERNEL)
@@ -35,6 +35,12 @@ typedef struct {
     int64_t batch, channels, height, width;
     int32_t pool, relu, dtype, threads;
 } sepnet_norm;
+
+/* Pointwise (1x1) convolution of float32 maps: rows (pixels of all images) of `in` channels to rows of `out`. */
+typedef struct {
+    int64_t rows, in, out;
+    int32_t threads;
+} sepnet_pointwise;
 
 /* Running averages of the mean and of the unbiased variance: average = (1 - momentum) * average + momentum * new. */
 typedef struct {
@@ -104,5 +110,13 @@ int sepnet_norm_input_gradient(const sepnet_norm *norm, const void *x, const voi
 /* All three. */
 int sepnet_norm_backward(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
                          float *constants, void *grad_x, void *grad_shortcut, float *grad_gamma, float *grad_beta, void *workspace);
+
+int64_t sepnet_pointwise_workspace(const sepnet_pointwise *conv, int backward);
+/* y (rows, out) = x (rows, in) * weight (out, in), transposed, + bias (may be NULL). */
+int sepnet_pointwise_forward(const sepnet_pointwise *conv, const float *x, const float *weight, const float *bias, float *y,
+                             void *workspace);
+/* Gradients from grad = dL/dy; any of the results may be NULL. They are overwritten. */
+int sepnet_pointwise_backward(const sepnet_pointwise *conv, const float *x, const float *weight, const float *grad, float *grad_x,
+                              float *grad_weight, float *grad_bias, void *workspace);
 
 #endif

@@ -19,7 +19,8 @@ typedef uint8_t vbu __attribute__((vector_size(VL), may_alias, aligned(1)));
 
 #define INLINE static inline __attribute__((always_inline, unused))
 
-INLINE vf splat(float value) { return (vf){0} + value; }
+/* Zero taken away changes no value; added, it would turn -0 into 0, for which the compiler adds it. */
+INLINE vf splat(float value) { return value - (vf){0}; }
 
 /* Cuts below zero and lets a NaN through. */
 INLINE vf relu(vf value) { return (vf)((vu)value & ~(vu)(value < 0)); }

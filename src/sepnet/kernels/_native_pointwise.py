@@ -1,0 +1,70 @@
+"""The library's pointwise convolution with tensors: float32, maps channels-last on the CPU. Nothing here knows of autograd."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sepnet.kernels import _native
+from sepnet.kernels._library import Library, Pointwise
+from sepnet.kernels._native import Call, Gradients, empty_like_map, isa_key, pointer
+
+__all__ = ["pointwise_backward", "pointwise_forward"]
+
+_PRODUCTS_A_VALUE = 64  # multiplications that take about as long as a value's way through another kernel
+
+
+@lru_cache(maxsize=512)
+def _call(lib: Library, isa: bytes, rows: int, inputs: int, outputs: int, threads: int) -> Call:
+    d = Pointwise(rows, inputs, outputs, threads)
+    sizes = tuple(lib.handle.sepnet_pointwise_workspace(ctypes.byref(d), backward) for backward in (0, 1))
+    if min(sizes) < 0:
+        raise ValueError(f"the kernels do not take {rows} pixels of {inputs} channels to {outputs}")
+    return Call(d, (sizes[0], sizes[1]))
+
+
+def _describe(lib: Library, x: Tensor, outputs: int) -> Call:
+    batch, inputs, height, width = x.shape
+    rows = batch * height * width
+    return _call(lib, isa_key(lib), rows, inputs, outputs, _native.threads_for(rows * inputs * outputs // _PRODUCTS_A_VALUE))
+
+
+def pointwise_forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(B, C, H, W) by weight (N, C, 1, 1) and bias (N), both without gaps, to (B, N, H, W)."""
+    call = _describe(lib, x, weight.shape[0])
+    y = empty_like_map(x, weight.shape[0], *x.shape[2:])
+    workspace = torch.empty(call.workspace[0], dtype=torch.uint8)
+    lib.handle.sepnet_pointwise_forward(
+        ctypes.addressof(call.description),
+        x.data_ptr(),
+        weight.data_ptr(),
+        pointer(bias),
+        y.data_ptr(),
+        workspace.data_ptr(),
+    )
+    return y
+
+
+def pointwise_backward(lib: Library, x: Tensor, weight: Tensor, grad: Tensor, want: tuple[bool, bool, bool]) -> Gradients:
+    """Gradients of x, weight (with its strides) and bias, as far as they are wanted."""
+    if grad.shape != (x.shape[0], weight.shape[0], *x.shape[2:]):
+        raise ValueError(f"the gradient is {tuple(grad.shape)}, the map {tuple(x.shape)}, the weight {tuple(weight.shape)}")
+    call = _describe(lib, x, weight.shape[0])
+    workspace = torch.empty(call.workspace[1], dtype=torch.uint8)
+    grad_x = empty_like_map(x, *x.shape[1:]) if want[0] else None
+    grad_weight = torch.empty_like(weight) if want[1] else None
+    grad_bias = torch.empty(weight.shape[0]) if want[2] else None
+    lib.handle.sepnet_pointwise_backward(
+        ctypes.addressof(call.description),
+        x.data_ptr(),
+        weight.data_ptr(),
+        grad.data_ptr(),
+        pointer(grad_x),
+        pointer(grad_weight),
+        pointer(grad_bias),
+        workspace.data_ptr(),
+    )
+    return grad_x, grad_weight, grad_bias

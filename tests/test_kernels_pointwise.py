@@ -1,0 +1,224 @@
+"""Pointwise convolution by the kernels against float64: every instruction set, forward and backward; and who takes it."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernel_tools import LIBRARY, ROUNDING, channels_last, every_isa, instruction_set, needs_library, poisoned_memory, threads
+from sepnet.kernels import _choice, _pointwise, pointwise_conv2d, use
+from sepnet.kernels._choice import Way, pointwise_way
+from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
+from sepnet.nn.conv import pointwise
+
+pytestmark = needs_library
+
+CHANNELS = st.one_of(st.integers(1, 40), st.sampled_from([64, 131, 132, 133, 256, 257, 300]))
+U = ROUNDING[torch.float32]
+ALL = (True, True, True)
+
+
+def tensors(shape: tuple[int, int, int, int], outputs: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, weight, bias and dL/dy."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    grad = normal(shape[0], outputs, *shape[2:])
+    return channels_last(normal(*shape)), normal(outputs, shape[1], 1, 1), normal(outputs), channels_last(grad)
+
+
+def check(got: Tensor, a: Tensor, b: Tensor, extra: Tensor | None = None) -> None:
+    """``got`` is the matrix product of a and b, as near as a float32 sum of so many products is in any order."""
+    assert got.shape == (len(a), b.shape[1])
+    a, b = a.double(), b.double()
+    exact, size = a @ b, a.abs() @ b.abs()
+    if extra is not None:
+        exact, size = exact + extra.double(), size + extra.double().abs()
+    assert ((got.double() - exact).abs() <= (a.shape[1] + 2) * U * size).all()
+
+
+def rows(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def check_native(
+    shape: tuple[int, int, int, int], outputs: int, want: tuple[bool, bool, bool] = (True, True, True), seed: int = 0
+) -> None:
+    x, weight, bias, grad = tensors(shape, outputs, seed)
+    matrix = weight.flatten(1)
+    with poisoned_memory():
+        y = pointwise_forward(LIBRARY, x, weight, bias if want[2] else None)
+        grad_x, grad_weight, grad_bias = pointwise_backward(LIBRARY, x, weight, grad, want)
+    check(rows(y), rows(x), matrix.T, bias if want[2] else None)
+    assert [t is not None for t in (grad_x, grad_weight, grad_bias)] == list(want)
+    if grad_x is not None:
+        assert grad_x.is_contiguous(memory_format=torch.channels_last)
+        check(rows(grad_x), rows(grad), matrix)
+    if grad_weight is not None:
+        check(grad_weight.flatten(1), rows(grad).T, rows(x))
+    if grad_bias is not None:
+        check(grad_bias[None], torch.ones(1, len(rows(grad))), rows(grad))
+
+
+@every_isa
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.tuples(st.integers(1, 4), CHANNELS, st.integers(1, 12), st.integers(1, 12)),
+    CHANNELS,
+    st.integers(1, 5),
+    st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    st.integers(0, 99),
+)
+def test_agrees_with_float64(
+    isa: str, shape: tuple[int, int, int, int], outputs: int, count: int, want: tuple[bool, bool, bool], seed: int
+) -> None:
+    with instruction_set(isa), threads(count):
+        check_native(shape, outputs, want, seed)
+
+
+@every_isa
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("shape", "outputs"), [((2, 513, 9, 31), 300), ((1, 1024, 3, 3), 40), ((3, 20, 40, 41), 600), ((1, 2, 1, 1), 2000)]
+)
+def test_more_than_a_block_of_everything(isa: str, count: int, shape: tuple[int, int, int, int], outputs: int) -> None:
+    with instruction_set(isa), threads(count):
+        check_native(shape, outputs)
+
+
+@every_isa
+def test_the_same_threads_give_the_same_bits(isa: str) -> None:
+    x, weight, bias, grad = tensors((2, 70, 30, 31), 150)
+    with instruction_set(isa), threads(3):
+        runs = [
+            (pointwise_forward(LIBRARY, x, weight, bias), *pointwise_backward(LIBRARY, x, weight, grad, (True,) * 3))
+            for _ in range(3)
+        ]
+    for run in runs[1:]:
+        for one, other in zip(runs[0], run, strict=True):
+            assert one is not None
+            assert other is not None
+            assert torch.equal(one, other)
+
+
+def test_a_long_sum_keeps_its_digits() -> None:
+    """A hundred thousand pixels of one value: summed one after the other in float32 the gradients would be off by a thousandth."""
+    x = channels_last(torch.full((1, 32, 400, 300), 0.1))
+    grad = channels_last(torch.full((1, 32, 400, 300), 0.1))
+    with threads(1):
+        _, grad_weight, grad_bias = pointwise_backward(LIBRARY, x, torch.zeros(32, 32, 1, 1), grad, (False, True, True))
+    assert grad_weight is not None
+    assert grad_bias is not None
+    one = float(torch.tensor(0.1).double())
+    assert grad_weight.double().sub(120_000 * one**2).abs().max() < 120_000 * one**2 * 2e-5
+    assert grad_bias.double().sub(120_000 * one).abs().max() < 120_000 * one * 1e-7
+
+
+def test_a_gradient_of_another_shape_is_refused() -> None:
+    x, weight, _, grad = tensors((2, 32, 4, 4), 40)
+    with pytest.raises(ValueError, match=r"the gradient is \(2, 40, 4, 3\)"):
+        pointwise_backward(LIBRARY, x, weight, channels_last(grad[..., :3]), ALL)
+
+
+# --- who takes it --------------------------------------------------------------------------------------------------------------
+
+LARGE = (16, 64, 16, 16)
+
+
+@pytest.fixture
+def avx2(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
+    """The choice is that for a processor with AVX2; the mock is the kernels' forward pass."""
+    monkeypatch.setattr(_choice, "_instructions", lambda: "AVX2")
+    called = mock.Mock(side_effect=pointwise_forward)
+    monkeypatch.setattr(_pointwise, "pointwise_forward", called)
+    return called
+
+
+@pytest.mark.parametrize(
+    ("processor", "dtype", "shape", "outputs", "way"),
+    [
+        ("AVX2", torch.float32, LARGE, 64, Way.KERNELS),
+        ("AVX2", torch.float32, (8, 64, 8, 8), 256, Way.KERNELS),
+        ("AVX2", torch.float32, (7, 64, 8, 8), 512, Way.CONVOLUTION),  # 448 pixels
+        ("AVX2", torch.float32, (8, 64, 8, 8), 255, Way.CONVOLUTION),  # less than 2**23 multiplications
+        ("AVX2", torch.float32, (128, 31, 32, 32), 64, Way.CONVOLUTION),
+        ("AVX2", torch.float32, (128, 64, 32, 32), 31, Way.CONVOLUTION),
+        ("AVX2", torch.bfloat16, LARGE, 64, Way.CONVOLUTION),
+        ("AVX2", torch.float64, LARGE, 64, Way.CONVOLUTION),
+        ("AVX512", torch.float32, LARGE, 64, Way.CONVOLUTION),
+        ("AVX512", torch.bfloat16, (128, 64, 4, 4), 64, Way.PRODUCT),
+        ("AVX512", torch.bfloat16, (128, 64, 5, 4), 64, Way.CONVOLUTION),
+        ("DEFAULT", torch.float32, LARGE, 64, Way.CONVOLUTION),
+    ],
+)
+def test_way(
+    monkeypatch: pytest.MonkeyPatch, processor: str, dtype: torch.dtype, shape: tuple[int, ...], outputs: int, way: Way
+) -> None:
+    monkeypatch.setattr(_choice, "_instructions", lambda: processor)
+    assert pointwise_way(dtype, shape, outputs) is way
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_layer(avx2: mock.Mock, stride: int, with_bias: bool) -> None:
+    """Output and all gradients are those of PyTorch's convolution; the weight's gradient lies in memory as the weight does."""
+    x = torch.randn(16, 64, 33, 32, requires_grad=True)  # NCHW
+    layer = pointwise(64, 48, stride=stride, bias=with_bias).to(memory_format=torch.channels_last)
+    y = layer(x)
+    assert avx2.called
+    grad = torch.randn_like(y)
+    leaves = [x, *layer.parameters()]
+    got = torch.autograd.grad(y, leaves, grad)
+    assert got[1].stride() == layer.weight.stride()
+    exact = F.conv2d(x.double(), layer.weight.double(), None if layer.bias is None else layer.bias.double(), stride)
+    wanted = torch.autograd.grad(exact, leaves, grad.double())
+    for one, other in zip((y, *got), (exact, *wanted), strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", ["input", "weight", "all"])
+def test_what_wants_no_gradient_gets_none(avx2: mock.Mock, frozen: str) -> None:
+    x = channels_last(torch.randn(LARGE)).requires_grad_(frozen == "weight")
+    weight = torch.randn(64, 64, 1, 1, requires_grad=frozen == "input")
+    y = pointwise_conv2d(x, weight)
+    assert avx2.called
+    assert y.requires_grad == (frozen != "all")
+    if y.requires_grad:
+        y.sum().backward()
+        assert (x.grad is not None, weight.grad is not None) == (frozen == "weight", frozen == "input")
+
+
+def test_a_gradient_of_one_number_for_all_and_a_second_derivative(avx2: mock.Mock) -> None:
+    x = channels_last(torch.randn(LARGE)).requires_grad_()
+    weight = torch.randn(64, 64, 1, 1)
+    y = pointwise_conv2d(x, weight)
+    (got,) = torch.autograd.grad(y.sum(), x)  # of a number expanded to all: strides of 0
+    torch.testing.assert_close(got, weight.sum(0).expand(LARGE), rtol=1e-4, atol=1e-4)
+    (got,) = torch.autograd.grad(pointwise_conv2d(x, weight).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        got.sum().backward()
+
+
+def test_what_the_library_does_not_take_is_pytorchs(avx2: mock.Mock) -> None:
+    x, weight = channels_last(torch.randn(LARGE)), torch.randn(64, 64, 1, 1)
+    gaps = torch.randn(64, 128, 1, 1)[:, ::2]
+    torch.testing.assert_close(pointwise_conv2d(x, gaps), F.conv2d(x, gaps))
+    with use("reference"):
+        pointwise_conv2d(x, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert pointwise_conv2d(x, weight).dtype == torch.bfloat16
+    assert not avx2.called
+    for wrong, bias in ((weight[:, :32], None), (weight, torch.randn(63)), (weight.double(), None)):
+        with pytest.raises(RuntimeError):
+            pointwise_conv2d(x, wrong, bias)
+    assert not avx2.called
+    torch.testing.assert_close(pointwise_conv2d(x, weight), F.conv2d(x, weight), rtol=1e-4, atol=1e-4)
+    assert avx2.called
