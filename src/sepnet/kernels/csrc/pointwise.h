@@ -221,7 +221,10 @@ INLINE void correlate_pixels(const weight_job *s, int64_t begin, int64_t end, in
             next_x = fetch(next_x, share_x), next_grad = fetch(next_grad, share_grad);
             const float *a[TILE_ROWS];
 #pragma GCC unroll 16
-            for (int r = 0; r < TILE_ROWS; r++) a[r] = outputs + (n - begin) * MOST_PIXELS + r;
+            for (int r = 0; r < TILE_ROWS; r++) {
+                a[r] = outputs + (n - begin) * MOST_PIXELS + r;
+                __builtin_prefetch(to + (n + r) * in + left, 1);
+            }
             tile sum;
             clear_tile(sum);
             add_products(sum, a, TILE_ROWS, inputs, last - first);
