@@ -42,7 +42,7 @@ from train_step import BATCH, LARGE, NETWORKS, SMALL_BATCH
 
 PRODUCTS, MAPS, REST = "matrix products", "depthwise and normalisation", "rest"
 GROUPS = (PRODUCTS, MAPS, REST)
-_PRODUCT_OPS = ("convolution", "aten::mm", "aten::addmm", "aten::bmm")
+_PRODUCT_OPS = ("convolution", "aten::mm", "aten::addmm", "aten::bmm", "_PointwiseConv2d")
 _OURS = ("_JoinedDepthwise", "_DepthwiseConv2d", "_DepthwiseBranches", "_BatchNormReLU", "max_pool2d", "batch_norm")
 
 

@@ -257,6 +257,15 @@ def test_roofline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert work.values > 0
 
 
+def test_roofline_knows_every_function_of_the_kernels() -> None:
+    roofline = script("roofline")
+    modules = {f.__name__: f.__module__ for f in torch.autograd.Function.__subclasses__()}
+    found = [name for name, module in modules.items() if module.startswith("sepnet.kernels") and module != "sepnet.kernels._gpu"]
+    assert len(found) >= 4
+    for name in found:
+        assert any(known in name for known in (*roofline._PRODUCT_OPS, *roofline._OURS)), name
+
+
 # --- on a GPU, as far as it goes without one -------------------------------------------------------------------------------
 
 
