@@ -109,6 +109,38 @@ def test_off_is_the_identity() -> None:
     torch.testing.assert_close(coloured, images.float(), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "brightness",
+        "contrast",
+        "saturation",
+        "brightness contrast",
+        "contrast saturation",
+        "brightness saturation",
+        "brightness contrast saturation",
+    ],
+)
+def test_colour_is_that_of_the_textbook(wanted: str, channels: int) -> None:
+    """Against one change after the other, one image at a time, in float64: the order is brightness, contrast, saturation."""
+    images = numbered(channels=channels).images
+    config = AugmentConfig(**dict.fromkeys(wanted.split(), 0.6))
+    params = Augment(config).draw(50, torch.Generator().manual_seed(3), 0, torch.arange(50))
+    for number, got in enumerate(Augment(config).apply(images, params)):
+        image = images[number].double()
+        luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64).view(3, 1, 1)
+        if params.brightness is not None:
+            image = image * params.brightness[number]
+        if params.contrast is not None:
+            mean = (image * luma).sum(0).mean() if channels == 3 else image.mean()
+            image = mean + (image - mean) * params.contrast[number]
+        if params.saturation is not None and channels == 3:
+            grey = (image * luma).sum(0)
+            image = grey + (image - grey) * params.saturation[number]
+        torch.testing.assert_close(got.double(), image.clamp(0, 255), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("mode", ["reflect", "zeros"])
 def test_flip_and_shift_are_those_of_the_textbook(mode: str) -> None:
     """Against the obvious way: mirror, pad, cut out a window, one image at a time."""

@@ -216,8 +216,7 @@ class Augment:
         """Execute what was drawn: flip and shift; rotation, shear, scale and distortion; colour; cutout.
 
         Shape: uint8 (B, C, H, W) -> (B, C, H, W), channels innermost in memory; uint8 while pixels are only moved, float32 on the
-            scale
-        0..255 after an interpolation or a change of colour.
+            scale 0..255 after an interpolation or a change of colour.
         """
         p = parameters
         x = images.permute(0, 2, 3, 1).contiguous()
@@ -350,16 +349,17 @@ def _distortion(nodes: Tensor, height: int, width: int) -> Tensor:
 
 
 def _colour(x: Tensor, brightness: Tensor | None, contrast: Tensor | None, saturation: Tensor | None) -> Tensor:
-    """Brightness, then contrast about the image's mean grey, then saturation; clamped last. (B, H, W, C) -> float32, 0..255."""
-    out = x.to(torch.float32, copy=True)
-    if brightness is not None:
-        out *= brightness.view(-1, 1, 1, 1)
-    if contrast is not None:
-        mean = _grey(out).mean((1, 2)).view(-1, 1, 1, 1)
-        out = (out - mean) * contrast.view(-1, 1, 1, 1) + mean
-    if saturation is not None and x.shape[3] == 3:
-        grey = _grey(out).unsqueeze(-1)
-        out = (out - grey) * saturation.view(-1, 1, 1, 1) + grey
+    """Brightness b, then contrast c about the image's mean grey, then saturation s; clamped last. (B, H, W, C) -> float32, 0..255.
+
+    All at once: bcs * x + bc(1 - s) * grey + b(1 - c) * mean grey, as the weights of grey add up to one.
+    """
+    out, ones = x.to(torch.float32, copy=True), torch.ones(len(x), device=x.device)
+    b, c, s = (ones if factor is None else factor for factor in (brightness, contrast, saturation if x.shape[3] == 3 else None))
+    grey = _grey(out) if contrast is not None or s is not ones else None
+    out *= (b * c * s).view(-1, 1, 1, 1)
+    if grey is not None:
+        level = b * (1 - c) * grey.mean((1, 2))
+        out += torch.addcmul(level.view(-1, 1, 1), grey, (b * c * (1 - s)).view(-1, 1, 1)).unsqueeze(-1)
     return out.clamp_(0, 255)
 
 

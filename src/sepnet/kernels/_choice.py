@@ -33,6 +33,7 @@ _LARGE_MAP_3X3, _FEW_CHANNELS_3X3 = 56, 32  # from which map on, and up to how m
 _SMALL_MAP = 16  # pixels
 # channels, pixels of a batch and multiplications from which on the kernels' pointwise convolutions are faster than oneDNN's
 _FEWEST_CHANNELS, _FEWEST_PIXELS, _FEWEST_PRODUCTS = 32, 512, 1 << 23
+_MANY_WEIGHTS, _FEW_PIXELS = 1 << 19, 2048  # from how many, up to how many pixels, a matrix product is the fastest with AVX2
 
 
 class ByTorch(NamedTuple):
@@ -110,18 +111,22 @@ class Way(Enum):
 def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int) -> Way:
     """The fastest way for a pointwise convolution of (B, C, H, W), forward and backward together.
 
-    In fp32 with AVX2 oneDNN's products reach 60 to 75 % of what the processor can do, its gradient of the weights 40 to 55 %, and
-    the kernels' 70 to 85 %; not where there is little to multiply, or few channels, which do not fill a tile. In bf16 oneDNN is
-    at the processor's limit, but on maps of up to 4x4 its gradient of the weights takes 1.7 times as long as the same
-    matrix product.
+    In bf16 oneDNN is at the processor's limit, but on maps of up to 4x4 its gradient of the weights takes 1.7 times as long as the
+    same matrix product. In fp32 with AVX2 oneDNN's products reach 60 to 75 % of what the processor can do, its gradient of the
+    weights 40 to 55 %, and the kernels' 70 to 85 %; not where there is little to multiply, or few channels, which do not fill a
+    tile. Half a million weights and more with few pixels are a matrix product: they are what takes the time, and it copies them
+    least.
     """
     batch, inputs, height, width = shape
+    pixels = batch * height * width
     if dtype == torch.bfloat16 and height * width <= _SMALL_MAP:
         return Way.PRODUCT
-    pixels = batch * height * width
+    if dtype != torch.float32 or _instructions() != "AVX2":
+        return Way.CONVOLUTION
+    if inputs * outputs >= _MANY_WEIGHTS and pixels <= _FEW_PIXELS:
+        return Way.PRODUCT
     much = min(inputs, outputs) >= _FEWEST_CHANNELS and pixels >= _FEWEST_PIXELS and pixels * inputs * outputs >= _FEWEST_PRODUCTS
-    ours = much and dtype == torch.float32 and _instructions() == "AVX2"
-    return Way.KERNELS if ours else Way.CONVOLUTION
+    return Way.KERNELS if much else Way.CONVOLUTION
 
 
 def _onednn_has(dtype: torch.dtype) -> bool:
