@@ -364,8 +364,8 @@ def _colour(x: Tensor, brightness: Tensor | None, contrast: Tensor | None, satur
 
 
 def _grey(x: Tensor) -> Tensor:
-    """(B, H, W, C) -> (B, H, W): the luma of ITU-R BT.601, as Pillow's "L"."""
-    return x @ _numbers(tuple(LUMA), x.device) if x.shape[-1] == 3 else x[..., 0]
+    """(B, H, W, C) -> (B, H, W) with memory of its own: the luma of ITU-R BT.601, as Pillow's "L"."""
+    return x @ _numbers(tuple(LUMA), x.device) if x.shape[-1] == 3 else x[..., 0].clone()
 
 
 @cache
