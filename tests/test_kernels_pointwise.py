@@ -15,6 +15,7 @@ from kernel_tools import LIBRARY, ROUNDING, channels_last, every_isa, instructio
 from sepnet.kernels import _choice, _pointwise, pointwise_conv2d, use
 from sepnet.kernels._choice import Way, pointwise_way
 from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
+from sepnet.nn import BatchNormReLU, SeparableBlock, depthwise
 from sepnet.nn.conv import pointwise
 
 pytestmark = needs_library
@@ -211,6 +212,39 @@ def test_a_gradient_of_one_number_for_all_and_a_second_derivative(avx2: mock.Moc
     (got,) = torch.autograd.grad(pointwise_conv2d(x, weight).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         got.sum().backward()
+
+
+def test_saved_tensors_may_come_back_in_another_layout(avx2: mock.Mock) -> None:
+    """As from a hook that writes them to a file, or torch.autograd.graph.save_on_cpu: of all functions of the kernels."""
+    x = channels_last(torch.randn(LARGE)).requires_grad_()
+    net = torch.nn.Sequential(depthwise(64, 3), BatchNormReLU(64, pool=True), pointwise(64, 256), SeparableBlock(256, 96))
+    net = net.to(memory_format=torch.channels_last)
+
+    def gradients() -> list[Tensor]:
+        return list(torch.autograd.grad(net(x).square().sum(), [x, *net.parameters()]))
+
+    wanted = gradients()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(memory_format=torch.contiguous_format), lambda t: t):
+        got = gradients()
+    assert avx2.called
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_pytorchs_default_type_and_device_do_not_matter(avx2: mock.Mock, dtype: torch.dtype) -> None:
+    x, weight, bias, grad = tensors(LARGE, 64)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    wanted = torch.autograd.grad(F.conv2d(x, weight, bias), leaves, grad)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            y = _pointwise._by_kernels(LIBRARY, x, weight, bias)
+            got = torch.autograd.grad(y, leaves, grad)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-2)
 
 
 def test_what_the_library_does_not_take_is_pytorchs(avx2: mock.Mock) -> None:

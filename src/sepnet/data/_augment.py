@@ -358,8 +358,8 @@ def _colour(x: Tensor, brightness: Tensor | None, contrast: Tensor | None, satur
     grey = _grey(out) if contrast is not None or s is not ones else None
     out *= (b * c * s).view(-1, 1, 1, 1)
     if grey is not None:
-        level = b * (1 - c) * grey.mean((1, 2))
-        out += torch.addcmul(level.view(-1, 1, 1), grey, (b * c * (1 - s)).view(-1, 1, 1)).unsqueeze(-1)
+        level = (b * (1 - c) * grey.mean((1, 2))).view(-1, 1, 1)
+        out += (level if s is ones else torch.addcmul(level, grey, (b * c * (1 - s)).view(-1, 1, 1))).unsqueeze(-1)
     return out.clamp_(0, 255)
 
 

@@ -30,7 +30,7 @@ _MOST_PADDING, _MOST_PADDING_AVX2 = 6, 4  # beyond them oneDNN has only a way th
 _LARGE_MAP = 32  # up to which the kernels' forward pass with 5x5 filters is faster than oneDNN's with AVX2
 _LARGE_MAP_STRIDE_2 = 32  # from which on it is with stride 2 and dilation 2
 _LARGE_MAP_3X3, _FEW_CHANNELS_3X3 = 56, 32  # from which map on, and up to how many channels, oneDNN's is the faster with 3x3
-_SMALL_MAP = 16  # pixels
+_SMALL_MAP = 16  # pixels of a map up to which a pointwise convolution in bf16 is a matrix product
 # channels, pixels of a batch and multiplications from which on the kernels' pointwise convolutions are faster than oneDNN's
 _FEWEST_CHANNELS, _FEWEST_PIXELS, _FEWEST_PRODUCTS = 32, 512, 1 << 23
 _MANY_WEIGHTS, _FEW_PIXELS = 1 << 19, 2048  # from how many, up to how many pixels, a matrix product is the fastest with AVX2

@@ -229,6 +229,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        x = dense(x)  # hooks of saved tensors may give it back in another layout
         lib, geometry, choice = ctx.call
         weight_type, bias_type = ctx.types
         grad_x, grad_weight, grad_bias = _backward(lib, x, weight, grad, geometry, choice, ctx.needs_input_grad[:3])

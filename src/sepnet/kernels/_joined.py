@@ -113,10 +113,12 @@ class _JoinedDepthwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         lib: Library = ctx.lib
         x, weight, y, *constants = ctx.saved_tensors
+        x = dense(x)  # hooks of saved tensors may give it back in another layout
         ahead, behind = (None if c is None else _native.Side(c, r) for c, r in zip(constants, ctx.relu, strict=True))
         grad = dense(grad)
         affine_after: tuple[Tensor | None, ...] = (None, None)
         if behind is not None:
+            y = dense(y)
             affine_after = _native.norm_gradients(lib, y, _native.norm_sums(lib, y, grad, behind), behind)
         want = (ahead is not None or ctx.needs_input_grad[0], *ctx.needs_input_grad[1:3])
         (grad_x, grad_weight, grad_bias), sums = _native.depthwise_backward_joined(

@@ -23,6 +23,7 @@ __all__ = [
     "depthwise_forward_joined",
     "empty_like_map",
     "isa_key",
+    "memory",
     "norm_apply",
     "norm_apply_constants",
     "norm_backward",
@@ -79,9 +80,14 @@ def _output(call: Call) -> tuple[int, int, int]:
     return d.channels * d.branches, d.out_h, d.out_w
 
 
+def memory(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Not filled; of this type and on the CPU whatever PyTorch's defaults are set to."""
+    return torch.empty(size, dtype=dtype, device="cpu")
+
+
 def empty_like_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
     """(B, channels, height, width), channels-last, of x's batch and type."""
-    return torch.empty((x.shape[0], channels, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    return torch.empty((x.shape[0], channels, height, width), dtype=x.dtype, device="cpu", memory_format=torch.channels_last)
 
 
 def pointer(tensor: Tensor | None) -> int | None:
@@ -105,7 +111,7 @@ def depthwise_forward_joined(
     lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, before: Side | None, sums: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The convolution of the normalised x, and with ``sums`` those of its outputs that ``norm_statistics`` takes."""
-    rows = torch.empty(3, x.shape[1] * len(geometry.kernels), dtype=torch.float64) if sums else None
+    rows = memory(3, x.shape[1] * len(geometry.kernels), dtype=torch.float64) if sums else None
     joined = Joined(sums=pointer(rows))
     if before is not None:
         joined.before, joined.before_relu = before.constants.data_ptr(), before.relu
@@ -117,7 +123,7 @@ def _depthwise_forward(
 ) -> Tensor:
     call = _describe(lib, x, geometry)
     y = empty_like_map(x, *_output(call))
-    workspace = torch.empty(call.workspace[0], dtype=torch.uint8)
+    workspace = memory(call.workspace[0], dtype=torch.uint8)
     lib.handle.sepnet_depthwise_forward(
         ctypes.addressof(call.description),
         None if joined is None else ctypes.addressof(joined),
@@ -156,7 +162,7 @@ def depthwise_backward_joined(
         before: of x. The gradient is that of its result, not yet cut by its ReLU; the sums that ``norm_gradients`` takes come too.
         after: the convolution's output, and its normalisation, of whose result ``grad`` is the gradient.
     """
-    rows = None if before is None else torch.empty(2, x.shape[1], dtype=torch.float64)
+    rows = None if before is None else memory(2, x.shape[1], dtype=torch.float64)
     joined = Joined(sums=pointer(rows))
     if before is not None:
         joined.before, joined.before_relu = before.constants.data_ptr(), before.relu
@@ -178,10 +184,10 @@ def _depthwise_backward(
     call = _describe(lib, x, geometry)
     if grad.shape != (x.shape[0], *_output(call)):
         raise ValueError(f"the gradient is {tuple(grad.shape)}, the output of {tuple(x.shape)} is {(x.shape[0], *_output(call))}")
-    workspace = torch.empty(call.workspace[1], dtype=torch.uint8)
+    workspace = memory(call.workspace[1], dtype=torch.uint8)
     grad_x = empty_like_map(x, *x.shape[1:]) if want[0] else None
     grad_weight = torch.empty_like(weight) if want[1] else None
-    grad_bias = torch.empty(grad.shape[1]) if want[2] else None
+    grad_bias = memory(grad.shape[1]) if want[2] else None
     lib.handle.sepnet_depthwise_backward(
         ctypes.addressof(call.description),
         None if joined is None else ctypes.addressof(joined),
@@ -234,8 +240,8 @@ def norm_statistics(
 ) -> Tensor:
     """Constants of x's normalisation, float32 (6, C), the last two rows not filled; from ``sums`` of x where they are known."""
     call = _describe_norm(lib, x, False, False)
-    constants = torch.empty(_CONSTANTS, x.shape[1])
-    workspace = torch.empty(call.workspace[0], dtype=torch.uint8)
+    constants = memory(_CONSTANTS, x.shape[1])
+    workspace = memory(call.workspace[0], dtype=torch.uint8)
     running = _running(averages)
     lib.handle.sepnet_norm_statistics(
         ctypes.addressof(call.description),
@@ -265,9 +271,9 @@ def norm_forward(
     """With x's own statistics; the result, the constants, and which positions pooling kept. ``shortcut``: added before the ReLU."""
     call = _describe_norm(lib, x, pool, relu)
     y = empty_like_map(x, *_pooled(x, pool))
-    argmax = torch.empty(y.numel(), dtype=torch.uint8) if pool else None
-    constants = torch.empty(_CONSTANTS, x.shape[1])
-    workspace = torch.empty(call.workspace[0], dtype=torch.uint8)
+    argmax = memory(y.numel(), dtype=torch.uint8) if pool else None
+    constants = memory(_CONSTANTS, x.shape[1])
+    workspace = memory(call.workspace[0], dtype=torch.uint8)
     running = _running(averages)
     lib.handle.sepnet_norm_forward(
         ctypes.addressof(call.description),
@@ -311,8 +317,8 @@ def norm_apply_constants(lib: Library, x: Tensor, side: Side) -> Tensor:
 def norm_sums(lib: Library, x: Tensor, grad: Tensor, side: Side) -> Tensor:
     """Sums over a channel of the gradient that passes the ReLU, and of its product with x - mean: float64 (2, C)."""
     call = _describe_norm(lib, x, False, side.relu)
-    rows = torch.empty(2, x.shape[1], dtype=torch.float64)
-    workspace = torch.empty(call.workspace[1], dtype=torch.uint8)
+    rows = memory(2, x.shape[1], dtype=torch.float64)
+    workspace = memory(call.workspace[1], dtype=torch.uint8)
     lib.handle.sepnet_norm_sums(
         ctypes.addressof(call.description),
         x.data_ptr(),
@@ -330,7 +336,7 @@ def norm_sums(lib: Library, x: Tensor, grad: Tensor, side: Side) -> Tensor:
 def norm_gradients(lib: Library, x: Tensor, sums: Tensor, side: Side) -> tuple[Tensor, Tensor]:
     """Gradients of the normalisation's weight and bias; fills the last two rows of its constants."""
     call = _describe_norm(lib, x, False, side.relu)
-    grads = torch.empty(2, x.shape[1])
+    grads = memory(2, x.shape[1])
     lib.handle.sepnet_norm_gradients(
         ctypes.addressof(call.description), sums.data_ptr(), side.constants.data_ptr(), grads[0].data_ptr(), grads[1].data_ptr()
     )
@@ -361,8 +367,8 @@ def norm_backward(
     call = _describe_norm(lib, x, pool, relu)
     grad_x = empty_like_map(x, *x.shape[1:])
     grad_shortcut = empty_like_map(x, *x.shape[1:]) if shortcut else None
-    grads = torch.empty(2, x.shape[1])
-    workspace = torch.empty(call.workspace[1], dtype=torch.uint8)
+    grads = memory(2, x.shape[1])
+    workspace = memory(call.workspace[1], dtype=torch.uint8)
     lib.handle.sepnet_norm_backward(
         ctypes.addressof(call.description),
         x.data_ptr(),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sepnet.kernels import _native
 from sepnet.kernels._library import Library, Pointwise
-from sepnet.kernels._native import Call, Gradients, empty_like_map, isa_key, pointer
+from sepnet.kernels._native import Call, Gradients, empty_like_map, isa_key, memory, pointer
 
 __all__ = ["pointwise_backward", "pointwise_forward"]
 
@@ -36,7 +36,7 @@ def pointwise_forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | No
     """(B, C, H, W) by weight (N, C, 1, 1) and bias (N), both without gaps, to (B, N, H, W)."""
     call = _describe(lib, x, weight.shape[0])
     y = empty_like_map(x, weight.shape[0], *x.shape[2:])
-    workspace = torch.empty(call.workspace[0], dtype=torch.uint8)
+    workspace = memory(call.workspace[0], dtype=torch.uint8)
     lib.handle.sepnet_pointwise_forward(
         ctypes.addressof(call.description),
         x.data_ptr(),
@@ -53,10 +53,10 @@ def pointwise_backward(lib: Library, x: Tensor, weight: Tensor, grad: Tensor, wa
     if grad.shape != (x.shape[0], weight.shape[0], *x.shape[2:]):
         raise ValueError(f"the gradient is {tuple(grad.shape)}, the map {tuple(x.shape)}, the weight {tuple(weight.shape)}")
     call = _describe(lib, x, weight.shape[0])
-    workspace = torch.empty(call.workspace[1], dtype=torch.uint8)
+    workspace = memory(call.workspace[1], dtype=torch.uint8)
     grad_x = empty_like_map(x, *x.shape[1:]) if want[0] else None
     grad_weight = torch.empty_like(weight) if want[1] else None
-    grad_bias = torch.empty(weight.shape[0]) if want[2] else None
+    grad_bias = memory(weight.shape[0]) if want[2] else None
     lib.handle.sepnet_pointwise_backward(
         ctypes.addressof(call.description),
         x.data_ptr(),

@@ -136,5 +136,6 @@ class _BatchNormReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, constants, argmax = ctx.saved_tensors
+        x, y = dense(x), None if y is None else dense(y)  # hooks of saved tensors may give them back in another layout
         grads = _native.norm_backward(ctx.lib, x, y, constants, argmax, dense(grad), ctx.pool, ctx.relu, ctx.shortcut)
         return *grads, None, None, None, None

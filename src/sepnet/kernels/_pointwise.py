@@ -71,5 +71,5 @@ class _PointwiseConv2d(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight = (dense(t) for t in ctx.saved_tensors)  # hooks of saved tensors may give them back in another layout
         return *pointwise_backward(ctx.lib, x, weight, dense(grad), ctx.needs_input_grad[:3]), None

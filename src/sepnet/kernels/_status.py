@@ -57,7 +57,7 @@ def _plain(kernel: int, stride: int = 1, dilation: int = 1, branches: int = 1, i
 
 
 _CHANNELS = 64
-_BATCH = 128  # of the pointwise convolutions, whose way depends on it
+_BATCH = 128  # of the pointwise convolutions: their way depends on it
 _WHY_POINTWISE = {
     Way.KERNELS: "PyTorch's products are slower here",
     Way.CONVOLUTION: "the faster of the two in PyTorch",
@@ -114,7 +114,8 @@ def kernel_paths() -> list[KernelPath]:
         for size in (4, 8):
             way = Way.CONVOLUTION if lib is None else pointwise_way(dtype, (_BATCH, _CHANNELS, size, size), _CHANNELS)
             how = native if way is Way.KERNELS else way.value
-            rows.append(KernelPath(f"pointwise 1x1, {size}x{size} map", label, how, how, reason or _WHY_POINTWISE[way]))
+            name = f"pointwise 1x1, {size}x{size} map, batch {_BATCH}"
+            rows.append(KernelPath(name, label, how, how, reason or _WHY_POINTWISE[way]))
         for name in ("batch norm, ReLU", "batch norm, 2x2 max pooling, ReLU"):
             why = reason or "one pass for all, after that of the statistics"
             rows.append(KernelPath(name, label, native, native, why))

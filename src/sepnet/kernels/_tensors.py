@@ -13,7 +13,7 @@ _TRIFLE = 1 << 16  # values
 
 def is_plain(x: Tensor) -> bool:
     """A tensor of PyTorch's own on the CPU: no subclass, which may stand for something else (FakeTensor, DTensor, ...)."""
-    return x.is_cpu and type(x) in (Tensor, torch.nn.Parameter)
+    return x.is_cpu and type(x) in (Tensor, torch.nn.Parameter) and x.layout is torch.strided
 
 
 def is_trifle(x: Tensor) -> bool:

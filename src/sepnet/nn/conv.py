@@ -78,7 +78,7 @@ def depthwise(
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """1x1 convolution: ``nn.Conv2d``, computed as a matrix product where that is faster.
+    """1x1 convolution: ``nn.Conv2d``, computed by the kernels or as a matrix product where that is faster (``pointwise_conv2d``).
 
     Shape: (B, C, H, W) -> (B, N, ceil(H / stride), ceil(W / stride)).
     """

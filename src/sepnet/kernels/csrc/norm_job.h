@@ -7,9 +7,10 @@
  * input and gradient (the two sums; then the gradient). The map between normalisation and ReLU is never written. The shortcut's
  * gradient is what the ReLU lets through; it is written with the sums, and what follows reads that.
  *
- * A part takes a range of "lines": chunks of pixels without pooling, rows of output pixels with it. Where only sums come of a line, the
+ * A part takes a range of "lines": chunks of pixels without pooling, rows of output pixels with it. Where only sums come of a chunk, the
  * channels are the outer loop: a channel's constants and sums stay in registers while the line's pixels are in the L1 cache, and
- * the line that comes next is fetched meanwhile, in its order. What writes a map goes pixel by pixel, as the memory takes it. */
+ * the line that comes next is fetched meanwhile, in its order. What writes a map, and rows of
+ * pooled maps, go pixel by pixel, as the memory takes it. */
 
 enum { LINE_BYTES = 16 << 10, NORM_PARTS_PER_THREAD = 2 };
 enum { SUM_ROWS = 3 }; /* two sums, and room for both in float32 while a line is summed */
@@ -101,12 +102,6 @@ static norm_constants lay_constants(float *at, int64_t channels) {
             if (rest) body(i * (norm)->channels + channel, rest, (norm)->dtype);                              \
         }                                                                                                     \
     } while (0)
-
-/* Asks the memory for `bytes` from `at` on, for the L2 cache; returns their end. */
-INLINE const char *fetch(const char *at, size_t bytes) {
-    for (size_t done = 0; done < bytes; done += 64) __builtin_prefetch(at + done, 0, 2);
-    return at + bytes;
-}
 
 /* Where block `channel` begins to fetch the line behind [first, last): each block fetches its share. */
 INLINE const char *next_line(const norm_job *s, const void *map, int64_t first, int64_t last, int64_t channel, int dtype) {

@@ -1,5 +1,5 @@
 /* Pointwise convolution of float32 maps, forward and backward, as matrix products: a map's pixels are the rows of a tall matrix. One
- * vector length; included after norm_job.h.
+ * vector length; included after vector.h.
  *
  * A tile of results, TILE_ROWS by two vectors, stays in registers while the sum runs: a step loads two vectors, spreads
  * TILE_ROWS values, and multiplies and adds 2 * TILE_ROWS vectors, so that multiplying is the slowest of the three. y = x w' and dL/dx = g w
@@ -10,7 +10,8 @@
 enum { TILE_ROWS = VL == 16 ? 14 : 6, TILE_COLS = 2 * VL };
 enum { BAND_ROWS = 8 * TILE_ROWS };                          /* of the tall matrix: what is fetched ahead */
 enum { MOST_DEPTH = 256, MOST_PANELS = 8 };                  /* of the small one: a panel for the L1 cache, so many for the L2 cache */
-enum { MOST_PIXELS = 128, MOST_OUTPUTS = 22 * TILE_ROWS };   /* of dL/dw: what is copied at once */
+enum { MOST_PIXELS = 128, MOST_OUTPUTS = 22 * TILE_ROWS }; /* of dL/dw: what is copied at once */
+enum { LEAST_SHARE = 256 };                                /* pixels that are worth a gradient of their own, to be added */
 
 typedef vf tile[TILE_ROWS][2];
 
@@ -158,7 +159,8 @@ static weight_job make_weight_job(const sepnet_pointwise *conv) {
     s.blocks = (conv->out + MOST_OUTPUTS - 1) / MOST_OUTPUTS;
     s.block = sepnet_round_up((conv->out + s.blocks - 1) / s.blocks, TILE_ROWS);
     s.blocks = (conv->out + s.block - 1) / s.block;
-    s.shares = sepnet_min(conv->rows, conv->threads / gcd(conv->threads, s.blocks)); /* as many tasks for each thread */
+    s.shares = conv->threads / gcd(conv->threads, s.blocks); /* as many tasks for each thread */
+    s.shares = sepnet_max(1, sepnet_min(s.shares, conv->rows / LEAST_SHARE));
     s.bias_stride = sepnet_round_up(s.block, VL);
     s.scratch_floats = MOST_PIXELS * (s.block + TILE_COLS);
     return s;

@@ -126,6 +126,12 @@ INLINE float load_one(const void *base, int64_t index, int dtype) {
     return value;
 }
 
+/* Asks the memory for `bytes` from `at` on, for the L2 cache; returns their end. */
+INLINE const char *fetch(const char *at, size_t bytes) {
+    for (size_t done = 0; done < bytes; done += 64) __builtin_prefetch(at + done, 0, 2);
+    return at + bytes;
+}
+
 /* --- sums over many pixels: short runs in float32, the runs in float64 --------------------------------------------------- */
 
 /* Moments of values relative to an origin a channel: without one, a large mean would eat the variance's digits. */
