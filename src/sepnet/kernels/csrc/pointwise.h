@@ -10,8 +10,8 @@
 enum { TILE_ROWS = VL == 16 ? 14 : 6, TILE_COLS = 2 * VL };
 enum { BAND_ROWS = 8 * TILE_ROWS };                          /* of the tall matrix: what is fetched ahead */
 enum { MOST_DEPTH = 256, MOST_PANELS = 8 };                  /* of the small one: a panel for the L1 cache, so many for the L2 cache */
-enum { MOST_PIXELS = 128, MOST_OUTPUTS = 22 * TILE_ROWS }; /* of dL/dw: what is copied at once */
-enum { LEAST_SHARE = 256 };                                /* pixels that are worth a gradient of their own, to be added */
+enum { MOST_PIXELS = 128, MOST_OUTPUTS = 22 * TILE_ROWS };   /* of dL/dw: what is copied at once */
+enum { LEAST_SHARE = 256 };                                  /* pixels that are worth a gradient of their own, to be added */
 
 typedef vf tile[TILE_ROWS][2];
 
