@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from _shapes import Shape
 from sepnet.kernels import _native, depthwise_branches, depthwise_conv2d, library
 
-__all__ = ["CHANNELS_LAST", "CONTROL", "DTYPES", "KERNEL", "NCHW", "OURS", "Case", "Copy"]
+__all__ = ["CHANNELS_LAST", "CONTROL", "DTYPES", "KERNEL", "NCHW", "OURS", "TOLERANCE", "Case", "Copy"]
 
 OURS, KERNEL, NCHW, CHANNELS_LAST = "sepnet", "kernel", "torch_nchw", "torch_channels_last"
 CONTROL = "torch_channels_last_again"  # the same function on the same values: what differs is chance

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
 import torch
@@ -17,7 +17,9 @@ from sepnet.kernels._geometry import Geometry
 from sepnet.models import list_models, model_card
 from sepnet.nn import DepthwiseConv2d, joined
 
-__all__ = ["Shape", "network_shapes", "sweep"]
+__all__ = ["Shape", "network_shapes", "shapes_run", "sweep"]
+
+S = TypeVar("S", bound=Hashable)
 
 BATCH, LARGE_BATCH, LARGE = 128, 8, 128  # images of a side from LARGE pixels on come in batches of LARGE_BATCH
 SMALL_SIZE = 32  # the networks for large images are used on CIFAR as well
@@ -73,23 +75,34 @@ def network_shapes(names: Iterable[str] = ()) -> dict[Shape, list[str]]:
     At the native size, and for those made for large images at 32x32 as well. What they run is recorded in a real forward pass: a
     unit whose branches are computed in one pass counts as that.
     """
-    found: dict[Shape, list[str]] = {}
+    return shapes_run(names, DepthwiseConv2d, _recorded)
+
+
+def shapes_run(
+    names: Iterable[str], kind: type[nn.Module], recorded: Callable[[nn.Module, Tensor, int], Iterable[S]]
+) -> dict[S, list[str]]:
+    """What ``recorded`` sees the networks that have a ``kind`` of layer run, with the networks that run it.
+
+    Args:
+        names: none for all networks.
+        recorded: runs the network in training on the images that it is given; the number is the batch that is to be measured.
+    """
+    found: dict[S, list[str]] = {}
     for name in names or list_models():
-        with torch.device("meta"):
-            has_any = any(isinstance(m, DepthwiseConv2d) for m in build(name, size=model_card(name).native_size[1]).modules())
-        if not has_any:
-            continue
         native = model_card(name).native_size[1]
-        for size in dict.fromkeys((native, min(native, SMALL_SIZE))):
-            for shape in _recorded(build(name, size=size), size):
+        with torch.device("meta"):
+            has_any = any(isinstance(m, kind) for m in build(name, size=native).modules())
+        for size in dict.fromkeys((native, min(native, SMALL_SIZE))) if has_any else ():
+            model = build(name, size=size).train()
+            images = torch.zeros(2, model.in_channels, size, size).contiguous(memory_format=torch.channels_last)
+            for shape in recorded(model, images, LARGE_BATCH if size >= LARGE else BATCH):
                 users = found.setdefault(shape, [])
                 if name not in users:
                     users.append(name)
     return found
 
 
-def _recorded(model: nn.Module, size: int) -> list[Shape]:
-    batch = LARGE_BATCH if size >= LARGE else BATCH
+def _recorded(model: nn.Module, images: Tensor, batch: int) -> list[Shape]:
     seen: list[Shape] = []
     run = _depthwise._run
 
@@ -97,12 +110,11 @@ def _recorded(model: nn.Module, size: int) -> list[Shape]:
         seen.append(Shape(batch, *x.shape[1:], geometry, bias is not None, x.requires_grad))
         return run(x, weight, bias, geometry)
 
-    image = torch.zeros(2, model.in_channels, size, size).contiguous(memory_format=torch.channels_last)
     # the convolution alone, which is what its peers have, and by way of the function that chooses
     apart = mock.patch.object(joined, "joins", return_value=False)
     chosen = mock.patch.object(DepthwiseConv2d, "_is_torchs", return_value=False)
     with apart, chosen, mock.patch.object(_depthwise, "_run", record):
-        model.train()(image)
+        model(images)
     return seen
 
 

@@ -38,26 +38,17 @@ from _bench import (
     threads_suffix,
     write,
 )
-from _describe import build
+from _kernel_cases import CHANNELS_LAST, CONTROL, DTYPES, NCHW, OURS, TOLERANCE
+from _kernel_targets import NEVER_SLOWER
+from _shapes import shapes_run
 from sepnet.engine.devices import keep_large_buffers, prefers_bf16
 from sepnet.errors import SepnetError
-from sepnet.kernels import pointwise_conv2d
+from sepnet.kernels import library, pointwise_conv2d
 from sepnet.kernels._choice import Way, pointwise_way
-from sepnet.models import list_models, model_card
 from sepnet.nn import conv
 from sepnet.report import markdown_table
 
-OURS, NCHW, CHANNELS_LAST, AGAIN, LINEAR = (
-    "sepnet",
-    "torch_nchw",
-    "torch_channels_last",
-    "torch_channels_last_again",
-    "torch_linear",
-)
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-TOLERANCE = {"bf16": 2e-2, "fp32": 1e-3}  # of the largest value
-NEVER_SLOWER = 0.95
-BATCH, LARGE_BATCH, LARGE = 128, 8, 128  # as for the depthwise convolutions
+LINEAR = "torch_linear"
 KEEP_EACH = 10
 
 
@@ -97,7 +88,7 @@ class Row(NamedTuple):
     @property
     def chance(self) -> float:
         """PyTorch's channels-last convolution to itself."""
-        return self.figures[CHANNELS_LAST]["median_ms"] / self.figures[AGAIN]["median_ms"]
+        return self.figures[CHANNELS_LAST]["median_ms"] / self.figures[CONTROL]["median_ms"]
 
     @property
     def gflop_per_s(self) -> float:
@@ -106,19 +97,10 @@ class Row(NamedTuple):
 
 def shapes_of(names: Iterable[str]) -> dict[Shape, list[str]]:
     """What the networks run in training, at their native size and at 32x32, with the networks that run it; after any stride."""
-    found: dict[Shape, list[str]] = {}
-    for name in names or list_models():
-        native = model_card(name).native_size[1]
-        for size in dict.fromkeys((native, min(native, 32))):
-            for shape in _recorded(build(name, size=size), size):
-                users = found.setdefault(shape, [])
-                if name not in users:
-                    users.append(name)
-    return found
+    return shapes_run(names, conv.PointwiseConv2d, _recorded)
 
 
-def _recorded(model: nn.Module, size: int) -> list[Shape]:
-    batch = LARGE_BATCH if size >= LARGE else BATCH
+def _recorded(model: nn.Module, images: Tensor, batch: int) -> list[Shape]:
     seen: list[Shape] = []
 
     def record(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
@@ -127,7 +109,7 @@ def _recorded(model: nn.Module, size: int) -> list[Shape]:
         return y
 
     with mock.patch.object(conv, "pointwise_conv2d", record):
-        model.train()(torch.zeros(2, model.in_channels, size, size).contiguous(memory_format=torch.channels_last))
+        model(images)
     return seen
 
 
@@ -206,9 +188,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def measure(shape: Shape, networks: list[str], args: argparse.Namespace) -> Row:
     case = Case(shape, args.dtype)
     case.check()
-    work = {name: case.call(name) for name in (OURS, NCHW, CHANNELS_LAST, AGAIN, LINEAR)}
+    work = {name: case.call(name) for name in (OURS, NCHW, CHANNELS_LAST, CONTROL, LINEAR)}
     times = in_turns(work, rounds=args.rounds, warm_up=1, seconds=args.seconds)
-    way = pointwise_way(DTYPES[args.dtype], (shape.batch, shape.inputs, shape.height, shape.width), shape.outputs)
+    size = (shape.batch, shape.inputs, shape.height, shape.width)
+    way = Way.CONVOLUTION if library() is None else pointwise_way(DTYPES[args.dtype], size, shape.outputs)
     return Row(shape, networks, args.dtype, way, {name: figures_of(values) for name, values in times.items()})
 
 

@@ -50,9 +50,7 @@ def rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def check_native(
-    shape: tuple[int, int, int, int], outputs: int, want: tuple[bool, bool, bool] = (True, True, True), seed: int = 0
-) -> None:
+def check_native(shape: tuple[int, int, int, int], outputs: int, want: tuple[bool, bool, bool] = ALL, seed: int = 0) -> None:
     x, weight, bias, grad = tensors(shape, outputs, seed)
     matrix = weight.flatten(1)
     with poisoned_memory():
@@ -99,10 +97,7 @@ def test_more_than_a_block_of_everything(isa: str, count: int, shape: tuple[int,
 def test_the_same_threads_give_the_same_bits(isa: str) -> None:
     x, weight, bias, grad = tensors((2, 70, 30, 31), 150)
     with instruction_set(isa), threads(3):
-        runs = [
-            (pointwise_forward(LIBRARY, x, weight, bias), *pointwise_backward(LIBRARY, x, weight, grad, (True,) * 3))
-            for _ in range(3)
-        ]
+        runs = [(pointwise_forward(LIBRARY, x, weight, bias), *pointwise_backward(LIBRARY, x, weight, grad, ALL)) for _ in range(3)]
     for run in runs[1:]:
         for one, other in zip(runs[0], run, strict=True):
             assert one is not None

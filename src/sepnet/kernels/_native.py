@@ -21,6 +21,7 @@ __all__ = [
     "depthwise_backward_joined",
     "depthwise_forward",
     "depthwise_forward_joined",
+    "empty_gradients",
     "empty_like_map",
     "isa_key",
     "memory",
@@ -139,6 +140,15 @@ def _depthwise_forward(
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
+def empty_gradients(x: Tensor, weight: Tensor, outputs: int, want: tuple[bool, bool, bool]) -> Gradients:
+    """For those of x, weight (with its strides) and bias (a float32 an output channel), as far as they are wanted."""
+    return (
+        empty_like_map(x, *x.shape[1:]) if want[0] else None,
+        torch.empty_like(weight) if want[1] else None,
+        memory(outputs) if want[2] else None,
+    )
+
+
 def depthwise_backward(
     lib: Library, x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, want: tuple[bool, bool, bool]
 ) -> Gradients:
@@ -185,21 +195,17 @@ def _depthwise_backward(
     if grad.shape != (x.shape[0], *_output(call)):
         raise ValueError(f"the gradient is {tuple(grad.shape)}, the output of {tuple(x.shape)} is {(x.shape[0], *_output(call))}")
     workspace = memory(call.workspace[1], dtype=torch.uint8)
-    grad_x = empty_like_map(x, *x.shape[1:]) if want[0] else None
-    grad_weight = torch.empty_like(weight) if want[1] else None
-    grad_bias = memory(grad.shape[1]) if want[2] else None
+    gradients = empty_gradients(x, weight, grad.shape[1], want)
     lib.handle.sepnet_depthwise_backward(
         ctypes.addressof(call.description),
         None if joined is None else ctypes.addressof(joined),
         x.data_ptr(),
         weight.data_ptr(),
         grad.data_ptr(),
-        pointer(grad_x),
-        pointer(grad_weight),
-        pointer(grad_bias),
+        *map(pointer, gradients),
         workspace.data_ptr(),
     )
-    return grad_x, grad_weight, grad_bias
+    return gradients
 
 
 @lru_cache(maxsize=512)

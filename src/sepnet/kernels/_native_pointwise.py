@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sepnet.kernels import _native
 from sepnet.kernels._library import Library, Pointwise
-from sepnet.kernels._native import Call, Gradients, empty_like_map, isa_key, memory, pointer
+from sepnet.kernels._native import Call, Gradients, empty_gradients, empty_like_map, isa_key, memory, pointer
 
 __all__ = ["pointwise_backward", "pointwise_forward"]
 
@@ -54,17 +54,13 @@ def pointwise_backward(lib: Library, x: Tensor, weight: Tensor, grad: Tensor, wa
         raise ValueError(f"the gradient is {tuple(grad.shape)}, the map {tuple(x.shape)}, the weight {tuple(weight.shape)}")
     call = _describe(lib, x, weight.shape[0])
     workspace = memory(call.workspace[1], dtype=torch.uint8)
-    grad_x = empty_like_map(x, *x.shape[1:]) if want[0] else None
-    grad_weight = torch.empty_like(weight) if want[1] else None
-    grad_bias = memory(weight.shape[0]) if want[2] else None
+    gradients = empty_gradients(x, weight, weight.shape[0], want)
     lib.handle.sepnet_pointwise_backward(
         ctypes.addressof(call.description),
         x.data_ptr(),
         weight.data_ptr(),
         grad.data_ptr(),
-        pointer(grad_x),
-        pointer(grad_weight),
-        pointer(grad_bias),
+        *map(pointer, gradients),
         workspace.data_ptr(),
     )
-    return grad_x, grad_weight, grad_bias
+    return gradients
