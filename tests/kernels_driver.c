@@ -477,6 +477,75 @@ static void try_pointwise(void) {
     free(x), free(weight), free(bias), free(grad), free(y), free(grad_x), free(grad_weight), free(grad_bias);
 }
 
+/* --- a pointwise convolution that is pooled --------------------------------------------------------------------------------- */
+
+static float *widened(const void *map, int dtype, int64_t count) {
+    float *to = block(count * 4);
+    for (int64_t i = 0; i < count; i++) to[i] = (float)get(map, dtype, i);
+    return to;
+}
+
+/* A map of `dtype` against one in float32. */
+static void near_floats(const char *what, const void *got, const float *wanted, int dtype, int64_t count, double size) {
+    for (int64_t i = 0; i < count; i++) check(what, get(got, dtype, i), wanted[i], 1e-4 * size, dtype);
+}
+
+/* Against convolution and normalisation one after the other, in float32; the gradients are those of the pixels that were kept. */
+static void try_pooled(void) {
+    sepnet_norm m = random_norm();
+    m.pool = 1, m.height += m.height < 2, m.width = pick(0, 9) ? m.width + (m.width < 2) : pick(60, 150);
+    int64_t inputs = pick(1, SEPNET_MAX_FEW), pixels = m.batch * m.height * m.width, results = m.batch * rows_of(&m) * cols_of(&m) * m.channels;
+    void *x = random_map(pixels * inputs, m.dtype), *grad = random_map(results, m.dtype);
+    float *weight = floats(m.channels * inputs), *gamma = floats(m.channels), *beta = floats(m.channels), *averages = floats(2 * m.channels);
+    float *constants = block(SEPNET_CONSTANTS * m.channels * 4), *other = block(2 * m.channels * 4);
+    double *moments = block(SEPNET_FEW_MOMENTS * 8);
+    void *y = block(results * width_of(m.dtype)), *dx = pick(0, 3) ? block(pixels * inputs * width_of(m.dtype)) : NULL;
+    uint8_t *kept = block(results), *argmax = block(results);
+    float *dw = pick(0, 3) ? block(m.channels * inputs * 4) : NULL, *dgamma = block(m.channels * 4), *dbeta = block(m.channels * 4);
+    memcpy(other, averages, (size_t)(2 * m.channels) * 4);
+    sepnet_running running = {averages, averages + m.channels, 0.25}, others = {other, other + m.channels, 0.25};
+
+    void *workspace = block(sepnet_pooled_pointwise_workspace(&m, inputs, 0));
+    expect(sepnet_pooled_pointwise_forward(&m, inputs, x, weight, gamma, beta, 0.1, &running, constants, moments, y, kept, workspace) == 0,
+           "pooled forward refuses");
+    free(workspace);
+    workspace = block(sepnet_pooled_pointwise_workspace(&m, inputs, 1));
+    expect(sepnet_pooled_pointwise_backward(&m, inputs, x, weight, kept, grad, constants, moments, dx, dw, dgamma, dbeta, workspace) == 0,
+           "pooled backward refuses");
+    free(workspace);
+
+    sepnet_pointwise conv = {pixels, inputs, m.channels, the_threads};
+    sepnet_norm n = m;
+    n.dtype = SEPNET_FLOAT32;
+    float *x32 = widened(x, m.dtype, pixels * inputs), *grad32 = widened(grad, m.dtype, results), *u = block(pixels * m.channels * 4);
+    float *y32 = block(results * 4), *again = block(SEPNET_CONSTANTS * m.channels * 4), *du = block(pixels * m.channels * 4);
+    float *dx32 = block(pixels * inputs * 4), *dw32 = block(m.channels * inputs * 4), *dgamma32 = block(m.channels * 4), *dbeta32 = block(m.channels * 4);
+    workspace = block(sepnet_pointwise_workspace(&conv, 0));
+    sepnet_pointwise_forward(&conv, x32, weight, NULL, u, workspace);
+    free(workspace);
+    workspace = block(sepnet_norm_workspace(&n));
+    sepnet_norm_forward(&n, u, NULL, gamma, beta, 0.1, &others, again, y32, argmax, workspace);
+    near_floats("pooled y", y, y32, m.dtype, results, 10);
+    near_maps("pooled averages", averages, other, SEPNET_FLOAT32, 2 * m.channels, 100);
+    for (int64_t i = 0; i < results; i++) {
+        expect(kept[i] <= (m.relu ? SEPNET_CUT : 3), "kept beyond the window");
+        expect(kept[i] < SEPNET_CUT || y32[i] < 1e-3f, "cut what passes ReLU");
+        argmax[i] = kept[i] == SEPNET_CUT ? 0 : kept[i], y32[i] = kept[i] == SEPNET_CUT ? 0 : 1;
+    }
+    n.relu = 1;
+    sepnet_norm_backward(&n, u, y32, argmax, grad32, again, du, NULL, dgamma32, dbeta32, workspace);
+    free(workspace);
+    workspace = block(sepnet_pointwise_workspace(&conv, 1));
+    sepnet_pointwise_backward(&conv, x32, weight, du, dx32, dw32, NULL, workspace);
+    if (dx) near_floats("pooled dx", dx, dx32, m.dtype, pixels * inputs, 10.0 * (double)m.channels);
+    if (dw) near_maps("pooled dweight", dw, dw32, SEPNET_FLOAT32, m.channels * inputs, 10.0 * (double)pixels);
+    near_maps("pooled dgamma", dgamma, dgamma32, SEPNET_FLOAT32, m.channels, (double)pixels);
+    near_maps("pooled dbeta", dbeta, dbeta32, SEPNET_FLOAT32, m.channels, (double)pixels);
+    void *all[] = {x,     grad, weight, gamma, beta, averages, constants, other, moments, y,    dx,       dw,      dgamma,
+                   dbeta, kept, argmax, x32,   u,    grad32,   y32,       again, du,      dx32, dw32, dgamma32, dbeta32, workspace};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
 /* --- what must be refused -------------------------------------------------------------------------------------------------- */
 
 static void try_nonsense(void) {
@@ -500,6 +569,14 @@ static void try_nonsense(void) {
     fine.pool = 1;
     REFUSED(height = 1), REFUSED(width = 1);
 #undef REFUSED
+    expect(sepnet_pooled_pointwise_forward(&m, 3, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "pooled accepts");
+    expect(sepnet_pooled_pointwise_backward(&m, 3, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "pooled accepts");
+    m = fine, m.height = m.width = 2;
+    expect(sepnet_pooled_pointwise_workspace(&m, SEPNET_MAX_FEW + 1, 1) == -1, "accepted: too many inputs");
+    expect(sepnet_pooled_pointwise_workspace(&m, 0, 1) == -1, "accepted: no input");
+    m.pool = 0;
+    expect(sepnet_pooled_pointwise_workspace(&m, 3, 1) == -1, "accepted: nothing is pooled");
+    m.threads = 0;
     expect(sepnet_norm_apply(&m, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "apply accepts");
     expect(sepnet_norm_forward(&m, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL) == -1, "forward accepts");
     expect(sepnet_norm_backward(&m, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "backward accepts");
@@ -525,7 +602,7 @@ typedef struct {
 static void *call(void *argument) {
     const share *mine = argument;
     state = mine->seed;
-    for (long i = 0; i < mine->cases; i++) try_depthwise(), try_norm(), try_shortcut(), try_joined(), try_pointwise();
+    for (long i = 0; i < mine->cases; i++) try_depthwise(), try_norm(), try_shortcut(), try_joined(), try_pointwise(), try_pooled();
     return NULL;
 }
 

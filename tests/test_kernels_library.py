@@ -21,7 +21,7 @@ from cli_runner import invoke
 from kernel_tools import ISAS, LIBRARY, Problem, needs_library, threads
 from sepnet import kernels
 from sepnet.errors import ConfigError
-from sepnet.kernels import _library, _native
+from sepnet.kernels import _library, _native, _native_norm
 from sepnet.kernels._geometry import Geometry
 
 PACKAGE = Path(sepnet.__file__).parent
@@ -253,13 +253,13 @@ def everything(problem: Problem = PROBLEM) -> list[Tensor]:
     """All that the library computes, of one input."""
     x, weight, bias, grad = problem.tensors(torch.float32)
     ones = torch.ones(problem.channels)
-    y, constants, argmax = _native.norm_forward(LIBRARY, x, ones, ones, None, 1e-5, False, True)
+    y, constants, argmax = _native_norm.norm_forward(LIBRARY, x, ones, ones, None, 1e-5, False, True)
     gradients = _native.depthwise_backward(LIBRARY, x, weight, grad, problem.geometry, (True, True, True))
     return [
         _native.depthwise_forward(LIBRARY, x, weight, bias, problem.geometry),
         *(g for g in gradients if g is not None),
         y,
-        *_native.norm_backward(LIBRARY, x, None, constants, argmax, grad, False, True)[:3],
+        *_native_norm.norm_backward(LIBRARY, x, None, constants, argmax, grad, False, True)[:3],
     ]
 
 

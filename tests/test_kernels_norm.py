@@ -24,7 +24,7 @@ from kernel_tools import (
     poisoned_memory,
     threads,
 )
-from sepnet.kernels import _native, batch_norm_relu, use
+from sepnet.kernels import _native_norm, batch_norm_relu, use
 from sepnet.nn import BatchNormReLU
 
 pytestmark = needs_library
@@ -75,8 +75,8 @@ def check_native(problem: Problem, dtype: torch.dtype, eps: float = 1e-5) -> Non
     pool, relu = problem.pool, problem.relu
     x, gamma, beta, grad = problem.tensors(dtype)
     with poisoned_memory():
-        output, constants, argmax = _native.norm_forward(LIBRARY, x, gamma, beta, None, eps, pool, relu)
-        grads = _native.norm_backward(LIBRARY, x, output if pool and relu else None, constants, argmax, grad, pool, relu)[:3]
+        output, constants, argmax = _native_norm.norm_forward(LIBRARY, x, gamma, beta, None, eps, pool, relu)
+        grads = _native_norm.norm_backward(LIBRARY, x, output if pool and relu else None, constants, argmax, grad, pool, relu)[:3]
     e = Exact.of(x, gamma, beta, grad, eps)
     slack = Slack(e)
     check("mean", constants[0], e.mean.flatten(), slack.mean.flatten())
@@ -120,7 +120,7 @@ def test_kernels_are_within_rounding_of_float64(isa: str, problem: Problem, dtyp
 def test_given_constants_are_applied(isa: str, problem: Problem, dtype: torch.dtype, count: int) -> None:
     x, scale, shift, _ = problem.tensors(dtype)
     with instruction_set(isa), threads(count), poisoned_memory():
-        y = _native.norm_apply(LIBRARY, x, scale, shift, problem.pool, problem.relu)
+        y = _native_norm.norm_apply(LIBRARY, x, scale, shift, problem.pool, problem.relu)
     scale, shift = scale.double()[:, None, None], shift.double()[:, None, None]
     exact, near = x.double() * scale + shift, 2 * U * ((x.double() * scale).abs() + shift.abs())
     if problem.pool:
@@ -149,8 +149,8 @@ def test_same_threads_give_the_same_bits(isa: str, pool: bool) -> None:
     x, gamma, beta, grad = Problem(4, 33, 19, 18, pool, True, 0.0, 1.0, 0).tensors(torch.bfloat16)
 
     def once() -> tuple[Tensor, ...]:
-        y, constants, argmax = _native.norm_forward(LIBRARY, x, gamma, beta, None, 1e-5, pool, True)
-        gradients = _native.norm_backward(LIBRARY, x, y, constants, argmax, grad, pool, True)[:3]
+        y, constants, argmax = _native_norm.norm_forward(LIBRARY, x, gamma, beta, None, 1e-5, pool, True)
+        gradients = _native_norm.norm_backward(LIBRARY, x, y, constants, argmax, grad, pool, True)[:3]
         return y, constants, *gradients
 
     with instruction_set(isa), threads(3):
@@ -168,7 +168,7 @@ def test_variance_survives_cancellation(channels: int, mean: float, outlier: flo
     x = channels_last(torch.randn(8, channels, 16, 16) + mean)
     x[0, :, 0, 0] += outlier
     ones, zeros = torch.ones(channels), torch.zeros(channels)
-    _, constants, _ = _native.norm_forward(LIBRARY, x, ones, zeros, None, 1e-5, False, False)
+    _, constants, _ = _native_norm.norm_forward(LIBRARY, x, ones, zeros, None, 1e-5, False, False)
     variance, exact = torch.var_mean(x.double(), (0, 2, 3), correction=0)
     torch.testing.assert_close(constants[1].double(), (variance + 1e-5).rsqrt(), rtol=1e-3, atol=0)
     torch.testing.assert_close(constants[0].double(), exact, rtol=2 * U, atol=1e-4)
@@ -196,7 +196,7 @@ def test_nan_spreads_over_its_channel_and_no_further(isa: str, dtype: torch.dtyp
         mean, variance = torch.zeros(19), torch.ones(19)
         with instruction_set(isa):
             y = batch_norm_relu(bad, torch.ones(19), torch.zeros(19), mean, variance, training=True, pool=pool)
-            applied = _native.norm_apply(LIBRARY, bad.detach(), torch.ones(19), torch.zeros(19), pool, True)
+            applied = _native_norm.norm_apply(LIBRARY, bad.detach(), torch.ones(19), torch.zeros(19), pool, True)
         y.float().sum().backward()
         others = torch.arange(19) != 7
         for values in (y, bad.grad):
@@ -213,7 +213,7 @@ def test_of_equal_values_pooling_keeps_the_first_as_pytorch_does(isa: str, gamma
     x = channels_last(torch.randint(0, 2, (3, 17, 8, 10)).float())
     weight, bias = torch.full((17,), gamma), torch.ones(17)
     with instruction_set(isa):
-        _, _, argmax = _native.norm_forward(LIBRARY, x, weight, bias, None, 1e-5, True, True)
+        _, _, argmax = _native_norm.norm_forward(LIBRARY, x, weight, bias, None, 1e-5, True, True)
     _, index = F.max_pool2d(x * gamma, 2, return_indices=True)
     row, col = index // 10 % 2, index % 2
     assert argmax is not None

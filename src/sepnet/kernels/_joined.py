@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sepnet.kernels import _native
+from sepnet.kernels import _native, _native_norm
 from sepnet.kernels._choice import has_few_channels, torch_backward_is_faster
 from sepnet.kernels._depthwise import serves
 from sepnet.kernels._geometry import Geometry
@@ -30,7 +30,7 @@ class Normalisation(NamedTuple):
 
     weight: Tensor
     bias: Tensor
-    averages: _native.Averages | None
+    averages: _native_norm.Averages | None
     eps: float
     relu: bool
 
@@ -79,7 +79,7 @@ def joined_depthwise(
 def _statistics(lib: Library, x: Tensor, sums: Tensor | None, norm: Normalisation | None) -> _native.Side | None:
     if norm is None:
         return None
-    constants = _native.norm_statistics(lib, x, sums, norm.weight.detach(), norm.bias.detach(), norm.averages, norm.eps)
+    constants = _native_norm.norm_statistics(lib, x, sums, norm.weight.detach(), norm.bias.detach(), norm.averages, norm.eps)
     return _native.Side(constants, norm.relu)
 
 
@@ -106,7 +106,7 @@ class _JoinedDepthwise(torch.autograd.Function):
         ctx.save_for_backward(
             x, exact, None if behind is None else y, *(None if side is None else side.constants for side in (ahead, behind))
         )
-        return y if behind is None else _native.norm_apply_constants(lib, y, behind)
+        return y if behind is None else _native_norm.norm_apply_constants(lib, y, behind)
 
     @staticmethod
     @once_differentiable
@@ -119,7 +119,7 @@ class _JoinedDepthwise(torch.autograd.Function):
         affine_after: tuple[Tensor | None, ...] = (None, None)
         if behind is not None:
             y = dense(y)
-            affine_after = _native.norm_gradients(lib, y, _native.norm_sums(lib, y, grad, behind), behind)
+            affine_after = _native_norm.norm_gradients(lib, y, _native_norm.norm_sums(lib, y, grad, behind), behind)
         want = (ahead is not None or ctx.needs_input_grad[0], *ctx.needs_input_grad[1:3])
         (grad_x, grad_weight, grad_bias), sums = _native.depthwise_backward_joined(
             lib, x, weight, grad, ctx.geometry, want, ahead, None if behind is None else (y, behind)
@@ -128,8 +128,8 @@ class _JoinedDepthwise(torch.autograd.Function):
         if ahead is not None:
             assert grad_x is not None
             assert sums is not None
-            affine_before = _native.norm_gradients(lib, x, sums, ahead)
-            grad_x = _native.norm_input_gradient_(lib, x, grad_x, ahead)
+            affine_before = _native_norm.norm_gradients(lib, x, sums, ahead)
+            grad_x = _native_norm.norm_input_gradient_(lib, x, grad_x, ahead)
         return (
             grad_x,
             None if grad_weight is None else grad_weight.to(ctx.types[0]),

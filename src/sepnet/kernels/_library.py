@@ -39,7 +39,7 @@ __all__ = [
 
 Mode = Literal["native", "reference"]
 
-ABI = 4
+ABI = 5
 MAX_BRANCHES = 4
 MAX_KERNEL = 7
 isa_names = ("avx512_bf16", "avx512", "avx2", "baseline")
@@ -109,6 +109,9 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "sepnet_norm_gradients": (ctypes.c_int, [_P] * 5),
     "sepnet_norm_input_gradient": (ctypes.c_int, [_P] * 7),
     "sepnet_norm_backward": (ctypes.c_int, [_P] * 11),
+    "sepnet_pooled_pointwise_workspace": (ctypes.c_int64, [_P, ctypes.c_int64, ctypes.c_int]),
+    "sepnet_pooled_pointwise_forward": (ctypes.c_int, [_P, ctypes.c_int64, *[_P] * 4, ctypes.c_double, *[_P] * 6]),
+    "sepnet_pooled_pointwise_backward": (ctypes.c_int, [_P, ctypes.c_int64, *[_P] * 11]),
     "sepnet_pointwise_workspace": (ctypes.c_int64, [_P, ctypes.c_int]),
     "sepnet_pointwise_forward": (ctypes.c_int, [_P] * 6),
     "sepnet_pointwise_backward": (ctypes.c_int, [_P] * 8),

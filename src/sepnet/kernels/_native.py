@@ -1,4 +1,6 @@
-"""Calls into the library with tensors. Nothing here knows of autograd; inputs are channels-last on the CPU, float32 or bfloat16."""
+"""Calls into the library with tensors: what all kernels share, and depthwise convolution. Nothing here knows of autograd; maps are
+channels-last on the CPU, float32 or bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sepnet.kernels._geometry import Geometry
-from sepnet.kernels._library import Branch, Depthwise, Joined, Library, Norm, Running
+from sepnet.kernels._library import Branch, Depthwise, Joined, Library
 
 __all__ = [
-    "Averages",
+    "DTYPES",
     "Call",
     "Gradients",
     "Side",
@@ -25,19 +27,11 @@ __all__ = [
     "empty_like_map",
     "isa_key",
     "memory",
-    "norm_apply",
-    "norm_apply_constants",
-    "norm_backward",
-    "norm_forward",
-    "norm_gradients",
-    "norm_input_gradient_",
-    "norm_statistics",
-    "norm_sums",
     "pointer",
     "threads_for",
 ]
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _FLOATS_A_THREAD = 1 << 14  # below this a second thread costs more than it saves
 
 
@@ -61,7 +55,7 @@ def isa_key(lib: Library) -> bytes:
 @lru_cache(maxsize=512)
 def _depthwise_call(lib: Library, isa: bytes, shape: tuple[int, ...], dtype: torch.dtype, geometry: Geometry, threads: int) -> Call:
     out = geometry.output_size(shape[2], shape[3])
-    d = Depthwise(*shape, *out, *geometry.stride, len(geometry.kernels), geometry.interleaved, _DTYPES[dtype], threads)
+    d = Depthwise(*shape, *out, *geometry.stride, len(geometry.kernels), geometry.interleaved, DTYPES[dtype], threads)
     for j, (kernel, padding, dilation) in enumerate(zip(geometry.kernels, geometry.paddings, geometry.dilations, strict=True)):
         d.branch[j] = Branch(*kernel, *padding, *dilation)
     sizes = tuple(lib.handle.sepnet_depthwise_workspace(ctypes.byref(d), backward) for backward in (0, 1))
@@ -206,186 +200,3 @@ def _depthwise_backward(
         workspace.data_ptr(),
     )
     return gradients
-
-
-@lru_cache(maxsize=512)
-def _norm_call(lib: Library, isa: bytes, shape: tuple[int, ...], dtype: torch.dtype, pool: bool, relu: bool, threads: int) -> Call:
-    d = Norm(*shape, pool, relu, _DTYPES[dtype], threads)
-    size = int(lib.handle.sepnet_norm_workspace(ctypes.byref(d)))
-    if size < 0:
-        raise ValueError(f"the kernels do not normalise a map of shape {tuple(shape)} (pool={pool})")
-    return Call(d, (size, size))
-
-
-def _describe_norm(lib: Library, x: Tensor, pool: bool, relu: bool) -> Call:
-    return _norm_call(lib, isa_key(lib), tuple(x.shape), x.dtype, pool, relu, threads_for(x.numel()))
-
-
-def _pooled(x: Tensor, pool: bool) -> tuple[int, int, int]:
-    return (x.shape[1], x.shape[2] // 2, x.shape[3] // 2) if pool else (x.shape[1], x.shape[2], x.shape[3])
-
-
-_CONSTANTS = 6  # rows: mean, inverse standard deviation, scale, shift, and in the backward pass slope, constant
-_SCALE, _SHIFT = 2, 3
-
-
-class Averages(NamedTuple):
-    """Running mean and variance, which training updates in place, and the share of the new value."""
-
-    mean: Tensor
-    var: Tensor
-    momentum: float
-
-
-def _running(averages: Averages | None) -> Running | None:
-    return None if averages is None else Running(averages.mean.data_ptr(), averages.var.data_ptr(), averages.momentum)
-
-
-def norm_statistics(
-    lib: Library, x: Tensor, sums: Tensor | None, weight: Tensor, bias: Tensor, averages: Averages | None, eps: float
-) -> Tensor:
-    """Constants of x's normalisation, float32 (6, C), the last two rows not filled; from ``sums`` of x where they are known."""
-    call = _describe_norm(lib, x, False, False)
-    constants = memory(_CONSTANTS, x.shape[1])
-    workspace = memory(call.workspace[0], dtype=torch.uint8)
-    running = _running(averages)
-    lib.handle.sepnet_norm_statistics(
-        ctypes.addressof(call.description),
-        x.data_ptr(),
-        pointer(sums),
-        weight.data_ptr(),
-        bias.data_ptr(),
-        eps,
-        None if running is None else ctypes.addressof(running),
-        constants.data_ptr(),
-        workspace.data_ptr(),
-    )
-    return constants
-
-
-def norm_forward(
-    lib: Library,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    averages: Averages | None,
-    eps: float,
-    pool: bool,
-    relu: bool,
-    shortcut: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """With x's own statistics; the result, the constants, and which positions pooling kept. ``shortcut``: added before the ReLU."""
-    call = _describe_norm(lib, x, pool, relu)
-    y = empty_like_map(x, *_pooled(x, pool))
-    argmax = memory(y.numel(), dtype=torch.uint8) if pool else None
-    constants = memory(_CONSTANTS, x.shape[1])
-    workspace = memory(call.workspace[0], dtype=torch.uint8)
-    running = _running(averages)
-    lib.handle.sepnet_norm_forward(
-        ctypes.addressof(call.description),
-        x.data_ptr(),
-        pointer(shortcut),
-        weight.data_ptr(),
-        bias.data_ptr(),
-        eps,
-        None if running is None else ctypes.addressof(running),
-        constants.data_ptr(),
-        y.data_ptr(),
-        pointer(argmax),
-        workspace.data_ptr(),
-    )
-    return y, constants, argmax
-
-
-def norm_apply(
-    lib: Library, x: Tensor, scale: Tensor, shift: Tensor, pool: bool, relu: bool, shortcut: Tensor | None = None
-) -> Tensor:
-    """relu(pool(x * scale + shift + shortcut)), scale and shift a channel."""
-    call = _describe_norm(lib, x, pool, relu)
-    y = empty_like_map(x, *_pooled(x, pool))
-    lib.handle.sepnet_norm_apply(
-        ctypes.addressof(call.description),
-        x.data_ptr(),
-        pointer(shortcut),
-        scale.data_ptr(),
-        shift.data_ptr(),
-        y.data_ptr(),
-        None,
-    )
-    return y
-
-
-def norm_apply_constants(lib: Library, x: Tensor, side: Side) -> Tensor:
-    """The normalisation, and ReLU, whose constants are known."""
-    return norm_apply(lib, x, side.constants[_SCALE], side.constants[_SHIFT], False, side.relu)
-
-
-def norm_sums(lib: Library, x: Tensor, grad: Tensor, side: Side) -> Tensor:
-    """Sums over a channel of the gradient that passes the ReLU, and of its product with x - mean: float64 (2, C)."""
-    call = _describe_norm(lib, x, False, side.relu)
-    rows = memory(2, x.shape[1], dtype=torch.float64)
-    workspace = memory(call.workspace[1], dtype=torch.uint8)
-    lib.handle.sepnet_norm_sums(
-        ctypes.addressof(call.description),
-        x.data_ptr(),
-        None,
-        None,
-        grad.data_ptr(),
-        side.constants.data_ptr(),
-        None,
-        rows.data_ptr(),
-        workspace.data_ptr(),
-    )
-    return rows
-
-
-def norm_gradients(lib: Library, x: Tensor, sums: Tensor, side: Side) -> tuple[Tensor, Tensor]:
-    """Gradients of the normalisation's weight and bias; fills the last two rows of its constants."""
-    call = _describe_norm(lib, x, False, side.relu)
-    grads = memory(2, x.shape[1])
-    lib.handle.sepnet_norm_gradients(
-        ctypes.addressof(call.description), sums.data_ptr(), side.constants.data_ptr(), grads[0].data_ptr(), grads[1].data_ptr()
-    )
-    return grads[0], grads[1]
-
-
-def norm_input_gradient_(lib: Library, x: Tensor, grad: Tensor, side: Side) -> Tensor:
-    """x's gradient, in place of ``grad``, with all constants known."""
-    call = _describe_norm(lib, x, False, side.relu)
-    lib.handle.sepnet_norm_input_gradient(
-        ctypes.addressof(call.description), x.data_ptr(), None, None, grad.data_ptr(), side.constants.data_ptr(), grad.data_ptr()
-    )
-    return grad
-
-
-def norm_backward(
-    lib: Library,
-    x: Tensor,
-    y: Tensor | None,
-    constants: Tensor,
-    argmax: Tensor | None,
-    grad: Tensor,
-    pool: bool,
-    relu: bool,
-    shortcut: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of x, weight, bias and shortcut. ``y``, the forward pass's result: for ReLU after pooling or a shortcut."""
-    call = _describe_norm(lib, x, pool, relu)
-    grad_x = empty_like_map(x, *x.shape[1:])
-    grad_shortcut = empty_like_map(x, *x.shape[1:]) if shortcut else None
-    grads = memory(2, x.shape[1])
-    workspace = memory(call.workspace[1], dtype=torch.uint8)
-    lib.handle.sepnet_norm_backward(
-        ctypes.addressof(call.description),
-        x.data_ptr(),
-        pointer(y),
-        pointer(argmax),
-        grad.data_ptr(),
-        constants.data_ptr(),
-        grad_x.data_ptr(),
-        pointer(grad_shortcut),
-        grads[0].data_ptr(),
-        grads[1].data_ptr(),
-        workspace.data_ptr(),
-    )
-    return grad_x, grads[0], grads[1], grad_shortcut

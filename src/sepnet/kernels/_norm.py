@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sepnet.kernels import _gpu, _native, _reference
+from sepnet.kernels import _gpu, _native_norm, _reference
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._tensors import dense, is_plain, is_trifle
 from sepnet.kernels._tracing import is_traced
@@ -57,7 +57,7 @@ def batch_norm_relu(
         if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, shortcut))):
             scale = weight.detach() * torch.rsqrt(running_var + eps)
             shift = torch.addcmul(bias.detach(), running_mean, scale, value=-1)
-            return _native.norm_apply(lib, dense(x), scale, shift, pool, relu, None if shortcut is None else dense(shortcut))
+            return _native_norm.norm_apply(lib, dense(x), scale, shift, pool, relu, None if shortcut is None else dense(shortcut))
     if x.is_cuda and training and not is_traced():
         result = _gpu.batch_norm_relu(
             x, weight, bias, running_mean, running_var, momentum=momentum, eps=eps, pool=pool, relu=relu, shortcut=shortcut
@@ -79,8 +79,8 @@ def batch_norm_relu(
     )
 
 
-def _averages(mean: Tensor | None, var: Tensor | None, momentum: float) -> _native.Averages | None:
-    return None if mean is None or var is None else _native.Averages(mean, var, momentum)
+def _averages(mean: Tensor | None, var: Tensor | None, momentum: float) -> _native_norm.Averages | None:
+    return None if mean is None or var is None else _native_norm.Averages(mean, var, momentum)
 
 
 def is_vector(t: Tensor | None, channels: int) -> bool:
@@ -118,7 +118,7 @@ class _BatchNormReLU(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         shortcut: Tensor | None,
-        averages: _native.Averages | None,
+        averages: _native_norm.Averages | None,
         eps: float,
         pool: bool,
         relu: bool,
@@ -127,7 +127,7 @@ class _BatchNormReLU(torch.autograd.Function):
         assert lib is not None
         x = dense(x)
         more = None if shortcut is None else dense(shortcut)
-        y, constants, argmax = _native.norm_forward(lib, x, weight, bias, averages, eps, pool, relu, more)
+        y, constants, argmax = _native_norm.norm_forward(lib, x, weight, bias, averages, eps, pool, relu, more)
         ctx.lib, ctx.pool, ctx.relu, ctx.shortcut = lib, pool, relu, shortcut is not None
         ctx.save_for_backward(x, y if relu and (pool or ctx.shortcut) else None, constants, argmax)
         return y
@@ -137,5 +137,5 @@ class _BatchNormReLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, constants, argmax = ctx.saved_tensors
         x, y = dense(x), None if y is None else dense(y)  # hooks of saved tensors may give them back in another layout
-        grads = _native.norm_backward(ctx.lib, x, y, constants, argmax, dense(grad), ctx.pool, ctx.relu, ctx.shortcut)
+        grads = _native_norm.norm_backward(ctx.lib, x, y, constants, argmax, dense(grad), ctx.pool, ctx.relu, ctx.shortcut)
         return *grads, None, None, None, None

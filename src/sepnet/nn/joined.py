@@ -1,15 +1,17 @@
-"""A depthwise convolution and the normalisations at its sides as one operation (see ``sepnet.kernels.joined_depthwise``)."""
+"""A convolution and the normalisations beside it as one operation (see ``joined_depthwise`` and ``pooled_pointwise`` of
+``sepnet.kernels``).
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sepnet.kernels import Geometry, Normalisation, joined_depthwise, joins
-from sepnet.nn.conv import DepthwiseConv2d
+from sepnet.kernels import Geometry, Normalisation, joined_depthwise, joins, pooled_pointwise, pools
+from sepnet.nn.conv import DepthwiseConv2d, PointwiseConv2d
 from sepnet.nn.norm import BatchNormReLU
 from sepnet.nn.pending import Pending, is_open, settle
 
-__all__ = ["depthwise_between"]
+__all__ = ["depthwise_between", "normalised_pointwise"]
 
 
 def depthwise_between(x: Tensor | Pending, conv: nn.Conv2d, after: BatchNormReLU | None = None) -> Tensor:
@@ -38,6 +40,18 @@ def _geometry(x: Tensor, before: BatchNormReLU | None, conv: nn.Conv2d, after: B
         return None
     if x.dim() != 4 or not x.shape[1] == conv.in_channels == conv.out_channels:
         return None
-    if any(norm is not None and not norm.is_plain for norm in (before, after)):
+    if any(norm is not None and (norm.pool or not norm.uses_batch) for norm in (before, after)):
         return None
     return conv.geometry
+
+
+def normalised_pointwise(x: Tensor, conv: PointwiseConv2d, norm: BatchNormReLU) -> Tensor:
+    """``norm(conv(x))``, as one operation where that is possible: few channels to many that are pooled, in training.
+
+    Shape: (B, C, H, W) -> (B, N, H, W), or (B, N, H // 2, W // 2) where ``norm`` pools.
+    """
+    plain = is_open(conv, PointwiseConv2d) and conv.bias is None and conv.stride == (1, 1)
+    if plain and is_open(norm, BatchNormReLU) and norm.pool and norm.uses_batch and pools(x, conv.weight, norm.normalisation(0.0)):
+        return pooled_pointwise(x, conv.weight, norm.normalisation(norm.next_momentum()))
+    y: Tensor = norm(conv(x))
+    return y

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from sepnet.kernels import depthwise_branches, native_for
 from sepnet.nn.conv import check_positive, depthwise, pointwise
+from sepnet.nn.joined import normalised_pointwise
 from sepnet.nn.norm import BatchNormReLU
 
 __all__ = ["Border", "Merge", "MultiScaleUnit"]
@@ -100,8 +101,7 @@ class MultiScaleUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, out_channels, H//2, W//2)."""
-        y: Tensor = self.bn(self.pw(self.merged(x)))
-        return y
+        return normalised_pointwise(self.merged(x), self.pw, self.bn)
 
 
 def _filters(weight: Tensor) -> Tensor:

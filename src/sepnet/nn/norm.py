@@ -26,12 +26,12 @@ class BatchNormReLU(nn.BatchNorm2d):
         self.pool, self.relu = pool, relu
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it normalises by the batch's statistics, with weight and bias and without pooling."""
-        return self.affine and not self.pool and (self.training or self.running_mean is None)
+    def uses_batch(self) -> bool:
+        """Whether it normalises by the batch's statistics, with weight and bias."""
+        return self.affine and (self.training or self.running_mean is None)
 
     def normalisation(self, momentum: float) -> Normalisation:
-        """What the kernels need to know of a layer that ``is_plain``."""
+        """What the kernels need to know of a layer that ``uses_batch``."""
         averages = None
         if self.running_mean is not None and self.running_var is not None:
             averages = Averages(self.running_mean, self.running_var, momentum)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sepnet.nn.conv import ConvBNReLU, check_positive, depthwise, pointwise
+from sepnet.nn.joined import normalised_pointwise
 from sepnet.nn.norm import BatchNormReLU
 
 __all__ = ["InceptionUnit", "SeparableUnit", "StandardUnit"]
@@ -46,8 +47,7 @@ class SeparableUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, H//2, W//2)."""
-        y: Tensor = self.bn(self.pw(self.dw(x)))
-        return y
+        return normalised_pointwise(self.dw(x), self.pw, self.bn)
 
 
 class InceptionUnit(nn.Module):

@@ -162,6 +162,31 @@ int sepnet_norm_backward(const sepnet_norm *norm, const void *x, const void *y, 
     return 0;
 }
 
+static int valid_pooled(const sepnet_norm *norm, int64_t inputs) {
+    return valid_norm(norm) && norm->pool && inputs >= 1 && inputs <= SEPNET_MAX_FEW;
+}
+
+int64_t sepnet_pooled_pointwise_workspace(const sepnet_norm *norm, int64_t inputs, int backward) {
+    return valid_pooled(norm, inputs) ? ops()->pooled_pointwise_workspace(norm, inputs, backward) : -1;
+}
+
+int sepnet_pooled_pointwise_forward(const sepnet_norm *norm, int64_t inputs, const void *x, const float *weight, const float *gamma,
+                                    const float *beta, double eps, const sepnet_running *running, float *constants, double *moments,
+                                    void *y, uint8_t *kept, void *workspace) {
+    if (!valid_pooled(norm, inputs)) return -1;
+    ops()->pooled_pointwise_forward(norm, inputs, x, weight, gamma, beta, eps, running, constants, moments, y, kept, workspace);
+    return 0;
+}
+
+int sepnet_pooled_pointwise_backward(const sepnet_norm *norm, int64_t inputs, const void *x, const float *weight, const uint8_t *kept,
+                                     const void *grad, float *constants, const double *moments, void *grad_x, float *grad_weight,
+                                     float *grad_gamma, float *grad_beta, void *workspace) {
+    if (!valid_pooled(norm, inputs)) return -1;
+    ops()->pooled_pointwise_backward(norm, inputs, x, weight, kept, grad, constants, moments, grad_x, grad_weight, grad_gamma, grad_beta,
+                                     workspace);
+    return 0;
+}
+
 static int valid_pointwise(const sepnet_pointwise *conv) {
     return conv->rows >= 1 && conv->in >= 1 && conv->out >= 1 && conv->threads >= 1;
 }

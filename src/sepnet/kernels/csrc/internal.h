@@ -26,6 +26,11 @@ typedef struct {
                                 void *);
     void (*norm_backward)(const sepnet_norm *, const void *, const void *, const uint8_t *, const void *, float *, void *, void *,
                           float *, float *, void *);
+    int64_t (*pooled_pointwise_workspace)(const sepnet_norm *, int64_t, int);
+    void (*pooled_pointwise_forward)(const sepnet_norm *, int64_t, const void *, const float *, const float *, const float *, double,
+                                     const sepnet_running *, float *, double *, void *, uint8_t *, void *);
+    void (*pooled_pointwise_backward)(const sepnet_norm *, int64_t, const void *, const float *, const uint8_t *, const void *, float *,
+                                      const double *, void *, float *, float *, float *, void *);
     int64_t (*pointwise_workspace)(const sepnet_pointwise *, int);
     void (*pointwise_forward)(const sepnet_pointwise *, const float *, const float *, const float *, float *, void *);
     void (*pointwise_backward)(const sepnet_pointwise *, const float *, const float *, const float *, float *, float *, float *, void *);

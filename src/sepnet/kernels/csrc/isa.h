@@ -5,6 +5,8 @@
 #include "norm_job.h"
 #include "pool.h"
 #include "norm.h"
+#include "few.h"
+#include "pooled_pointwise.h"
 #include "pointwise.h"
 
 #include "geometry.h"
@@ -34,6 +36,9 @@ const sepnet_ops JOIN(sepnet_ops_, ISA) = {
     .norm_gradients = norm_gradients,
     .norm_input_gradient = norm_input_gradient,
     .norm_backward = norm_backward,
+    .pooled_pointwise_workspace = pooled_pointwise_workspace,
+    .pooled_pointwise_forward = pooled_pointwise_forward,
+    .pooled_pointwise_backward = pooled_pointwise_backward,
     .pointwise_workspace = pointwise_workspace,
     .pointwise_forward = pointwise_forward,
     .pointwise_backward = pointwise_backward,

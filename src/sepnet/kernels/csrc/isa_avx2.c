@@ -7,6 +7,7 @@
 #endif
 #include <immintrin.h>
 #define VL 8
+#define HAVE_AVX2
 #define ISA avx2
 #include "isa.h"
 #if defined(__clang__)

@@ -3,7 +3,7 @@
  * the same place of the next line is fetched ahead. */
 
 INLINE void store_index(uint8_t *base, int64_t index, int lanes, vi value) {
-    vb bytes = __builtin_convertvector(value, vb);
+    vb bytes = in_bytes(value);
     if (lanes == VL)
         *(vbu *)(base + index) = bytes;
     else
@@ -16,7 +16,7 @@ INLINE vi load_index(const uint8_t *base, int64_t index, int lanes) {
         bytes = *(const vbu *)(base + index);
     else
         for (int i = 0; i < lanes; i++) bytes[i] = base[index + i];
-    return __builtin_convertvector(bytes, vi);
+    return from_bytes(bytes);
 }
 
 /* Elements of channel 0 of a window's four pixels, and of its result. */

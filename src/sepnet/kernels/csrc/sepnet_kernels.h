@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SEPNET_ABI 4
+#define SEPNET_ABI 5
 #define SEPNET_MAX_BRANCHES 4
 #define SEPNET_MAX_KERNEL 7
 #define SEPNET_MAX_TAPS (SEPNET_MAX_BRANCHES * SEPNET_MAX_KERNEL * SEPNET_MAX_KERNEL)
@@ -110,6 +110,22 @@ int sepnet_norm_input_gradient(const sepnet_norm *norm, const void *x, const voi
 /* All three. */
 int sepnet_norm_backward(const sepnet_norm *norm, const void *x, const void *y, const uint8_t *argmax, const void *grad,
                          float *constants, void *grad_x, void *grad_shortcut, float *grad_gamma, float *grad_beta, void *workspace);
+
+/* Pointwise convolution of x, a map of `inputs` channels (up to SEPNET_MAX_FEW), then batch normalisation by the batch's statistics, 2x2
+ * max pooling and ReLU (if relu) as one operation; the description is that of the normalisation, pool set. weight: (channels, inputs).
+ * moments (SEPNET_FEW_MOMENTS doubles): mean and covariance of x's channels, written by the forward pass for the backward pass, as are the
+ * constants. kept: which of the 2x2 positions 0..3 was kept, SEPNET_CUT where ReLU cut it. */
+#define SEPNET_MAX_FEW 8
+#define SEPNET_FEW_MOMENTS (SEPNET_MAX_FEW + SEPNET_MAX_FEW * SEPNET_MAX_FEW)
+enum { SEPNET_CUT = 4 };
+int64_t sepnet_pooled_pointwise_workspace(const sepnet_norm *norm, int64_t inputs, int backward);
+int sepnet_pooled_pointwise_forward(const sepnet_norm *norm, int64_t inputs, const void *x, const float *weight, const float *gamma,
+                                    const float *beta, double eps, const sepnet_running *running, float *constants, double *moments,
+                                    void *y, uint8_t *kept, void *workspace);
+/* Gradients from grad = dL/dy; grad_x and grad_weight may be NULL. They are overwritten. */
+int sepnet_pooled_pointwise_backward(const sepnet_norm *norm, int64_t inputs, const void *x, const float *weight, const uint8_t *kept,
+                                     const void *grad, float *constants, const double *moments, void *grad_x, float *grad_weight,
+                                     float *grad_gamma, float *grad_beta, void *workspace);
 
 int64_t sepnet_pointwise_workspace(const sepnet_pointwise *conv, int backward);
 /* y (rows, out) = x (rows, in) * weight (out, in), transposed, + bias (may be NULL). */

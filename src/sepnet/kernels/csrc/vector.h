@@ -1,7 +1,7 @@
 /* A vector of VL floats, and loads and stores of float32 and bfloat16 channels. Written in the vector extensions of GCC and
  * Clang, so that the same source serves every instruction set; intrinsics stand only where these have no word for it.
  *
- * The including file has set VL (floats a vector) and, where the processor has them, HAVE_AVX512 and HAVE_AVX512_BF16. */
+ * The including file has set VL (floats a vector) and, where the processor has them, HAVE_AVX512 and HAVE_AVX512_BF16, or HAVE_AVX2. */
 #include <string.h>
 
 #pragma GCC diagnostic ignored "-Wpsabi" /* of functions that return vectors: all of them are inlined */
@@ -40,6 +40,25 @@ INLINE vh narrow(vf value) {
     vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     vu nan = (vu)(value != value);
     return __builtin_convertvector((rounded & ~nan) | (((bits >> 16) | 0x40) & nan), vh);
+#endif
+}
+
+/* Of values from 0 to 127. */
+INLINE vb in_bytes(vi value) {
+#ifdef HAVE_AVX2 /* which GCC would take apart */
+    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)value), _mm256_extracti128_si256((__m256i)value, 1));
+    uint64_t bytes = (uint64_t)_mm_cvtsi128_si64(_mm_packs_epi16(words, words));
+    return (vb)bytes;
+#else
+    return __builtin_convertvector(value, vb);
+#endif
+}
+
+INLINE vi from_bytes(vb bytes) {
+#ifdef HAVE_AVX2
+    return (vi)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)bytes));
+#else
+    return __builtin_convertvector(bytes, vi);
 #endif
 }
 

@@ -1,0 +1,100 @@
+"""The library's pooled pointwise convolution with tensors: maps channels-last on the CPU. Nothing here knows of autograd."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sepnet.kernels import _native
+from sepnet.kernels._library import Library
+from sepnet.kernels._native import Call, Gradients, empty_gradients, empty_like_map, isa_key, memory, pointer
+from sepnet.kernels._native_norm import CONSTANTS, Averages, norm_description, running
+
+__all__ = ["MAX_FEW", "Pooled", "pooled_pointwise_backward", "pooled_pointwise_forward"]
+
+MAX_FEW = 8  # input channels
+_MOMENTS = MAX_FEW + MAX_FEW * MAX_FEW
+
+
+class Pooled(NamedTuple):
+    """What the backward pass needs of the forward pass: the normalisation's constants, the input's mean and covariance, and which
+    pixel of each window was kept.
+    """
+
+    constants: Tensor
+    moments: Tensor
+    kept: Tensor
+
+
+@lru_cache(maxsize=512)
+def _call(lib: Library, isa: bytes, shape: tuple[int, ...], outputs: int, dtype: torch.dtype, relu: bool, threads: int) -> Call:
+    batch, inputs, height, width = shape
+    d = norm_description((batch, outputs, height, width), dtype, True, relu, threads)
+    sizes = tuple(lib.handle.sepnet_pooled_pointwise_workspace(ctypes.byref(d), inputs, backward) for backward in (0, 1))
+    if min(sizes) < 0:
+        raise ValueError(f"the kernels do not pool a map of shape {tuple(shape)}")
+    return Call(d, (sizes[0], sizes[1]))
+
+
+def _describe(lib: Library, x: Tensor, outputs: int, relu: bool) -> Call:
+    threads = _native.threads_for(x.numel() // x.shape[1] * outputs)
+    return _call(lib, isa_key(lib), tuple(x.shape), outputs, x.dtype, relu, threads)
+
+
+def pooled_pointwise_forward(
+    lib: Library, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, averages: Averages | None, eps: float, relu: bool
+) -> tuple[Tensor, Pooled]:
+    """(B, C, H, W) by weight (N, C, 1, 1), float32 without gaps, to (B, N, H // 2, W // 2)."""
+    outputs = weight.shape[0]
+    call = _describe(lib, x, outputs, relu)
+    y = empty_like_map(x, outputs, x.shape[2] // 2, x.shape[3] // 2)
+    pooled = Pooled(memory(CONSTANTS, outputs), memory(_MOMENTS, dtype=torch.float64), memory(y.numel(), dtype=torch.uint8))
+    workspace = memory(call.workspace[0], dtype=torch.uint8)
+    averages_kept = running(averages)
+    lib.handle.sepnet_pooled_pointwise_forward(
+        ctypes.addressof(call.description),
+        x.shape[1],
+        x.data_ptr(),
+        weight.data_ptr(),
+        gamma.data_ptr(),
+        beta.data_ptr(),
+        eps,
+        None if averages_kept is None else ctypes.addressof(averages_kept),
+        *map(pointer, pooled[:2]),
+        y.data_ptr(),
+        pooled.kept.data_ptr(),
+        workspace.data_ptr(),
+    )
+    return y, pooled
+
+
+def pooled_pointwise_backward(
+    lib: Library, x: Tensor, weight: Tensor, pooled: Pooled, grad: Tensor, relu: bool, want: tuple[bool, bool]
+) -> tuple[Gradients, Tensor]:
+    """Gradients of x and weight (with its strides), as far as they are wanted, then those of gamma and beta, (2, N)."""
+    expected = (x.shape[0], weight.shape[0], x.shape[2] // 2, x.shape[3] // 2)
+    if grad.shape != expected:
+        raise ValueError(f"the gradient is {tuple(grad.shape)}, the output of {tuple(x.shape)} is {expected}")
+    call = _describe(lib, x, weight.shape[0], relu)
+    workspace = memory(call.workspace[1], dtype=torch.uint8)
+    gradients = empty_gradients(x, weight, weight.shape[0], (*want, False))
+    affine = memory(2, weight.shape[0])
+    lib.handle.sepnet_pooled_pointwise_backward(
+        ctypes.addressof(call.description),
+        x.shape[1],
+        x.data_ptr(),
+        weight.data_ptr(),
+        pooled.kept.data_ptr(),
+        grad.data_ptr(),
+        pooled.constants.data_ptr(),
+        pooled.moments.data_ptr(),
+        *map(pointer, gradients[:2]),
+        affine[0].data_ptr(),
+        affine[1].data_ptr(),
+        workspace.data_ptr(),
+    )
+    return gradients, affine

@@ -1,0 +1,65 @@
+"""A pointwise convolution of few channels, batch normalisation, 2x2 max pooling and ReLU as one operation.
+
+The convolution's map is many times as large as what it is made of, and as what pooling leaves of it: the kernels compute it again
+wherever they need it, and it is never in memory. So begin the networks of Wang et al. 2018, with images of one or three channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sepnet.kernels._joined import Normalisation
+from sepnet.kernels._library import Library, library
+from sepnet.kernels._native_pooled import MAX_FEW, Pooled, pooled_pointwise_backward, pooled_pointwise_forward
+from sepnet.kernels._norm import is_vector
+from sepnet.kernels._tensors import compute_dtype, dense, is_plain
+from sepnet.kernels._tracing import is_traced
+
+__all__ = ["pooled_pointwise", "pools"]
+
+
+def pools(x: Tensor, weight: Tensor, norm: Normalisation) -> bool:
+    """Whether ``pooled_pointwise`` takes these."""
+    if is_traced() or not is_plain(x) or x.dim() != 4 or not is_plain(weight) or library() is None:
+        return False
+    if x.shape[1] > MAX_FEW or min(x.shape) == 0 or min(x.shape[2:]) < 2 or weight.shape[1:] != (x.shape[1], 1, 1):
+        return False
+    if compute_dtype(x) not in (torch.float32, torch.bfloat16) or weight.dtype != torch.float32:
+        return False
+    vectors = (norm.weight, norm.bias, *(norm.averages[:2] if norm.averages else ()))
+    return weight.permute(0, 2, 3, 1).is_contiguous() and all(is_vector(t, weight.shape[0]) for t in vectors)
+
+
+def pooled_pointwise(x: Tensor, weight: Tensor, norm: Normalisation) -> Tensor:
+    """ReLU (with ``norm.relu``) of the 2x2 maxima of the normalised 1x1 convolution, in training; where ``pools`` says so.
+
+    Differentiable once.
+
+    Shape: (B, C, H, W), weight (N, C, 1, 1) -> (B, N, H // 2, W // 2), channels-last; C up to 8.
+    """
+    y: Tensor = _PooledPointwise.apply(x.to(compute_dtype(x)), weight, norm.weight, norm.bias, norm, library())  # type: ignore[no-untyped-call]
+    return y
+
+
+class _PooledPointwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, norm: Normalisation, lib: Library) -> Tensor:
+        x = dense(x)
+        y, pooled = pooled_pointwise_forward(lib, x, weight, gamma, beta, norm.averages, norm.eps, norm.relu)
+        ctx.lib, ctx.relu = lib, norm.relu
+        ctx.save_for_backward(x, weight, *pooled)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *pooled = ctx.saved_tensors
+        x, weight = dense(x), dense(weight)  # hooks of saved tensors may give them back in another layout
+        (grad_x, grad_weight, _), affine = pooled_pointwise_backward(
+            ctx.lib, x, weight, Pooled(*pooled), dense(grad), ctx.relu, ctx.needs_input_grad[:2]
+        )
+        return grad_x, grad_weight, affine[0], affine[1], None, None

@@ -1,0 +1,151 @@
+/* A map of few channels, each of whose pixels is one vector: what pooled_pointwise.h knows of its input. One vector length; included
+ * after norm.h. Mean and covariance are found in one pass, in runs of float32 that are added up in float64. */
+
+enum { FEW = SEPNET_MAX_FEW, FEW_WINDOWS = 32, FEW_MOMENTS = SEPNET_FEW_MOMENTS };
+
+typedef float few __attribute__((vector_size(FEW * 4), may_alias, aligned(4)));
+typedef uint32_t few_bits __attribute__((vector_size(FEW * 4), may_alias, aligned(4)));
+typedef uint16_t few_halves __attribute__((vector_size(FEW * 2), may_alias, aligned(2)));
+
+typedef struct {
+    const sepnet_norm *norm;
+    int64_t inputs, lines, parts, stride, part_doubles;
+    const void *x, *grad;
+    const uint8_t *kept;
+    few centre, constant, matrix[FEW]; /* of the input's channels; of dL/dx: matrix[j] is what input j adds */
+    few_bits mask;                     /* the inputs among FEW */
+    float *weights, *shift;            /* times the normalisation's scale: forward [inputs][stride], backward [channel][FEW]; [stride] */
+    float *partial;                    /* dL/dx as far as it passes the results, [pixel][FEW], or NULL */
+    void *out;
+    uint8_t *kept_out;
+    double *sums, *rows; /* [part][part_doubles]; three of [stride], for the normalisation's functions */
+} few_job;
+
+/* --- memory ----------------------------------------------------------------------------------------------------------------- */
+
+static int64_t few_pixels(const sepnet_norm *norm) { return norm->batch * norm->height * norm->width; }
+
+/* Sums of a part: of g a channel, then of g z, FEW a channel. */
+static int64_t few_sums(const few_job *s) { return s->stride * (1 + FEW); }
+
+/* The job with its memory laid out, and the floats that it takes; the last are the partial gradients, for the backward pass. */
+static few_job make_few_job(const sepnet_norm *norm, int64_t inputs, const void *x, void *workspace) {
+    few_job s = {.norm = norm, .inputs = inputs, .x = x, .sums = workspace};
+    s.lines = norm->batch * (norm->height / 2);
+    s.parts = sepnet_min(s.lines, most_parts(norm));
+    s.stride = sepnet_round_up(norm->channels, 16);
+    for (int k = 0; k < FEW; k++) s.mask[k] = k < inputs ? ~0u : 0;
+    /* behind the doubles the sums of a line and the four parts of a gradient, which are floats */
+    s.part_doubles = sepnet_max(FEW_MOMENTS, few_sums(&s) / 2 * 3 + 2 * s.stride);
+    if (!workspace) return s;
+    s.rows = s.sums + most_parts(norm) * s.part_doubles;
+    s.weights = (float *)(s.rows + 3 * s.stride);
+    s.shift = s.weights + FEW * s.stride;
+    s.partial = s.shift + s.stride;
+    return s;
+}
+
+static int64_t pooled_pointwise_workspace(const sepnet_norm *norm, int64_t inputs, int backward) {
+    few_job s = make_few_job(norm, inputs, NULL, NULL);
+    int64_t doubles = most_parts(norm) * s.part_doubles + 3 * s.stride, floats = (FEW + 1) * s.stride;
+    if (backward) floats += few_pixels(norm) * FEW;
+    return doubles * (int64_t)sizeof(double) + floats * (int64_t)sizeof(float);
+}
+
+/* --- the input -------------------------------------------------------------------------------------------------------------- */
+
+/* FEW values from element `at` on, of which the map must have so many. */
+INLINE few load_few(const void *base, int64_t at, int dtype) {
+    if (dtype == SEPNET_FLOAT32) return *(const few *)((const float *)base + at);
+    few_halves halves = *(const few_halves *)((const uint16_t *)base + at);
+    return (few)(__builtin_convertvector(halves, few_bits) << 16);
+}
+
+INLINE few load_pixel(const few_job *s, int64_t pixel, int dtype) {
+    few value = {0};
+    for (int64_t k = 0; k < s->inputs; k++) value[k] = load_one(s->x, pixel * s->inputs + k, dtype);
+    return value;
+}
+
+/* Vectors as long as they end within the map: what they hold beyond the inputs is the next pixel's. */
+INLINE void centre_as(const few_job *s, int64_t first, int64_t count, few *to, int dtype) {
+    const few centre = s->centre;
+    const few_bits mask = s->mask;
+    const int64_t inputs = s->inputs, ends = (few_pixels(s->norm) * inputs - FEW + inputs) / inputs - first; /* whole vectors */
+    const void *x = s->x;
+    int64_t i = 0;
+    for (; i < sepnet_min(count, ends); i++) to[i] = (few)((few_bits)(load_few(x, (first + i) * inputs, dtype) - centre) & mask);
+    for (; i < count; i++) to[i] = load_pixel(s, first + i, dtype) - centre;
+}
+
+/* Pixels less the centre; zero beyond the inputs. */
+static void centre_pixels(const few_job *s, int64_t first, int64_t count, few *to) {
+    if (s->norm->dtype == SEPNET_BFLOAT16)
+        centre_as(s, first, count, to, SEPNET_BFLOAT16);
+    else
+        centre_as(s, first, count, to, SEPNET_FLOAT32);
+}
+
+INLINE void add_few(double *to, few values) {
+    for (int k = 0; k < FEW; k++) to[k] += (double)values[k];
+}
+
+/* The pixels that a part takes when they are dealt out evenly, some at a time. */
+#define FOR_RUNS(s, part, first, count)                                                                       \
+    for (int64_t first = sepnet_part_begin(few_pixels((s)->norm), (s)->parts, part),                          \
+                 run_end = sepnet_part_begin(few_pixels((s)->norm), (s)->parts, (part) + 1), count;           \
+         count = sepnet_min(2 * FEW_WINDOWS, run_end - first), first < run_end; first += count)
+
+static void few_moments_part(void *context, int64_t part, sepnet_worker worker) {
+    (void)worker;
+    const few_job *s = context;
+    double *sums = s->sums + part * s->part_doubles;
+    memset(sums, 0, FEW_MOMENTS * sizeof *sums);
+    few pixels[2 * FEW_WINDOWS];
+    FOR_RUNS(s, part, first, count) {
+        centre_pixels(s, first, count, pixels);
+        few sum = {0}, product[FEW] = {{0}};
+        for (int64_t i = 0; i < count; i++) {
+            sum += pixels[i];
+#pragma GCC unroll 8
+            for (int k = 0; k < FEW; k++) product[k] += pixels[i][k] * pixels[i];
+        }
+        add_few(sums, sum);
+        for (int k = 0; k < FEW; k++) add_few(sums + FEW + k * FEW, product[k]);
+    }
+}
+
+/* Mean and covariance of the input's channels; they are found about its first pixel. */
+static void find_few_moments(few_job *s, double *of_x) {
+    s->centre = load_pixel(s, 0, s->norm->dtype);
+    sepnet_run_parts(few_moments_part, s, s->parts, s->norm->threads);
+    memset(of_x, 0, FEW_MOMENTS * sizeof *of_x);
+    for (int64_t part = 0; part < s->parts; part++)
+        for (int i = 0; i < FEW_MOMENTS; i++) of_x[i] += s->sums[part * s->part_doubles + i];
+    double count = (double)few_pixels(s->norm);
+    for (int i = 0; i < FEW_MOMENTS; i++) of_x[i] /= count;
+    for (int j = 0; j < FEW; j++)
+        for (int k = 0; k < FEW; k++) of_x[FEW + j * FEW + k] -= of_x[j] * of_x[k];
+    for (int k = 0; k < FEW; k++) of_x[k] += (double)s->centre[k];
+}
+
+/* (M w)[k], of the covariance and a channel's weights. */
+static double times_covariance(const few_job *s, const double *of_x, const float *weight, int64_t k) {
+    double sum = 0;
+    for (int64_t j = 0; j < s->inputs; j++) sum += of_x[FEW + k * FEW + j] * (double)weight[j];
+    return sum;
+}
+
+/* The three rows of sepnet_norm_statistics: an origin, and the sums of x - origin and of its square. */
+static void few_statistics(const few_job *s, const double *of_x, const float *weight, double *rows) {
+    int64_t channels = s->norm->channels;
+    for (int64_t c = 0; c < channels; c++) {
+        const float *w = weight + c * s->inputs;
+        double mean = 0, variance = 0;
+        for (int64_t k = 0; k < s->inputs; k++) {
+            mean += of_x[k] * (double)w[k];
+            variance += times_covariance(s, of_x, w, k) * (double)w[k];
+        }
+        rows[c] = mean, rows[channels + c] = 0, rows[2 * channels + c] = variance * (double)few_pixels(s->norm);
+    }
+}

@@ -1,0 +1,249 @@
+/* Pointwise convolution of a map of few channels, batch normalisation by the batch's statistics, 2x2 max pooling and ReLU as one.
+ * One vector length; included after few.h, pool.h and norm.h.
+ *
+ * The convolution's result is many times as large as its input and costs a few multiplications a value, so it is computed wherever
+ * it is wanted, and never in memory:
+ * - With the input's mean and covariance M (in float64, one pass over it), a channel of weights w has the mean w.mean and the variance
+ *   w' M w.
+ * - Forward makes a window's four values of an output channel, keeps the largest, and says which it was, or that ReLU cut it.
+ * - Backward takes one pass over the gradient g. dL/dw = scale * sum(g z) + slope * count * M w, z being the kept pixel less the mean.
+ *   dL/dx = sum over the outputs of scale * w * g, which needs none of the sums, plus a linear function of the pixel itself, which is
+ *   added in a pass over the input: its matrix is sum(slope * w w'). */
+
+/* The means, rounded to float32, are taken from each pixel. */
+static void centre_on_mean(few_job *s, const double *of_x) {
+    for (int64_t k = 0; k < s->inputs; k++) s->centre[k] = (float)of_x[k];
+}
+
+/* What that rounding leaves over is given to the shift. */
+static void lay_forward(few_job *s, const double *of_x, const float *weight, const float *scale, const float *beta) {
+    memset(s->weights, 0, (size_t)(s->inputs * s->stride) * sizeof(float));
+    memset(s->shift, 0, (size_t)s->stride * sizeof(float));
+    for (int64_t c = 0; c < s->norm->channels; c++) {
+        double shift = (double)beta[c];
+        for (int64_t k = 0; k < s->inputs; k++) {
+            float w = s->weights[k * s->stride + c] = weight[c * s->inputs + k] * scale[c];
+            shift += (double)w * ((double)s->centre[k] - of_x[k]);
+        }
+        s->shift[c] = (float)shift;
+    }
+}
+
+static void lay_backward(few_job *s, const float *weight, const float *scale) {
+    memset(s->weights, 0, (size_t)(s->norm->channels * FEW) * sizeof(float));
+    for (int64_t c = 0; c < s->norm->channels; c++)
+        for (int64_t k = 0; k < s->inputs; k++) s->weights[c * FEW + k] = weight[c * s->inputs + k] * scale[c];
+}
+
+/* --- windows ---------------------------------------------------------------------------------------------------------------- */
+
+/* body for each window of a line: window[] are its four pixels, less the centre, the first of which is pixel `corner` of the map, and
+ * the result's channel 0 is element `result`. */
+#define FOR_FEW_WINDOWS(s, line, body)                                                                             \
+    do {                                                                                                           \
+        const int64_t half = (s)->norm->width / 2, across = (s)->norm->width, down = (s)->norm->height / 2;        \
+        const int64_t top = ((line) / down * (s)->norm->height + (line) % down * 2) * across;                      \
+        few pixels[2][2 * FEW_WINDOWS];                                                                            \
+        for (int64_t left = 0; left < half; left += FEW_WINDOWS) {                                                 \
+            const int64_t windows = sepnet_min(FEW_WINDOWS, half - left);                                          \
+            centre_pixels(s, top + 2 * left, 2 * windows, pixels[0]);                                              \
+            centre_pixels(s, top + across + 2 * left, 2 * windows, pixels[1]);                                     \
+            for (int64_t i = 0; i < windows; i++) {                                                                \
+                const few *const above = pixels[0] + 2 * i, *const below = pixels[1] + 2 * i;                      \
+                const few *const window[4] = {above, above + 1, below, below + 1};                                 \
+                const int64_t corner = top + 2 * (left + i), result = ((line) * half + left + i) * (s)->norm->channels; \
+                (void)corner;                                                                                      \
+                body;                                                                                              \
+            }                                                                                                      \
+        }                                                                                                          \
+    } while (0)
+
+INLINE void few_forward_block(const few_job *s, const few *const window[4], int64_t result, int64_t channel, int lanes, int dtype) {
+    vf shift = *(const vfu *)(s->shift + channel), value[4] = {shift, shift, shift, shift};
+    for (int64_t k = 0; k < s->inputs; k++) {
+        vf weight = *(const vfu *)(s->weights + k * s->stride + channel);
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++) value[q] += splat(((const float *)window[q])[k]) * weight;
+    }
+    vf best = value[0];
+    vi index = {0};
+#pragma GCC unroll 3
+    for (int q = 1; q < 4; q++) {
+        vi better = (vi)(value[q] > best) | (vi)(value[q] != value[q]);
+        best = choose(better, value[q], best);
+        index = (better & q) | (~better & index);
+    }
+    if (s->norm->relu) {
+        vi passes = (vi)(best > 0);
+        index = (index & passes) | (~passes & SEPNET_CUT);
+        best = relu(best);
+    }
+    store_lanes(s->out, result + channel, lanes, dtype, best);
+    store_index(s->kept_out, result + channel, lanes, index);
+}
+
+static void few_forward_part(void *context, int64_t part, sepnet_worker worker) {
+    (void)worker;
+    const few_job copy = *(const few_job *)context, *s = &copy; /* of our own, which no store can alias */
+    const sepnet_norm norm = *s->norm;
+    int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
+    for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
+#define BLOCK(lanes, dtype) few_forward_block(s, window, result, channel, lanes, dtype)
+        FOR_FEW_WINDOWS(s, line, FOR_CHANNELS(&norm, BLOCK));
+#undef BLOCK
+    }
+}
+
+static void pooled_pointwise_forward(const sepnet_norm *norm, int64_t inputs, const void *x, const float *weight, const float *gamma,
+                                     const float *beta, double eps, const sepnet_running *running, float *constants, double *of_x,
+                                     void *y, uint8_t *kept, void *workspace) {
+    few_job s = make_few_job(norm, inputs, x, workspace);
+    find_few_moments(&s, of_x);
+    few_statistics(&s, of_x, weight, s.rows);
+    norm_constants c = lay_constants(constants, norm->channels);
+    finish_statistics(norm, s.rows, gamma, beta, eps, running, c);
+    centre_on_mean(&s, of_x);
+    lay_forward(&s, of_x, weight, c.scale, beta);
+    s.out = y, s.kept_out = kept;
+    sepnet_run_parts(few_forward_part, &s, s.parts, norm->threads);
+}
+
+/* --- backward --------------------------------------------------------------------------------------------------------------- */
+
+/* The gradient of a vector of results, dealt out to the four pixels: that of the kept one, and zero. They stand behind the line's sums. */
+INLINE void deal_gradient(const few_job *s, int64_t result, int64_t channel, float *sums, int lanes, int dtype) {
+    vf grad = load_lanes(s->grad, result + channel, lanes, dtype), sum = splat(0);
+    vi index = load_index(s->kept, result + channel, lanes);
+    float *dealt = sums + few_sums(s) + channel;
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; q++) {
+        vf part = choose((vi)(index == q), grad, splat(0));
+        *(vfu *)(dealt + q * s->stride) = part;
+        sum += part;
+    }
+    *(vfu *)(sums + channel) += sum;
+}
+
+/* All inputs of a pixel are one vector: sums and gradients are gathered channel by channel, multiplying with zero for the pixels that
+ * were not kept. (To go by the index instead makes addresses that the processor guesses wrong.) */
+INLINE void gather_window(const few_job *s, const few *const window[4], float *sums, few passed[4]) {
+    const int64_t channels = s->norm->channels, stride = s->stride;
+    const float *dealt = sums + few_sums(s);
+    const few *weight = (const few *)s->weights, a = *window[0], b = *window[1], c = *window[2], d = *window[3];
+    few *with_pixel = (few *)(sums + stride), to_a = {0}, to_b = {0}, to_c = {0}, to_d = {0};
+    for (int64_t i = 0; i < channels; i++) {
+        float of_a = dealt[i], of_b = dealt[i + stride], of_c = dealt[i + 2 * stride], of_d = dealt[i + 3 * stride];
+        few row = weight[i];
+        to_a += of_a * row, to_b += of_b * row, to_c += of_c * row, to_d += of_d * row;
+        with_pixel[i] += (of_a * a + of_b * b) + (of_c * c + of_d * d);
+    }
+    passed[0] = to_a, passed[1] = to_b, passed[2] = to_c, passed[3] = to_d;
+}
+
+/* dL/dx as far as it passes the window's results. */
+INLINE void put_partial(const few_job *s, int64_t corner, const few passed[4]) {
+    few *above = (few *)s->partial + corner, *below = above + s->norm->width;
+    above[0] = passed[0], above[1] = passed[1], below[0] = passed[2], below[1] = passed[3];
+}
+
+static void few_backward_part(void *context, int64_t part, sepnet_worker worker) {
+    (void)worker;
+    const few_job copy = *(const few_job *)context, *s = &copy;
+    const sepnet_norm norm = *s->norm;
+    const int64_t values = few_sums(s);
+    double *sums = s->sums + part * s->part_doubles;
+    float *line_sums = (float *)(sums + values);
+    memset(sums, 0, (size_t)values * sizeof *sums);
+    int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
+    for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
+        memset(line_sums, 0, (size_t)values * sizeof *line_sums);
+#define DEAL(lanes, dtype) deal_gradient(s, result, channel, line_sums, lanes, dtype)
+#define WINDOW                                     \
+    few passed[4];                                 \
+    FOR_CHANNELS(&norm, DEAL);                     \
+    gather_window(s, window, line_sums, passed);   \
+    if (s->partial) put_partial(s, corner, passed)
+        FOR_FEW_WINDOWS(s, line, WINDOW);
+#undef WINDOW
+#undef DEAL
+        for (int64_t i = 0; i < values; i += VL) add_doubles(sums + i, *(const vfu *)(line_sums + i));
+    }
+}
+
+/* Adds what the statistics pass on, a linear function of the pixel. */
+static void few_rest_part(void *context, int64_t part, sepnet_worker worker) {
+    (void)worker;
+    const few_job copy = *(const few_job *)context, *s = &copy;
+    const int dtype = s->norm->dtype;
+    few pixels[2 * FEW_WINDOWS];
+    FOR_RUNS(s, part, first, count) {
+        centre_pixels(s, first, count, pixels);
+        for (int64_t i = 0; i < count; i++) {
+            few sum = s->constant + *(const few *)(s->partial + (first + i) * FEW);
+#pragma GCC unroll 8
+            for (int j = 0; j < FEW; j++) sum += pixels[i][j] * s->matrix[j];
+            for (int64_t k = 0; k < s->inputs; k++) store_lanes(s->out, (first + i) * s->inputs + k, 1, dtype, splat(sum[k]));
+        }
+    }
+}
+
+/* The sums of all parts, in their order, and of them the two rows that sepnet_norm_gradients takes. */
+static void reduce_few(few_job *s, const double *of_x, const float *weight) {
+    const int64_t channels = s->norm->channels;
+    for (int64_t part = 1; part < s->parts; part++)
+        for (int64_t i = 0; i < few_sums(s); i++) s->sums[i] += s->sums[part * s->part_doubles + i];
+    for (int64_t c = 0; c < channels; c++) {
+        double sum = s->sums[c], product = 0, *with_pixel = s->sums + s->stride + c * FEW;
+        for (int64_t k = 0; k < s->inputs; k++) {
+            with_pixel[k] += sum * ((double)s->centre[k] - of_x[k]);
+            product += with_pixel[k] * (double)weight[c * s->inputs + k];
+        }
+        s->rows[c] = sum, s->rows[channels + c] = product;
+    }
+}
+
+static void few_grad_weight(const few_job *s, const double *of_x, const float *weight, norm_constants to, float *grad_weight) {
+    const double count = (double)few_pixels(s->norm);
+    for (int64_t c = 0; c < s->norm->channels; c++)
+        for (int64_t k = 0; k < s->inputs; k++)
+            grad_weight[c * s->inputs + k] =
+                (float)((double)to.scale[c] * s->sums[s->stride + c * FEW + k] +
+                        (double)to.slope[c] * count * times_covariance(s, of_x, weight + c * s->inputs, k));
+}
+
+/* dL/dx's linear function of a pixel less the centre. */
+static void find_rest(few_job *s, const double *of_x, const float *weight, norm_constants to) {
+    for (int64_t k = 0; k < s->inputs; k++) {
+        double constant = 0;
+        for (int64_t c = 0; c < s->norm->channels; c++) constant += (double)weight[c * s->inputs + k] * (double)to.constant[c];
+        for (int64_t j = 0; j < s->inputs; j++) {
+            double sum = 0;
+            for (int64_t c = 0; c < s->norm->channels; c++)
+                sum += (double)weight[c * s->inputs + k] * (double)to.slope[c] * (double)weight[c * s->inputs + j];
+            s->matrix[j][k] = (float)sum;
+            constant += sum * ((double)s->centre[j] - of_x[j]);
+        }
+        s->constant[k] = (float)constant;
+    }
+}
+
+static void pooled_pointwise_backward(const sepnet_norm *norm, int64_t inputs, const void *x, const float *weight, const uint8_t *kept,
+                                      const void *grad, float *constants, const double *of_x, void *grad_x, float *grad_weight,
+                                      float *grad_gamma, float *grad_beta, void *workspace) {
+    few_job s = make_few_job(norm, inputs, x, workspace);
+    norm_constants c = lay_constants(constants, norm->channels);
+    centre_on_mean(&s, of_x);
+    lay_backward(&s, weight, c.scale);
+    s.kept = kept, s.grad = grad, s.out = grad_x;
+    if (!grad_x)
+        s.partial = NULL;
+    else if (norm->height % 2 || norm->width % 2) /* pixels outside every window */
+        memset(s.partial, 0, (size_t)(few_pixels(norm) * FEW) * sizeof *s.partial);
+    sepnet_run_parts(few_backward_part, &s, s.parts, norm->threads);
+    reduce_few(&s, of_x, weight);
+    norm_gradients(norm, s.rows, constants, grad_gamma, grad_beta);
+    if (grad_weight) few_grad_weight(&s, of_x, weight, c, grad_weight);
+    if (!grad_x) return;
+    find_rest(&s, of_x, weight, c);
+    sepnet_run_parts(few_rest_part, &s, s.parts, norm->threads);
+}
