@@ -2,6 +2,8 @@
 
 enum { CHUNK_BYTES = 12 << 10, CHUNK_ROWS = 4 }; /* unpacked before they are used: as many bytes, but so many rows at least */
 enum { PREFETCH = 32 };                          /* pixels ahead, where a slab is one cache line of each, too sparse for the hardware */
+enum { AHEAD_BYTES = 2 << 10 };                  /* as much is fetched ahead where a slab is more, and there are gaps or the map is large */
+enum { LARGE_MAP_BYTES = 8 << 20 };              /* from which on that is repaid, as it is not where the caches hold the map */
 
 /* What becomes of a map's values on their way into a plane: constants a channel, from the first one unpacked on. */
 enum { AS_IS, NORMALISED, THROUGH_NORM };
@@ -18,6 +20,7 @@ typedef struct {
     const void *map;
     int64_t start, image, row, pixel, images, height, width, step, blocks;
     int lanes, dtype, zeroed; /* lanes: of the last block; zeroed: the plane's border and the lanes that stay empty hold zeros */
+    int large;                /* the map: see above */
     entry entry;
 } source;
 
@@ -46,13 +49,14 @@ INLINE vf enter(const entry *e, int64_t channel, int lanes, vf value, vf other, 
     return (vf)((vu)value & alive) * scale + ((other - mean) * slope + constant_lanes(e->constant, channel, lanes));
 }
 
-/* Blocks [first, last) of a row's pixels [left, right). A slab of one cache line a pixel is prefetched, and so is the next pixel
- * where something lies between the two; else they are a stream that the hardware follows. */
+/* Blocks [first, last) of a row's pixels [left, right). What comes is prefetched; in small maps without gaps between the pixels that is left
+ * to the hardware. */
 INLINE void unpack_blocks(const source *from, int64_t index, int64_t left, int64_t right, int64_t first, int64_t last, plane p,
                           float *out, int64_t step, int lanes, int dtype, int way) {
     const int64_t size = (int64_t)element_size(dtype);
     const int sparse = from->blocks * VL * size <= CACHE_LINE;
-    const int gaps = !sparse && from->pixel > from->blocks * VL;
+    const int fetched = !sparse && (from->large || from->pixel > from->blocks * VL);
+    const int64_t next = sepnet_max(1, AHEAD_BYTES / (from->blocks * VL * size)) * from->pixel;
     const int64_t line = sepnet_max(1, CACHE_LINE / (VL * size)); /* blocks */
     const char *ahead = (const char *)from->map + (index + PREFETCH * from->pixel) * size;
     const entry e = from->entry; /* of our own, which no store can alias */
@@ -64,9 +68,9 @@ INLINE void unpack_blocks(const source *from, int64_t index, int64_t left, int64
         }
         for (int64_t b = first; b < last; b++) {
             int64_t at = index + c * from->pixel + b * VL * step;
-            if (gaps && b % line == 0) {
-                __builtin_prefetch((const char *)from->map + (at + from->pixel) * size);
-                if (way == THROUGH_NORM) __builtin_prefetch((const char *)e.of + (at + from->pixel) * size);
+            if (fetched && b % line == 0) {
+                __builtin_prefetch((const char *)from->map + (at + next) * size);
+                if (way == THROUGH_NORM) __builtin_prefetch((const char *)e.of + (at + next) * size);
             }
             vf value = load_strided(from->map, at, step, lanes, dtype);
             *(vf *)(out + c * p.pixel + b * VL) =
@@ -167,12 +171,16 @@ static int64_t chunk_rows(plane p) { return sepnet_max(CHUNK_ROWS, CHUNK_BYTES /
 /* The scratch memory is cleared once where all tasks use the same rows and lanes of it. */
 static int is_zeroed(const job_state *s, const task *at) { return s->cut.bands == 1 && at->images == s->images; }
 
+static int is_large(const sepnet_depthwise *conv, int64_t image_values) {
+    return conv->batch * image_values * (int64_t)element_size(conv->dtype) >= LARGE_MAP_BYTES;
+}
+
 static window_plane open_input(const job_state *s, const task *at, plane p, float *start) {
     const sepnet_depthwise *c = s->conv;
     const sepnet_joined *j = s->joined;
     const lattice *l = &s->seen;
     source from = {s->x, seen_element(l, at->image, 0, 0) + at->channel, image_step(l), row_step(l), col_step(l), at->images,
-                   c->in_h, c->in_w, 1, at->blocks, at->lanes, c->dtype, is_zeroed(s, at),
+                   c->in_h, c->in_w, 1, at->blocks, at->lanes, c->dtype, is_zeroed(s, at), is_large(c, image_step(l)),
                    open_entry(j && j->before ? NORMALISED : AS_IS, j ? j->before : NULL, c->channels, at->channel,
                               j && j->before_relu, NULL)};
     return (window_plane){from, p, start, 0};
@@ -184,7 +192,7 @@ static window_plane open_gradient(const job_state *s, const task *at, plane p, i
     int64_t outputs = c->channels * c->branches, channel = output_channel(c, at->channel, branch);
     int64_t row = c->out_w * outputs, image = c->out_h * row;
     source from = {s->grad, at->image * image + channel, image, row, outputs, at->images, c->out_h, c->out_w, output_step(c),
-                   at->blocks, at->lanes, c->dtype, is_zeroed(s, at),
+                   at->blocks, at->lanes, c->dtype, is_zeroed(s, at), is_large(c, image),
                    open_entry(j && j->after ? THROUGH_NORM : AS_IS, j ? j->after : NULL, outputs, channel,
                               j && j->after_relu, j ? j->y : NULL)};
     return (window_plane){from, p, start, 0};
