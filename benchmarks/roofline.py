@@ -177,7 +177,7 @@ def measured_ms(network: nn.Module, batch: int, args: argparse.Namespace, bf16: 
         loss.backward()
         optimiser.step()
 
-    torch.ones(_RESERVE)  # given back at once, and no page of it faults later: the profiler's records keep buffers from being used again
+    torch.ones(_RESERVE)  # given back at once; no page of it faults later, when the profiler's records lie between freed buffers
     step(), step()
     found = []
     for _ in range(args.steps):
