@@ -132,6 +132,19 @@ def test_a_large_mean_costs_no_digits(isa: str) -> None:
 
 
 @every_isa
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_outlier_costs_the_others_no_digits(isa: str, count: int) -> None:
+    x, weight, gamma, beta, _ = Problem((8, 3, 32, 32), 8, True, 0.0, 0).tensors(torch.float32)
+    x[0, :, 0, 0] = 3000.0
+    with instruction_set(isa), threads(count):
+        _, pooled = pooled_pointwise_forward(LIBRARY, x, weight, gamma, beta, None, EPS, True)
+    u = F.conv2d(x.double(), weight.double())
+    near("mean", pooled.constants[0], u.mean((0, 2, 3)), 10.0, torch.float32)  # in the outlier's run, of 64 pixels, it does
+    exact = (u.var((0, 2, 3), correction=0) + EPS).rsqrt()
+    near("1 / sigma", pooled.constants[1], exact, exact, torch.float32)
+
+
+@every_isa
 def test_the_same_threads_give_the_same_bits(isa: str) -> None:
     x, weight, gamma, beta, grad = Problem((8, 6, 30, 31), 33, True, 0.0, 0).tensors(torch.float32)
     runs = []

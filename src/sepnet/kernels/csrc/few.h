@@ -1,5 +1,6 @@
 /* A map of few channels, each of whose pixels is one vector: what pooled_pointwise.h knows of its input. One vector length; included
- * after norm.h. Mean and covariance are found in one pass, in runs of float32 that are added up in float64. */
+ * after norm.h. Mean and covariance are found in one pass, in short runs of float32 about a pixel of their own, which are added up in
+ * float64: neither a large mean nor an outlier costs the others' digits. */
 
 enum { FEW = SEPNET_MAX_FEW, FEW_WINDOWS = 32, FEW_MOMENTS = SEPNET_FEW_MOMENTS };
 
@@ -28,7 +29,7 @@ static int64_t few_pixels(const sepnet_norm *norm) { return norm->batch * norm->
 /* Sums of a part: of g a channel, then of g z, FEW a channel. */
 static int64_t few_sums(const few_job *s) { return s->stride * (1 + FEW); }
 
-/* The job with its memory laid out, and the floats that it takes; the last are the partial gradients, for the backward pass. */
+/* The job with its memory laid out, if there is any; the partial gradients are last, as only the backward pass has them. */
 static few_job make_few_job(const sepnet_norm *norm, int64_t inputs, const void *x, void *workspace) {
     few_job s = {.norm = norm, .inputs = inputs, .x = x, .sums = workspace};
     s.lines = norm->batch * (norm->height / 2);
@@ -86,32 +87,41 @@ static void centre_pixels(const few_job *s, int64_t first, int64_t count, few *t
         centre_as(s, first, count, to, SEPNET_FLOAT32);
 }
 
-INLINE void add_few(double *to, few values) {
-    for (int k = 0; k < FEW; k++) to[k] += (double)values[k];
-}
-
 /* The pixels that a part takes when they are dealt out evenly, some at a time. */
 #define FOR_RUNS(s, part, first, count)                                                                       \
     for (int64_t first = sepnet_part_begin(few_pixels((s)->norm), (s)->parts, part),                          \
                  run_end = sepnet_part_begin(few_pixels((s)->norm), (s)->parts, (part) + 1), count;           \
          count = sepnet_min(2 * FEW_WINDOWS, run_end - first), first < run_end; first += count)
 
+/* Adds a run's sums about its own centre to those about `origin`. */
+static void add_run(double *sums, const few *sum, const few product[FEW], const few *centre, const few *origin, int64_t count) {
+    for (int j = 0; j < FEW; j++) {
+        double of_j = (double)(*sum)[j], apart = (double)(*centre)[j] - (double)(*origin)[j], all = (double)count * apart;
+        sums[j] += of_j + all;
+        for (int k = 0; k < FEW; k++) {
+            double apart_k = (double)(*centre)[k] - (double)(*origin)[k];
+            sums[FEW + j * FEW + k] += (double)product[j][k] + apart * (double)(*sum)[k] + apart_k * (of_j + all);
+        }
+    }
+}
+
 static void few_moments_part(void *context, int64_t part, sepnet_worker worker) {
     (void)worker;
     const few_job *s = context;
+    few_job run = *s;
     double *sums = s->sums + part * s->part_doubles;
     memset(sums, 0, FEW_MOMENTS * sizeof *sums);
     few pixels[2 * FEW_WINDOWS];
     FOR_RUNS(s, part, first, count) {
-        centre_pixels(s, first, count, pixels);
+        run.centre = load_pixel(s, first, s->norm->dtype);
+        centre_pixels(&run, first, count, pixels);
         few sum = {0}, product[FEW] = {{0}};
         for (int64_t i = 0; i < count; i++) {
             sum += pixels[i];
 #pragma GCC unroll 8
             for (int k = 0; k < FEW; k++) product[k] += pixels[i][k] * pixels[i];
         }
-        add_few(sums, sum);
-        for (int k = 0; k < FEW; k++) add_few(sums + FEW + k * FEW, product[k]);
+        add_run(sums, &sum, product, &run.centre, &s->centre, count);
     }
 }
 
