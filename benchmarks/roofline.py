@@ -4,11 +4,12 @@
     python benchmarks/roofline.py --networks separable_cnn --threads 1
 
 One step of each network (sepnet's own layers, channels-last, bf16 where the processor has it) is split by PyTorch's profiler into
-matrix products (dense and pointwise convolutions, linear layers), depthwise convolution with normalisation, pooling and ReLU, and
-the rest (loss, optimiser, shortcuts, conversions, Python). The least time of a matrix product is the longer of its arithmetic at
-the speed of a large matrix product and of its operands at the speed of a copy, both measured in the same run; that of the second
-group is its operands at the speed of a copy, each as often as the kernels read or write it. Layers whose maps stay in the cache
-may beat it.
+matrix products (dense and pointwise convolutions, linear layers), depthwise convolution with normalisation, pooling and ReLU (and
+the pointwise convolution of few channels that is computed with them), and the rest (loss, optimiser, shortcuts, conversions,
+Python). The least time of a matrix product is the longer of its arithmetic at the speed of a large matrix product and of its
+operands at the speed of a copy, both measured in the same run; that of the second group is its operands at the speed of a copy,
+each as often as the kernels read or write it (indices and scratch memory left out). Layers whose maps stay in the cache may beat
+it.
 """
 
 from __future__ import annotations
@@ -114,8 +115,8 @@ def work_of(network: nn.Module, size: int) -> Work:
     def pooled(call: Callable[..., Tensor], x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
         y = call(x, weight, *rest)
         taken.add(id(weight))
-        gradient = x.numel() if x.requires_grad else 0
-        work.values += (2 * x.numel() + y.numel() + 2 * x.numel() + y.numel() + gradient) // images  # x, x, y; x, dy, x, dx
+        gradient = 2 * x.numel() if x.requires_grad else 0
+        work.values += (2 * x.numel() + y.numel() + x.numel() + y.numel() + gradient) // images  # x, x, y; x, dy; x, dx
         return y
 
     taken: set[int] = set()
@@ -177,7 +178,10 @@ def measured_ms(network: nn.Module, batch: int, args: argparse.Namespace, bf16: 
         loss.backward()
         optimiser.step()
 
-    torch.ones(_RESERVE)  # given back at once; no page of it faults later, when the profiler's records lie between freed buffers
+    if not args.quick:
+        torch.ones(
+            _RESERVE
+        )  # malloc keeps it, and hands it out without page faults when the profiler's records have cut up the rest
     step(), step()
     found = []
     for _ in range(args.steps):

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ import torch
 from benchmark_scripts import FOLDER, script, written
 from sepnet.kernels import library
 from sepnet.kernels._library import reference_wanted
+from sepnet.nn import joined
 
 SCRIPTS = ("augment", "inference", "kernels", "pointwise", "roofline", "run", "same_accuracy", "time_to_accuracy", "train_step")
 ON_A_GPU = ("gpu_kernels", "gpu_train_step")  # not among those of run.py
@@ -234,6 +236,17 @@ def test_roofline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     macs = sum(flops for flops, _ in work.products) / 2
     assert 2.5 < macs / 31_397_888 < 3  # three passes of the card's, without the depthwise ones'
     assert work.values > 0
+
+
+def test_roofline_counts_what_is_pooled_with_the_normalisation() -> None:
+    roofline = script("roofline")
+    network = script("_describe").build("multiscale_concat", size=32, num_classes=10).train()
+    work = roofline.work_of(network, 32)
+    with mock.patch.object(joined, "pools", return_value=False):
+        apart = roofline.work_of(network, 32)
+    assert len(work.products) == len(apart.products) - 3 == 3 * 5  # two pointwise convolutions and three linear layers
+    small, large = 6 * 32 * 32, 32 * 32 * 32  # values of the first unit's maps between the convolutions, before pooling
+    assert apart.values - work.values == (5 * large + 3 * large // 4) - (5 * small + 2 * large // 4)
 
 
 def test_roofline_knows_every_function_of_the_kernels() -> None:

@@ -21,14 +21,14 @@ pytestmark = needs_library
 
 
 class Separable(nn.Module):
-    """Everything that the kernels compute, in one module. (B, 6, H, W) -> (B, 12, H // 4, W // 4)."""
+    """Everything that the kernels compute, in one module. (B, 6, H, W) -> (B, 16, H // 4, W // 4)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = depthwise(6, 3, bias=True)
         self.bn1 = BatchNormReLU(6)
         self.second = depthwise(6, 5, stride=2)
-        self.third = MultiScaleUnit(6, 12, "concat")
+        self.third = MultiScaleUnit(6, 8, "add")
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.third(self.second(self.bn1(self.first(x))))
@@ -249,7 +249,7 @@ def test_fake_tensors_have_the_shape_strides_and_type(network: Separable, images
             assert fake.shape == real_shape
             assert fake.dtype == dtype
             assert fake.is_contiguous(memory_format=torch.channels_last)
-        assert network(mode.from_tensor(images)).shape == (2, 12, 3, 3)
+        assert network(mode.from_tensor(images)).shape == (2, 16, 3, 3)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # PyTorch's own, in its forward mode
@@ -275,7 +275,7 @@ def test_meta_device_gives_shapes() -> None:
         network = Separable()
         y = network(torch.empty(2, 6, 12, 12))
     assert y.is_meta
-    assert y.shape == (2, 12, 3, 3)
+    assert y.shape == (2, 16, 3, 3)
     assert not native_for(y)
 
 

@@ -13,10 +13,10 @@ from sepnet.kernels._depthwise import (
     torch_is_faster,
 )
 from sepnet.kernels._geometry import Geometry
-from sepnet.kernels._joined import Normalisation, joined_depthwise, joins
+from sepnet.kernels._joined import joined_depthwise, joins
 from sepnet.kernels._library import isa_names, library, use, why_not_native
 from sepnet.kernels._native_norm import Averages
-from sepnet.kernels._norm import batch_norm_relu
+from sepnet.kernels._norm import Normalisation, batch_norm_relu
 from sepnet.kernels._pointwise import pointwise_conv2d
 from sepnet.kernels._pooled import pooled_pointwise, pools
 from sepnet.kernels._status import KernelPath, gpu_path, kernel_paths, kernels_in_use

@@ -21,6 +21,7 @@ __all__ = [
     "by_torch",
     "has_few_channels",
     "pointwise_way",
+    "pooling_is_faster",
     "torch_backward_is_faster",
     "torch_forward_is_faster",
 ]
@@ -34,6 +35,10 @@ _SMALL_MAP = 16  # pixels of a map up to which a pointwise convolution in bf16 i
 # channels, pixels of a batch and multiplications from which on the kernels' pointwise convolutions are faster than oneDNN's
 _FEWEST_CHANNELS, _FEWEST_PIXELS, _FEWEST_PRODUCTS = 32, 512, 1 << 23
 _MANY_WEIGHTS, _FEW_PIXELS = 1 << 19, 2048  # from how many, up to how many pixels, a matrix product is the fastest with AVX2
+
+
+MOST_FEW = 8  # channels that the pooled pointwise convolution takes, as SEPNET_MAX_FEW of the kernels
+_FEWEST_POOLED, _WIDER = 16, 2  # outputs, and how many times the inputs they must be, for it to be the faster way
 
 
 class ByTorch(NamedTuple):
@@ -127,6 +132,11 @@ def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int) -> Way
         return Way.PRODUCT
     much = min(inputs, outputs) >= _FEWEST_CHANNELS and pixels >= _FEWEST_PIXELS and pixels * inputs * outputs >= _FEWEST_PRODUCTS
     return Way.KERNELS if much else Way.CONVOLUTION
+
+
+def pooling_is_faster(inputs: int, outputs: int) -> bool:
+    """A pointwise convolution of so many channels is faster as one with the pooled normalisation behind it, in training."""
+    return inputs <= MOST_FEW and outputs >= max(_FEWEST_POOLED, _WIDER * inputs)
 
 
 def _onednn_has(dtype: torch.dtype) -> bool:

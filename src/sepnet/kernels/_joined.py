@@ -7,7 +7,7 @@ are taken from what has just been computed. For maps beyond the cache 14 reading
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,26 +18,11 @@ from sepnet.kernels._choice import has_few_channels, torch_backward_is_faster
 from sepnet.kernels._depthwise import serves
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library, library
-from sepnet.kernels._norm import is_vector
+from sepnet.kernels._norm import Normalisation
 from sepnet.kernels._tensors import compute_dtype, dense, is_plain
 from sepnet.kernels._tracing import is_traced
 
-__all__ = ["Normalisation", "joined_depthwise", "joins"]
-
-
-class Normalisation(NamedTuple):
-    """Batch normalisation by the batch's own statistics, which the running averages take in, and ReLU."""
-
-    weight: Tensor
-    bias: Tensor
-    averages: _native_norm.Averages | None
-    eps: float
-    relu: bool
-
-
-def _fits(norm: Normalisation, channels: int) -> bool:
-    vectors = (norm.weight, norm.bias, *(norm.averages[:2] if norm.averages else ()))
-    return all(is_vector(t, channels) for t in vectors)
+__all__ = ["joined_depthwise", "joins"]
 
 
 def joins(
@@ -57,7 +42,7 @@ def joins(
         return False
     out = geometry.output_size(*size)
     alone = x.shape[0] * min(size[0] * size[1], out[0] * out[1]) == 1  # one value a channel has no variance
-    return not alone and all(norm is None or _fits(norm, x.shape[1]) for norm in (before, after))
+    return not alone and all(norm is None or norm.fits(x.shape[1]) for norm in (before, after))
 
 
 def joined_depthwise(

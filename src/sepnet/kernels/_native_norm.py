@@ -16,6 +16,7 @@ from sepnet.kernels._native import DTYPES, Call, Side, empty_like_map, isa_key, 
 __all__ = [
     "CONSTANTS",
     "Averages",
+    "as_running",
     "norm_apply",
     "norm_apply_constants",
     "norm_backward",
@@ -25,7 +26,6 @@ __all__ = [
     "norm_input_gradient_",
     "norm_statistics",
     "norm_sums",
-    "running",
 ]
 
 
@@ -63,7 +63,7 @@ class Averages(NamedTuple):
     momentum: float
 
 
-def running(averages: Averages | None) -> Running | None:
+def as_running(averages: Averages | None) -> Running | None:
     """In the library's terms; the caller keeps it while the library reads it."""
     return None if averages is None else Running(averages.mean.data_ptr(), averages.var.data_ptr(), averages.momentum)
 
@@ -75,7 +75,7 @@ def norm_statistics(
     call = _describe_norm(lib, x, False, False)
     constants = memory(CONSTANTS, x.shape[1])
     workspace = memory(call.workspace[0], dtype=torch.uint8)
-    kept = running(averages)
+    running = as_running(averages)
     lib.handle.sepnet_norm_statistics(
         ctypes.addressof(call.description),
         x.data_ptr(),
@@ -83,7 +83,7 @@ def norm_statistics(
         weight.data_ptr(),
         bias.data_ptr(),
         eps,
-        None if kept is None else ctypes.addressof(kept),
+        None if running is None else ctypes.addressof(running),
         constants.data_ptr(),
         workspace.data_ptr(),
     )
@@ -107,7 +107,7 @@ def norm_forward(
     argmax = memory(y.numel(), dtype=torch.uint8) if pool else None
     constants = memory(CONSTANTS, x.shape[1])
     workspace = memory(call.workspace[0], dtype=torch.uint8)
-    kept = running(averages)
+    running = as_running(averages)
     lib.handle.sepnet_norm_forward(
         ctypes.addressof(call.description),
         x.data_ptr(),
@@ -115,7 +115,7 @@ def norm_forward(
         weight.data_ptr(),
         bias.data_ptr(),
         eps,
-        None if kept is None else ctypes.addressof(kept),
+        None if running is None else ctypes.addressof(running),
         constants.data_ptr(),
         y.data_ptr(),
         pointer(argmax),

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from sepnet.kernels import _native
+from sepnet.kernels._choice import MOST_FEW
 from sepnet.kernels._library import Library
 from sepnet.kernels._native import Call, Gradients, empty_gradients, empty_like_map, isa_key, memory, pointer
-from sepnet.kernels._native_norm import CONSTANTS, Averages, norm_description, running
+from sepnet.kernels._native_norm import CONSTANTS, Averages, as_running, norm_description
 
-__all__ = ["MAX_FEW", "Pooled", "pooled_pointwise_backward", "pooled_pointwise_forward"]
+__all__ = ["Pooled", "pooled_pointwise_backward", "pooled_pointwise_forward"]
 
-MAX_FEW = 8  # input channels
-_MOMENTS = MAX_FEW + MAX_FEW * MAX_FEW
+_MOMENTS = MOST_FEW + MOST_FEW * MOST_FEW
 
 
 class Pooled(NamedTuple):
@@ -54,7 +54,7 @@ def pooled_pointwise_forward(
     y = empty_like_map(x, outputs, x.shape[2] // 2, x.shape[3] // 2)
     pooled = Pooled(memory(CONSTANTS, outputs), memory(_MOMENTS, dtype=torch.float64), memory(y.numel(), dtype=torch.uint8))
     workspace = memory(call.workspace[0], dtype=torch.uint8)
-    averages_kept = running(averages)
+    running = as_running(averages)
     lib.handle.sepnet_pooled_pointwise_forward(
         ctypes.addressof(call.description),
         x.shape[1],
@@ -63,7 +63,7 @@ def pooled_pointwise_forward(
         gamma.data_ptr(),
         beta.data_ptr(),
         eps,
-        None if averages_kept is None else ctypes.addressof(averages_kept),
+        None if running is None else ctypes.addressof(running),
         *map(pointer, pooled[:2]),
         y.data_ptr(),
         pooled.kept.data_ptr(),

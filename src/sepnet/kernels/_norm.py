@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,24 @@ from sepnet.kernels._library import Library, library
 from sepnet.kernels._tensors import dense, is_plain, is_trifle
 from sepnet.kernels._tracing import is_traced
 
-__all__ = ["batch_norm_relu", "is_vector"]
+__all__ = ["Normalisation", "batch_norm_relu"]
 
 _TYPES = (torch.float32, torch.bfloat16)
+
+
+class Normalisation(NamedTuple):
+    """Batch normalisation by the batch's own statistics, which the running averages take in, and ReLU."""
+
+    weight: Tensor
+    bias: Tensor
+    averages: _native_norm.Averages | None
+    eps: float
+    relu: bool
+
+    def fits(self, channels: int) -> bool:
+        """Whether the library can read its vectors, of so many channels."""
+        vectors = (self.weight, self.bias, *(self.averages[:2] if self.averages else ()))
+        return all(_is_vector(t, channels) for t in vectors)
 
 
 def batch_norm_relu(
@@ -83,7 +98,7 @@ def _averages(mean: Tensor | None, var: Tensor | None, momentum: float) -> _nati
     return None if mean is None or var is None else _native_norm.Averages(mean, var, momentum)
 
 
-def is_vector(t: Tensor | None, channels: int) -> bool:
+def _is_vector(t: Tensor | None, channels: int) -> bool:
     """Whether the library can read ``t``: a float32 for each channel, one after the other."""
     return t is not None and t.dtype == torch.float32 and t.shape == (channels,) and t.is_contiguous() and is_plain(t)
 
@@ -99,7 +114,7 @@ def _library_for(
     if is_traced() or not is_plain(x) or x.dtype not in _TYPES or x.dim() != 4 or x.numel() == 0 or is_trifle(x):
         return None
     channels = x.shape[1]
-    if not all(is_vector(t, channels) for t in affine) or not all(t is None or is_vector(t, channels) for t in averages):
+    if not all(_is_vector(t, channels) for t in affine) or not all(t is None or _is_vector(t, channels) for t in averages):
         return None
     if pool and min(x.shape[2:]) < 2:
         return None

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sepnet.kernels._joined import Normalisation
+from sepnet.kernels._choice import pooling_is_faster
 from sepnet.kernels._library import Library, library
-from sepnet.kernels._native_pooled import MAX_FEW, Pooled, pooled_pointwise_backward, pooled_pointwise_forward
-from sepnet.kernels._norm import is_vector
+from sepnet.kernels._native_pooled import Pooled, pooled_pointwise_backward, pooled_pointwise_forward
+from sepnet.kernels._norm import Normalisation
 from sepnet.kernels._tensors import compute_dtype, dense, is_plain
 from sepnet.kernels._tracing import is_traced
 
@@ -23,15 +23,16 @@ __all__ = ["pooled_pointwise", "pools"]
 
 
 def pools(x: Tensor, weight: Tensor, norm: Normalisation) -> bool:
-    """Whether ``pooled_pointwise`` takes these."""
+    """Whether ``pooled_pointwise`` takes these, and is the faster way."""
     if is_traced() or not is_plain(x) or x.dim() != 4 or not is_plain(weight) or library() is None:
         return False
-    if x.shape[1] > MAX_FEW or min(x.shape) == 0 or min(x.shape[2:]) < 2 or weight.shape[1:] != (x.shape[1], 1, 1):
+    if min(x.shape) == 0 or min(x.shape[2:]) < 2 or weight.shape[1:] != (x.shape[1], 1, 1):
         return False
-    if compute_dtype(x) not in (torch.float32, torch.bfloat16) or weight.dtype != torch.float32:
+    typed = weight.dtype == torch.float32 and compute_dtype(x) in (torch.float32, torch.bfloat16)
+    if not typed or not x.is_floating_point() or not (x.dtype == weight.dtype or torch.is_autocast_enabled("cpu")):
         return False
-    vectors = (norm.weight, norm.bias, *(norm.averages[:2] if norm.averages else ()))
-    return weight.permute(0, 2, 3, 1).is_contiguous() and all(is_vector(t, weight.shape[0]) for t in vectors)
+    dense_weight = weight.permute(0, 2, 3, 1).is_contiguous()
+    return pooling_is_faster(x.shape[1], weight.shape[0]) and dense_weight and norm.fits(weight.shape[0])
 
 
 def pooled_pointwise(x: Tensor, weight: Tensor, norm: Normalisation) -> Tensor:

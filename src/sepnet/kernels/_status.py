@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 import torch
 
-from sepnet.kernels._choice import Way, by_torch, has_few_channels, pointwise_way
+from sepnet.kernels._choice import MOST_FEW, Way, by_torch, has_few_channels, pointwise_way
 from sepnet.kernels._depthwise import serves
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._gpu import why_not_triton
 from sepnet.kernels._library import library, why_not_native
-from sepnet.kernels._native_pooled import MAX_FEW
 
 __all__ = ["KernelPath", "gpu_path", "kernel_paths", "kernels_in_use"]
 
@@ -121,7 +120,7 @@ def kernel_paths() -> list[KernelPath]:
             why = reason or "one pass for all, after that of the statistics"
             rows.append(KernelPath(name, label, native, native, why))
         why = reason or "one operation in training: the wide map is never in memory"
-        name = f"pointwise 1x1 of up to {MAX_FEW} channels, batch norm, 2x2 max pooling, ReLU"
+        name = f"pointwise 1x1 of up to {MOST_FEW} channels to 16 and more, batch norm, 2x2 max pooling, ReLU"
         rows.append(KernelPath(name, label, native, native, why))
         why = reason or "joined in training: the convolution takes over part of the normalisations' passes"
         rows.append(KernelPath("batch norm, ReLU, depthwise, batch norm, ReLU", label, native, native, why))

@@ -3,7 +3,7 @@
  *
  * The convolution's result is many times as large as its input and costs a few multiplications a value, so it is computed wherever
  * it is wanted, and never in memory:
- * - With the input's mean and covariance M (in float64, one pass over it), a channel of weights w has the mean w.mean and the variance
+ * - With the input's mean and covariance M (one pass over it, few.h), a channel of weights w has the mean w.mean and the variance
  *   w' M w.
  * - Forward makes a window's four values of an output channel, keeps the largest, and says which it was, or that ReLU cut it.
  * - Backward takes one pass over the gradient g. dL/dw = scale * sum(g z) + slope * count * M w, z being the kept pixel less the mean.
@@ -125,7 +125,7 @@ INLINE void deal_gradient(const few_job *s, int64_t result, int64_t channel, flo
 }
 
 /* All inputs of a pixel are one vector: sums and gradients are gathered channel by channel, multiplying with zero for the pixels that
- * were not kept. (To go by the index instead makes addresses that the processor guesses wrong.) */
+ * were not kept. (To go by the index instead is slower: a load follows a store whose place is not known yet.) */
 INLINE void gather_window(const few_job *s, const few *const window[4], float *sums, few passed[4]) {
     const int64_t channels = s->norm->channels, stride = s->stride;
     const float *dealt = sums + few_sums(s);
@@ -146,6 +146,16 @@ INLINE void put_partial(const few_job *s, int64_t corner, const few passed[4]) {
     above[0] = passed[0], above[1] = passed[1], below[0] = passed[2], below[1] = passed[3];
 }
 
+/* Pixels outside every window, where the height or width is odd. */
+static void clear_outside(const few_job *s, int64_t line) {
+    const int64_t height = s->norm->height, width = s->norm->width, rows = height / 2, row = line % rows;
+    const int64_t below = (line / rows * height + 2 * row + 2) * width; /* the pixel behind the line's two rows */
+    const few zero = {0};
+    few *to = (few *)s->partial;
+    if (width % 2) to[below - width - 1] = to[below - 1] = zero;
+    for (int64_t i = below; height % 2 && row == rows - 1 && i < below + width; i++) to[i] = zero;
+}
+
 static void few_backward_part(void *context, int64_t part, sepnet_worker worker) {
     (void)worker;
     const few_job copy = *(const few_job *)context, *s = &copy;
@@ -157,6 +167,7 @@ static void few_backward_part(void *context, int64_t part, sepnet_worker worker)
     int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
     for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
         memset(line_sums, 0, (size_t)values * sizeof *line_sums);
+        if (s->partial) clear_outside(s, line);
 #define DEAL(lanes, dtype) deal_gradient(s, result, channel, line_sums, lanes, dtype)
 #define WINDOW                                     \
     few passed[4];                                 \
@@ -235,10 +246,7 @@ static void pooled_pointwise_backward(const sepnet_norm *norm, int64_t inputs, c
     centre_on_mean(&s, of_x);
     lay_backward(&s, weight, c.scale);
     s.kept = kept, s.grad = grad, s.out = grad_x;
-    if (!grad_x)
-        s.partial = NULL;
-    else if (norm->height % 2 || norm->width % 2) /* pixels outside every window */
-        memset(s.partial, 0, (size_t)(few_pixels(norm) * FEW) * sizeof *s.partial);
+    if (!grad_x) s.partial = NULL;
     sepnet_run_parts(few_backward_part, &s, s.parts, norm->threads);
     reduce_few(&s, of_x, weight);
     norm_gradients(norm, s.rows, constants, grad_gamma, grad_beta);

@@ -20,7 +20,7 @@ typedef struct {
     const void *map;
     int64_t start, image, row, pixel, images, height, width, step, blocks;
     int lanes, dtype, zeroed; /* lanes: of the last block; zeroed: the plane's border and the lanes that stay empty hold zeros */
-    int large;                /* the map: see above */
+    int large;                /* the map: LARGE_MAP_BYTES and more */
     entry entry;
 } source;
 
@@ -49,8 +49,8 @@ INLINE vf enter(const entry *e, int64_t channel, int lanes, vf value, vf other, 
     return (vf)((vu)value & alive) * scale + ((other - mean) * slope + constant_lanes(e->constant, channel, lanes));
 }
 
-/* Blocks [first, last) of a row's pixels [left, right). What comes is prefetched; in small maps without gaps between the pixels that is left
- * to the hardware. */
+/* Blocks [first, last) of a row's pixels [left, right). What comes is prefetched where a slab is no more than a cache line of a pixel, where
+ * something lies between the slabs of two pixels, and in large maps; the rest is a stream that the hardware follows. */
 INLINE void unpack_blocks(const source *from, int64_t index, int64_t left, int64_t right, int64_t first, int64_t last, plane p,
                           float *out, int64_t step, int lanes, int dtype, int way) {
     const int64_t size = (int64_t)element_size(dtype);
