@@ -45,7 +45,7 @@ from sepnet.engine.devices import keep_large_buffers, prefers_bf16
 from sepnet.errors import SepnetError
 from sepnet.kernels import library, pointwise_conv2d
 from sepnet.kernels._choice import Way, pointwise_way
-from sepnet.nn import conv
+from sepnet.nn import conv, joined
 from sepnet.report import markdown_table
 
 LINEAR = "torch_linear"
@@ -108,7 +108,8 @@ def _recorded(model: nn.Module, images: Tensor, batch: int) -> list[Shape]:
         seen.append(Shape(batch, x.shape[1], *y.shape[2:], y.shape[1], bias is not None))
         return y
 
-    with mock.patch.object(conv, "pointwise_conv2d", record):
+    # the convolution alone, which is what its peers have
+    with mock.patch.object(joined, "pools", return_value=False), mock.patch.object(conv, "pointwise_conv2d", record):
         model(images)
     return seen
 

@@ -114,12 +114,10 @@ def work_of(network: nn.Module, size: int) -> Work:
 
     def pooled(call: Callable[..., Tensor], x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
         y = call(x, weight, *rest)
-        taken.add(id(weight))
         gradient = 2 * x.numel() if x.requires_grad else 0
         work.values += (2 * x.numel() + y.numel() + x.numel() + y.numel() + gradient) // images  # x, x, y; x, dy; x, dx
         return y
 
-    taken: set[int] = set()
     patches: list[tuple[Any, str, Callable[..., Tensor]]] = [
         (conv, "depthwise_conv2d", depthwise),
         (multiscale, "depthwise_branches", depthwise),
@@ -128,17 +126,23 @@ def work_of(network: nn.Module, size: int) -> Work:
         (norm, "batch_norm_relu", normalise),
     ]
     x = torch.zeros(images, network.in_channels, size, size).contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    dense = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and not isinstance(m, DepthwiseConv2d)]
+    with_norm = pooled_weights(network, x)
     with ExitStack() as stack:
+        for m in dense:
+            if id(m.weight) not in with_norm:  # a hook would keep the kernels from taking the layer
+                stack.callback(m.register_forward_hook(product).remove)
         for module, name, recorder in patches:
             stack.enter_context(mock.patch.object(module, name, partial(recorder, getattr(module, name))))
         network(x)
-        work.values = 0
-        dense = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and not isinstance(m, DepthwiseConv2d)]
-        for m in dense:
-            if id(m.weight) not in taken:  # a hook would keep the kernels from taking the layer
-                stack.callback(m.register_forward_hook(product).remove)
-        network(x)
     return work
+
+
+def pooled_weights(network: nn.Module, x: Tensor) -> set[int]:
+    """Of the pointwise convolutions that are computed with the pooled normalisation behind them: who they are."""
+    with mock.patch.object(joined, "pooled_pointwise", side_effect=joined.pooled_pointwise) as call:
+        network(x)
+    return {id(used.args[1]) for used in call.call_args_list}
 
 
 def product_speed(dtype: torch.dtype, side: int = 2048) -> float:
@@ -178,10 +182,8 @@ def measured_ms(network: nn.Module, batch: int, args: argparse.Namespace, bf16: 
         loss.backward()
         optimiser.step()
 
-    if not args.quick:
-        torch.ones(
-            _RESERVE
-        )  # malloc keeps it, and hands it out without page faults when the profiler's records have cut up the rest
+    if not args.quick:  # malloc keeps it, and has memory without page faults when the profiler's records cut up the rest
+        torch.ones(_RESERVE)
     step(), step()
     found = []
     for _ in range(args.steps):

@@ -16,6 +16,7 @@ def test_pointwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = {shape.label(): users for shape, users in found.items()}
     assert labels["128 x 64 x 16x16 to 128, bias"] == ["separable_cnn"]  # behind a depthwise convolution of stride 2
     assert all(shape.batch == (8 if shape.height > 32 else shape.batch) for shape in found)
+    assert "128 x 6 x 32x32 to 32" in {shape.label() for shape in bench.shapes_of(["multiscale_concat"])}  # in training pooled
     bench.main(["--quick", "--threads", "1", "--networks", "separable_cnn", "--output", str(tmp_path)])
     content = written(tmp_path, "pointwise-1-thread")
     for row in content["figures"]:

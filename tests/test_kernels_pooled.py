@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernel_norm_tools import windows
 from kernel_tools import (
     LIBRARY,
     ROUNDING,
@@ -58,12 +59,6 @@ def problems(draw: st.DrawFn) -> Problem:
     shape = draw(st.integers(1, 4)), draw(st.integers(1, MOST_FEW)), draw(side), draw(side)
     outputs = draw(st.one_of(st.integers(1, 40), st.sampled_from([64, 127, 128])))
     return Problem(shape, outputs, draw(st.booleans()), draw(st.sampled_from([0.0, 0.5, -100.0])), draw(st.integers(0, 99)))
-
-
-def windows(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, H // 2, W // 2, 4)."""
-    height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
-    return x[..., :height, :width].unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 1, 2, 4, 3, 5).flatten(4)
 
 
 def near(name: str, got: Tensor, exact: Tensor, size: Tensor | float, dtype: torch.dtype) -> None:

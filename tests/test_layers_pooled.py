@@ -20,6 +20,8 @@ from sepnet.nn.conv import PointwiseConv2d, pointwise
 from sepnet.nn.joined import normalised_pointwise
 from sepnet.nn.multiscale import MultiScaleUnit
 from sepnet.nn.norm import BatchNormReLU
+from sepnet.nn.separable import SeparableBlock
+from sepnet.nn.units import SeparableUnit
 
 pytestmark = needs_library
 
@@ -158,6 +160,32 @@ def test_a_global_hook_is_called(calls: Calls) -> None:
         hook.remove()
     assert calls.number() == 0
     assert {conv, norm} <= set(seen)
+
+
+class Counted(nn.Module):
+    """A parametrization that says how often it was asked, as spectral_norm goes on by a step each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.number += 1
+        return 2 * weight
+
+
+@pytest.mark.parametrize("block", [SeparableUnit, SeparableBlock])
+@pytest.mark.parametrize("size", [8, 56])
+def test_a_parametrized_weight_is_computed_once(block: Callable[[int, int], nn.Module], size: int) -> None:
+    module = block(3, 16).to(memory_format=torch.channels_last)
+    counters = []
+    for layer in [m for m in module.modules() if isinstance(m, nn.Conv2d)]:
+        counters.append(Counted())
+        nn.utils.parametrize.register_parametrization(layer, "weight", counters[-1], unsafe=True)
+    before = [counter.number for counter in counters]
+    module(channels_last(torch.randn(2, 3, size, size))).sum().backward()
+    assert len(counters) >= 2
+    assert [counter.number - old for counter, old in zip(counters, before, strict=True)] == [1] * len(counters)
 
 
 @pytest.mark.parametrize("frozen", ["x", "conv.weight", "norm.weight", "norm.bias"])

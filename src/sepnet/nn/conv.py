@@ -45,13 +45,15 @@ class DepthwiseConv2d(nn.Conv2d):
         """(B, C, H, W) -> (B, C, H', W')."""
         if x.dim() != 4 or self.padding_mode != "zeros" or isinstance(self.padding, str) or is_written_down():
             return super().forward(x)
-        if not torch.compiler.is_compiling() and self._is_torchs(x):
-            return super().forward(x)
-        return depthwise_conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation)
+        weight = self.weight  # once: a parametrized one is computed whenever it is looked at
+        if not torch.compiler.is_compiling() and self._is_torchs(x, weight):
+            y: Tensor = self._conv_forward(x, weight, self.bias)
+            return y
+        return depthwise_conv2d(x, weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation)
 
-    def _is_torchs(self, x: Tensor) -> bool:
+    def _is_torchs(self, x: Tensor, weight: Tensor) -> bool:
         """Whether PyTorch would be called in the end: on small maps the way there through Python shows."""
-        geometry, fits = self.geometry, torch.is_autocast_enabled("cpu") or x.dtype == self.weight.dtype
+        geometry, fits = self.geometry, torch.is_autocast_enabled("cpu") or x.dtype == weight.dtype
         return geometry is not None and fits and self.out_channels == self.in_channels and x.is_cpu and torch_is_faster(x, geometry)
 
 

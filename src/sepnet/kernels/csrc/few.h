@@ -26,8 +26,6 @@ typedef struct {
 
 /* --- memory ----------------------------------------------------------------------------------------------------------------- */
 
-static int64_t few_pixels(const sepnet_norm *norm) { return norm->batch * norm->height * norm->width; }
-
 /* Sums of a part: of g a channel, then of g z, FEW a channel. */
 static int64_t few_sums(const few_job *s) { return s->stride * (1 + FEW); }
 
@@ -51,7 +49,7 @@ static few_job make_few_job(const sepnet_norm *norm, int64_t inputs, const void 
 static int64_t pooled_pointwise_workspace(const sepnet_norm *norm, int64_t inputs, int backward) {
     few_job s = make_few_job(norm, inputs, NULL, NULL);
     int64_t doubles = most_parts(norm) * s.part_doubles + 3 * s.stride, floats = (FEW + 1) * s.stride;
-    if (backward) floats += few_pixels(norm) * FEW;
+    if (backward) floats += count_pixels(norm) * FEW;
     return doubles * (int64_t)sizeof(double) + floats * (int64_t)sizeof(float);
 }
 
@@ -74,7 +72,7 @@ INLINE few load_pixel(const few_job *s, int64_t pixel, int dtype) {
 INLINE void centre_as(const few_job *s, int64_t first, int64_t count, few *to, int dtype) {
     const few centre = s->centre;
     const few_bits mask = s->mask;
-    const int64_t inputs = s->inputs, ends = (few_pixels(s->norm) * inputs - FEW + inputs) / inputs - first; /* whole vectors */
+    const int64_t inputs = s->inputs, ends = (count_pixels(s->norm) * inputs - FEW + inputs) / inputs - first; /* whole vectors */
     const void *x = s->x;
     int64_t i = 0;
     for (; i < sepnet_min(count, ends); i++) to[i] = (few)((few_bits)(load_few(x, (first + i) * inputs, dtype) - centre) & mask);
@@ -91,8 +89,8 @@ static void centre_pixels(const few_job *s, int64_t first, int64_t count, few *t
 
 /* The pixels that a part takes when they are dealt out evenly, some at a time. */
 #define FOR_RUNS(s, part, first, count)                                                                       \
-    for (int64_t first = sepnet_part_begin(few_pixels((s)->norm), (s)->parts, part),                          \
-                 run_end = sepnet_part_begin(few_pixels((s)->norm), (s)->parts, (part) + 1), count;           \
+    for (int64_t first = sepnet_part_begin(count_pixels((s)->norm), (s)->parts, part),                          \
+                 run_end = sepnet_part_begin(count_pixels((s)->norm), (s)->parts, (part) + 1), count;           \
          count = sepnet_min(2 * FEW_WINDOWS, run_end - first), first < run_end; first += count)
 
 INLINE few_doubles in_doubles(few value) { return __builtin_convertvector(value, few_doubles); }
@@ -143,7 +141,7 @@ static void find_few_moments(few_job *s, double *of_x) {
     memset(of_x, 0, FEW_MOMENTS * sizeof *of_x);
     for (int64_t part = 0; part < s->parts; part++)
         for (int i = 0; i < FEW_MOMENTS; i++) of_x[i] += s->sums[part * s->part_doubles + i];
-    double count = (double)few_pixels(s->norm);
+    double count = (double)count_pixels(s->norm);
     for (int i = 0; i < FEW_MOMENTS; i++) of_x[i] /= count;
     for (int j = 0; j < FEW; j++)
         for (int k = 0; k < FEW; k++) of_x[FEW + j * FEW + k] -= of_x[j] * of_x[k];
@@ -167,6 +165,6 @@ static void few_statistics(const few_job *s, const double *of_x, const float *we
             mean += of_x[k] * (double)w[k];
             variance += times_covariance(s, of_x, w, k) * (double)w[k];
         }
-        rows[c] = mean, rows[channels + c] = 0, rows[2 * channels + c] = variance * (double)few_pixels(s->norm);
+        rows[c] = mean, rows[channels + c] = 0, rows[2 * channels + c] = variance * (double)count_pixels(s->norm);
     }
 }

@@ -55,7 +55,7 @@ static void sum_statistics(const sepnet_norm *norm, const void *x, double *rows,
 static void finish_statistics(const sepnet_norm *norm, const double *rows, const float *gamma, const float *beta, double eps,
                               const sepnet_running *running, norm_constants to) {
     int64_t channels = norm->channels;
-    double count = (double)(norm->batch * norm->height * norm->width);
+    double count = (double)count_pixels(norm);
     for (int64_t c = 0; c < channels; c++) {
         double shifted = rows[channels + c] / count, variance = rows[2 * channels + c] / count - shifted * shifted;
         if (variance < 0) variance = 0; /* rounding; a NaN stays */
@@ -270,7 +270,7 @@ static void norm_sums(const sepnet_norm *norm, const void *x, const void *y, con
 
 static void norm_gradients(const sepnet_norm *norm, const double *rows, float *constants, float *grad_gamma, float *grad_beta) {
     norm_constants to = lay_constants(constants, norm->channels);
-    double count = (double)(norm->batch * norm->height * norm->width);
+    double count = (double)count_pixels(norm);
     for (int64_t c = 0; c < norm->channels; c++) {
         double sum = rows[c], product = rows[norm->channels + c], inverse = (double)to.invstd[c];
         grad_beta[c] = (float)sum;

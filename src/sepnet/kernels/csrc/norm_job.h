@@ -29,9 +29,11 @@ typedef struct {
 
 /* --- dealing out --------------------------------------------------------------------------------------------------- */
 
+static int64_t count_pixels(const sepnet_norm *norm) { return norm->batch * norm->height * norm->width; }
+
 static norm_job make_norm_job(const sepnet_norm *norm, int by_rows) {
     norm_job s = {.norm = norm};
-    s.pixels = norm->batch * norm->height * norm->width;
+    s.pixels = count_pixels(norm);
     s.stride = sepnet_round_up(norm->channels, VL);
     if (by_rows) {
         s.lines = norm->batch * (norm->height / 2);

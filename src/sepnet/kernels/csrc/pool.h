@@ -30,6 +30,18 @@ INLINE pool_window first_window(const sepnet_norm *norm, int64_t line) {
     return (pool_window){{above, above + channels, below, below + channels}, line * (norm->width / 2) * channels};
 }
 
+/* Pixels outside every window, where the height or width is odd: body(first, last) for those at the end of a line of windows. */
+#define FOR_OUTSIDE(norm, line, body)                                                                               \
+    do {                                                                                                            \
+        const int64_t height = (norm)->height, width = (norm)->width, rows = height / 2, row = (line) % rows;       \
+        const int64_t behind = ((line) / rows * height + 2 * row + 2) * width; /* the pixel behind the line's two rows */ \
+        if (width % 2) {                                                                                            \
+            body(behind - width - 1, behind - width);                                                               \
+            body(behind - 1, behind);                                                                               \
+        }                                                                                                           \
+        if (height % 2 && row == rows - 1) body(behind, behind + width);                                            \
+    } while (0)
+
 INLINE pool_window next_window(const sepnet_norm *norm, pool_window w) {
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++) w.at[k] += 2 * norm->channels;
@@ -58,19 +70,28 @@ INLINE void load_window(const norm_job *s, pool_window w, int64_t channel, int l
         for (int64_t col = 0; col < norm.width / 2; col++, w = next_window(&norm, w)) FOR_CHANNELS(&norm, body); \
     } while (0)
 
+/* The largest of a window's values, the first of equals, but a NaN before all others; and which it is. */
+INLINE vf keep_largest(const vf value[4], vi *which) {
+    vf best = value[0];
+    vi index = {0};
+#pragma GCC unroll 3
+    for (int k = 1; k < 4; k++) {
+        vi better = (vi)(value[k] > best) | (vi)(value[k] != value[k]);
+        best = choose(better, value[k], best);
+        index = (better & k) | (~better & index);
+    }
+    *which = index;
+    return best;
+}
+
 INLINE void apply_window(const norm_job *s, pool_window w, int64_t channel, int lanes, int dtype) {
     vf scale = load_lanes(s->scale, channel, lanes, SEPNET_FLOAT32), shift = load_lanes(s->shift, channel, lanes, SEPNET_FLOAT32);
     vf value[4];
     load_window(s, w, channel, lanes, dtype, value);
-    vf best = value[0] * scale + shift;
-    vi index = {0};
-#pragma GCC unroll 3
-    for (int k = 1; k < 4; k++) {
-        vf other = value[k] * scale + shift;
-        vi better = (vi)(other > best) | (vi)(other != other);
-        best = choose(better, other, best);
-        index = (better & k) | (~better & index);
-    }
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) value[k] = value[k] * scale + shift;
+    vi index;
+    vf best = keep_largest(value, &index);
     store_lanes(s->out, w.result + channel, lanes, dtype, s->norm->relu ? relu(best) : best);
     if (s->argmax_out) store_index(s->argmax_out, w.result + channel, lanes, index);
 }
@@ -116,7 +137,6 @@ INLINE void window_gradient(const norm_job *s, pool_window w, int64_t channel, i
     }
 }
 
-/* Pixels outside every window, where the height or width is odd. */
 static void gradient_outside(const norm_job *s, int64_t first, int64_t last) {
 #define OUTSIDE(at, lanes, dtype) \
     put_gradient(s, load_coefficients(s, channel, lanes), at, load_lanes(s->x, at, lanes, dtype), splat(0), lanes, dtype)
@@ -128,11 +148,7 @@ static void gradient_windows(const norm_job *job, int64_t line) {
 #define WINDOW(lanes, dtype) window_gradient(s, w, channel, lanes, dtype)
     FOR_WINDOWS(job, line, WINDOW);
 #undef WINDOW
-    int64_t height = job->norm->height, width = job->norm->width, rows = height / 2;
-    int64_t row = line % rows, below = (line / rows * height + 2 * row + 2) * width; /* the pixel behind the line's two rows */
-    if (width % 2) {
-        gradient_outside(job, below - width - 1, below - width);
-        gradient_outside(job, below - 1, below);
-    }
-    if (height % 2 && row == rows - 1) gradient_outside(job, below, below + width);
+#define OUTSIDE(first, last) gradient_outside(job, first, last)
+    FOR_OUTSIDE(job->norm, line, OUTSIDE);
+#undef OUTSIDE
 }

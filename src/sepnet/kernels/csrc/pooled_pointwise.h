@@ -65,14 +65,8 @@ INLINE void few_forward_block(const few_job *s, const few *const window[4], int6
 #pragma GCC unroll 4
         for (int q = 0; q < 4; q++) value[q] += splat(((const float *)window[q])[k]) * weight;
     }
-    vf best = value[0];
-    vi index = {0};
-#pragma GCC unroll 3
-    for (int q = 1; q < 4; q++) {
-        vi better = (vi)(value[q] > best) | (vi)(value[q] != value[q]);
-        best = choose(better, value[q], best);
-        index = (better & q) | (~better & index);
-    }
+    vi index;
+    vf best = keep_largest(value, &index);
     if (s->norm->relu) {
         vi passes = (vi)(best > 0);
         index = (index & passes) | (~passes & SEPNET_CUT);
@@ -146,16 +140,6 @@ INLINE void put_partial(const few_job *s, int64_t corner, const few passed[4]) {
     above[0] = passed[0], above[1] = passed[1], below[0] = passed[2], below[1] = passed[3];
 }
 
-/* Pixels outside every window, where the height or width is odd. */
-static void clear_outside(const few_job *s, int64_t line) {
-    const int64_t height = s->norm->height, width = s->norm->width, rows = height / 2, row = line % rows;
-    const int64_t below = (line / rows * height + 2 * row + 2) * width; /* the pixel behind the line's two rows */
-    const few zero = {0};
-    few *to = (few *)s->partial;
-    if (width % 2) to[below - width - 1] = to[below - 1] = zero;
-    for (int64_t i = below; height % 2 && row == rows - 1 && i < below + width; i++) to[i] = zero;
-}
-
 static void few_backward_part(void *context, int64_t part, sepnet_worker worker) {
     (void)worker;
     const few_job copy = *(const few_job *)context, *s = &copy;
@@ -167,7 +151,9 @@ static void few_backward_part(void *context, int64_t part, sepnet_worker worker)
     int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
     for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
         memset(line_sums, 0, (size_t)values * sizeof *line_sums);
-        if (s->partial) clear_outside(s, line);
+#define CLEAR(first, last) memset(s->partial + (first) * FEW, 0, (size_t)(((last) - (first)) * FEW) * sizeof *s->partial)
+        if (s->partial) FOR_OUTSIDE(&norm, line, CLEAR);
+#undef CLEAR
 #define DEAL(lanes, dtype) deal_gradient(s, result, channel, line_sums, lanes, dtype)
 #define WINDOW                                     \
     few passed[4];                                 \
@@ -214,7 +200,7 @@ static void reduce_few(few_job *s, const double *of_x, const float *weight) {
 }
 
 static void few_grad_weight(const few_job *s, const double *of_x, const float *weight, norm_constants to, float *grad_weight) {
-    const double count = (double)few_pixels(s->norm);
+    const double count = (double)count_pixels(s->norm);
     for (int64_t c = 0; c < s->norm->channels; c++)
         for (int64_t k = 0; k < s->inputs; k++)
             grad_weight[c * s->inputs + k] =
