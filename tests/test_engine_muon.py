@@ -117,13 +117,15 @@ def test_learns() -> None:
     assert result.last.accuracy > 90
 
 
-def test_matrices_of_several_shapes_go_through_together() -> None:
+@pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-4), (True, 0.12)])  # in bf16 each is within 0.06 of the exact one
+def test_matrices_of_several_shapes_go_through_together(bf16: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they do on a GPU: tall and wide ones, convolutions, and one beyond the padding of the others."""
+    monkeypatch.setattr("sepnet.engine.muon.prefers_bf16", lambda device: bf16)
     updates = [torch.randn(*shape) for shape in [(12, 40), (40, 12), (8, 3, 3, 3), (300, 20), (5, 5)]]
     for update, direction in zip(updates, _directions_together(updates), strict=True):
         alone = orthogonalise(update.flatten(1)).view(update.shape)
         assert direction.shape == update.shape
-        assert (direction.float() - alone.float()).norm() < 0.05 * alone.float().norm()
+        assert (direction.float() - alone.float()).norm() < tolerance * alone.float().norm()
 
 
 @pytest.mark.parametrize("opt", ["muon", "sgd", "adam", "adamw"])

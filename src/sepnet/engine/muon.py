@@ -108,7 +108,7 @@ class Muon(torch.optim.Optimizer):
         for p, direction in zip(params, _directions(ahead), strict=True):
             rate = -lr * max(1.0, p.shape[0] / (p.numel() // p.shape[0])) ** 0.5
             if isinstance(rate, Tensor):  # of a step that is recorded: it must stay on its device
-                p.add_(direction * rate)
+                p.add_(direction.to(p.dtype) * rate)  # not rounded to bf16 once more
             else:
                 p.add_(direction, alpha=rate)
 
