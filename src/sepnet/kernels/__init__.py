@@ -17,6 +17,7 @@ from sepnet.kernels._joined import joined_depthwise, joins
 from sepnet.kernels._library import isa_names, library, use, why_not_native
 from sepnet.kernels._native_norm import Averages
 from sepnet.kernels._norm import Normalisation, batch_norm_relu
+from sepnet.kernels._pixels import global_average
 from sepnet.kernels._pointwise import pointwise_conv2d
 from sepnet.kernels._pooled import pooled_pointwise, pools
 from sepnet.kernels._status import KernelPath, gpu_path, kernel_paths, kernels_in_use
@@ -30,6 +31,7 @@ __all__ = [
     "batch_norm_relu",
     "depthwise_branches",
     "depthwise_conv2d",
+    "global_average",
     "gpu_path",
     "is_written_down",
     "isa_names",

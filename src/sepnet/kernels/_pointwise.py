@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sepnet.kernels._choice import Way, pointwise_way
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
+from sepnet.kernels._pixels import every_nth_pixel
 from sepnet.kernels._tensors import compute_dtype, dense, is_plain, wants_gradients
 from sepnet.kernels._tracing import is_traced
 
@@ -27,7 +28,7 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, s
     if lib is None:
         return F.conv2d(x, weight, bias, stride)
     if stride > 1:  # of the pixels that count, which oneDNN's strided gradients are slow to find
-        x = dense(x[:, :, ::stride, ::stride])
+        x = every_nth_pixel(x, stride)
     way = pointwise_way(compute_dtype(x), x.shape, weight.shape[0])
     if way is Way.KERNELS and _is_ours(x, weight, bias):
         return _by_kernels(lib, x, weight, bias)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from sepnet.kernels import global_average
 from sepnet.models._network import FeatureInfo, StagedNetwork
 from sepnet.models._size import Stem, check_sizes, choose_stem
 from sepnet.nn.init import he_normal_
@@ -84,7 +85,7 @@ class ResidualNetwork(StagedNetwork):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, C, H, W) -> logits (B, num_classes), or the pooled features (B, C) with ``pre_logits``."""
-        hidden = x.mean((2, 3))
+        hidden = global_average(x)
         if pre_logits:
             return hidden
         logits: Tensor = self.fc(hidden)

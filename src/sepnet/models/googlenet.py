@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sepnet.kernels import global_average
 from sepnet.models._card import ModelCard, PublishedCount
 from sepnet.models._factory import register_model
 from sepnet.models._network import FeatureInfo, StagedNetwork
@@ -85,7 +86,7 @@ class _GoogLeNet(StagedNetwork):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, 1024, H, W) -> logits (B, num_classes), or the pooled features (B, 1024) with ``pre_logits``."""
-        hidden = F.dropout(x.mean((2, 3)), self.dropout, self.training)
+        hidden = F.dropout(global_average(x), self.dropout, self.training)
         if pre_logits:
             return hidden
         logits: Tensor = self.fc(hidden)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from sepnet.kernels import global_average
 from sepnet.models._card import ModelCard, PublishedCount
 from sepnet.models._factory import register_model
 from sepnet.models._network import FeatureInfo, StagedNetwork
@@ -47,7 +48,7 @@ class _SqueezeNet(StagedNetwork):
 
         The classifier is a convolution with ReLU that stands before the average, so the logits are no function of the latter.
         """
-        y: Tensor = x.mean((2, 3)) if pre_logits else self.classifier(x).flatten(1)
+        y: Tensor = global_average(x) if pre_logits else self.classifier(x).flatten(1)
         return y
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sepnet.kernels import global_average
 from sepnet.nn.conv import check_positive
 
 __all__ = ["FlattenMLPHead", "PoolHead", "check_dropout"]
@@ -78,5 +79,5 @@ class PoolHead(nn.Module):
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, in_channels, H, W) -> (B, num_classes)."""
-        hidden = x.mean((2, 3))
+        hidden = global_average(x)
         return hidden if pre_logits else self.classifier(hidden)
