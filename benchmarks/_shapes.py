@@ -104,7 +104,7 @@ def shapes_run(
 
 def _recorded(model: nn.Module, images: Tensor, batch: int) -> list[Shape]:
     seen: list[Shape] = []
-    run = _depthwise._run
+    run = _depthwise.depthwise_by_geometry
 
     def record(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Any:
         seen.append(Shape(batch, *x.shape[1:], geometry, bias is not None, x.requires_grad))
@@ -113,7 +113,7 @@ def _recorded(model: nn.Module, images: Tensor, batch: int) -> list[Shape]:
     # the convolution alone, which is what its peers have, and by way of the function that chooses
     apart = mock.patch.object(joined, "joins", return_value=False)
     chosen = mock.patch.object(DepthwiseConv2d, "_is_torchs", return_value=False)
-    with apart, chosen, mock.patch.object(_depthwise, "_run", record):
+    with apart, chosen, mock.patch.object(_depthwise, "depthwise_by_geometry", record):
         model(images)
     return seen
 

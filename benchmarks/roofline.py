@@ -121,6 +121,7 @@ def work_of(network: nn.Module, size: int) -> Work:
     patches: list[tuple[Any, str, Callable[..., Tensor]]] = [
         (conv, "depthwise_conv2d", depthwise),
         (multiscale, "depthwise_branches", depthwise),
+        (multiscale, "multiscale_branches", depthwise),
         (joined, "joined_depthwise", between),
         (joined, "pooled_pointwise", pooled),
         (norm, "batch_norm_relu", normalise),

@@ -477,6 +477,47 @@ static void try_pointwise(void) {
     free(x), free(weight), free(bias), free(grad), free(y), free(grad_x), free(grad_weight), free(grad_bias);
 }
 
+/* --- filters of stacked layers ----------------------------------------------------------------------------------------------- */
+
+/* The element of `second` that moves element `j` of `first` to element `at` of 5x5, or -1. */
+static int mover(int at, int j) {
+    int row = at / 5 - j / 3, column = at % 5 - j % 3;
+    return row < 0 || row > 2 || column < 0 || column > 2 ? -1 : row * 3 + column;
+}
+
+static void try_filters(void) {
+    sepnet_multiscale unit = {pick(1, 40), (int32_t)pick(0, 1), (int32_t)pick(0, 1)};
+    int64_t n = unit.channels, wide = unit.add ? 0 : 9 * n, all = wide + 25 * n;
+    float *small = floats(9 * n), *first = floats(9 * n), *second = floats(9 * n), *filters = block(all * 4), *grad = floats(all);
+    float *grad_small = pick(0, 3) ? block(9 * n * 4) : NULL, *grad_first = pick(0, 3) ? block(9 * n * 4) : NULL;
+    float *grad_second = pick(0, 3) ? block(9 * n * 4) : NULL;
+    expect(sepnet_multiscale_filters(&unit, small, first, second, filters) == 0, "filters refuse");
+    expect(sepnet_multiscale_gradients(&unit, first, second, grad, grad_small, grad_first, grad_second) == 0, "their gradients refuse");
+    for (int64_t c = 0; c < n; c++) {
+        float *a = first + 9 * c, *b = second + 9 * c, *g = grad + wide + 25 * c;
+        for (int at = 0; at < 25; at++) {
+            int inner = at / 5 % 4 && at % 5 % 4 ? (at / 5 - 1) * 3 + at % 5 - 1 : -1; /* of 3x3 in the middle of 5x5 */
+            double sum = (at == 12 && unit.residual) + (unit.add && inner >= 0 ? (double)small[9 * c + inner] : 0);
+            for (int j = 0; j < 9; j++)
+                if (mover(at, j) >= 0) sum += (double)a[j] * (double)b[mover(at, j)];
+            check("filters 5x5", filters[wide + 25 * c + at], sum, 40 * FLOAT_UNIT, SEPNET_FLOAT32);
+            if (inner < 0) continue;
+            if (!unit.add)
+                check("filters 3x3", filters[9 * c + inner], (double)small[9 * c + inner] + (inner == 4 && unit.residual), FLOAT_UNIT * 4, SEPNET_FLOAT32);
+            if (grad_small) expect(grad_small[9 * c + inner] == (unit.add ? g[at] : grad[9 * c + inner]), "the small filter's gradient");
+        }
+        for (int j = 0; j < 9; j++) {
+            double of_first = 0, of_second = 0;
+            for (int at = 0; at < 25; at++) {
+                if (mover(at, j) >= 0) of_first += (double)g[at] * (double)b[mover(at, j)], of_second += (double)g[at] * (double)a[mover(at, j)];
+            }
+            if (grad_first) check("the first filter's gradient", grad_first[9 * c + j], of_first, 40 * FLOAT_UNIT, SEPNET_FLOAT32);
+            if (grad_second) check("the second filter's gradient", grad_second[9 * c + j], of_second, 40 * FLOAT_UNIT, SEPNET_FLOAT32);
+        }
+    }
+    free(small), free(first), free(second), free(filters), free(grad), free(grad_small), free(grad_first), free(grad_second);
+}
+
 /* --- a pointwise convolution that is pooled --------------------------------------------------------------------------------- */
 
 static float *widened(const void *map, int dtype, int64_t count) {
@@ -590,6 +631,9 @@ static void try_nonsense(void) {
 #undef REFUSED
     expect(sepnet_pointwise_forward(&p, NULL, NULL, NULL, NULL, NULL) == -1, "pointwise forward accepts");
     expect(sepnet_pointwise_backward(&p, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "pointwise backward accepts");
+    sepnet_multiscale none = {0, 0, 1};
+    expect(sepnet_multiscale_filters(&none, NULL, NULL, NULL, NULL) == -1, "filters accept");
+    expect(sepnet_multiscale_gradients(&none, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "their gradients accept");
     expect(sepnet_select_isa("no such thing") != 0, "an unknown instruction set is taken");
     expect(sepnet_abi() == SEPNET_ABI, "library and header differ");
 }
@@ -602,7 +646,7 @@ typedef struct {
 static void *call(void *argument) {
     const share *mine = argument;
     state = mine->seed;
-    for (long i = 0; i < mine->cases; i++) try_depthwise(), try_norm(), try_shortcut(), try_joined(), try_pointwise(), try_pooled();
+    for (long i = 0; i < mine->cases; i++) try_depthwise(), try_norm(), try_shortcut(), try_joined(), try_pointwise(), try_pooled(), try_filters();
     return NULL;
 }
 

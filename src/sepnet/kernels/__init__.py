@@ -15,6 +15,7 @@ from sepnet.kernels._depthwise import (
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._joined import joined_depthwise, joins
 from sepnet.kernels._library import isa_names, library, use, why_not_native
+from sepnet.kernels._multiscale import composes, multiscale_branches
 from sepnet.kernels._native_norm import Averages
 from sepnet.kernels._norm import Normalisation, batch_norm_relu
 from sepnet.kernels._pixels import global_average
@@ -29,6 +30,7 @@ __all__ = [
     "KernelPath",
     "Normalisation",
     "batch_norm_relu",
+    "composes",
     "depthwise_branches",
     "depthwise_conv2d",
     "global_average",
@@ -40,6 +42,7 @@ __all__ = [
     "kernel_paths",
     "kernels_in_use",
     "library",
+    "multiscale_branches",
     "native_for",
     "pointwise_conv2d",
     "pooled_pointwise",

@@ -19,6 +19,7 @@ from sepnet.kernels._tracing import is_traced, is_written_down
 
 __all__ = [
     "depthwise_branches",
+    "depthwise_by_geometry",
     "depthwise_conv2d",
     "native_for",
     "serves",
@@ -85,7 +86,7 @@ def depthwise_conv2d(
         raise ValueError(f"depthwise_conv2d wants a bias of {filters[0]} values, got {tuple(bias.shape)}")
     kernel = (filters[2], filters[3])
     geometry = _single(kernel, filters[0] // channels, stride, padding, dilation)
-    return _run(x, weight, bias, geometry)
+    return depthwise_by_geometry(x, weight, bias, geometry)
 
 
 def depthwise_branches(
@@ -114,7 +115,7 @@ def depthwise_branches(
     geometry = Geometry(_pair("stride", stride, 1), kernels, pads, steps, False)
     geometry.output_size(x.shape[2], x.shape[3])
     weight = weights[0] if len(weights) == 1 else torch.cat([w.reshape(-1) for w in weights])
-    return _run(x, weight, None, geometry)
+    return depthwise_by_geometry(x, weight, None, geometry)
 
 
 def native_for(x: Tensor) -> bool:
@@ -143,7 +144,8 @@ def torch_is_faster(x: Tensor, geometry: Geometry) -> bool:
     return by_torch(compute_dtype(x), x.shape, geometry).wholly
 
 
-def _run(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def depthwise_by_geometry(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """By the path that suits; the weights of several branches one after the other."""
     if is_written_down():
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):

@@ -28,6 +28,7 @@ __all__ = [
     "Joined",
     "Library",
     "Mode",
+    "Multiscale",
     "Norm",
     "Running",
     "isa_names",
@@ -39,7 +40,7 @@ __all__ = [
 
 Mode = Literal["native", "reference"]
 
-ABI = 5
+ABI = 6
 MAX_BRANCHES = 4
 MAX_KERNEL = 7
 isa_names = ("avx512_bf16", "avx512", "avx2", "baseline")
@@ -86,6 +87,12 @@ class Pointwise(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_int64) for name in ("rows", "in", "out")), ("threads", ctypes.c_int32)]
 
 
+class Multiscale(ctypes.Structure):
+    """``sepnet_multiscale`` of csrc/sepnet_kernels.h."""
+
+    _fields_ = [("channels", ctypes.c_int64), ("add", ctypes.c_int32), ("residual", ctypes.c_int32)]
+
+
 class Running(ctypes.Structure):
     """``sepnet_running`` of csrc/sepnet_kernels.h."""
 
@@ -112,6 +119,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "sepnet_pooled_pointwise_workspace": (ctypes.c_int64, [_P, ctypes.c_int64, ctypes.c_int]),
     "sepnet_pooled_pointwise_forward": (ctypes.c_int, [_P, ctypes.c_int64, *[_P] * 4, ctypes.c_double, *[_P] * 6]),
     "sepnet_pooled_pointwise_backward": (ctypes.c_int, [_P, ctypes.c_int64, *[_P] * 11]),
+    "sepnet_multiscale_filters": (ctypes.c_int, [_P] * 5),
+    "sepnet_multiscale_gradients": (ctypes.c_int, [_P] * 7),
     "sepnet_pointwise_workspace": (ctypes.c_int64, [_P, ctypes.c_int]),
     "sepnet_pointwise_forward": (ctypes.c_int, [_P] * 6),
     "sepnet_pointwise_backward": (ctypes.c_int, [_P] * 8),

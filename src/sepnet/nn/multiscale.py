@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sepnet.kernels import depthwise_branches, native_for
+from sepnet.kernels import composes, depthwise_branches, multiscale_branches, native_for
 from sepnet.nn.conv import check_positive, depthwise, pointwise
 from sepnet.nn.joined import normalised_pointwise
 from sepnet.nn.norm import BatchNormReLU
@@ -89,6 +89,9 @@ class MultiScaleUnit(nn.Module):
 
     def merged(self, x: Tensor) -> Tensor:
         """Branches and identity, merged: (B, m, H, W) -> (B, 2m, H, W) for concat, (B, m, H, W) for add."""
+        layers = self.dw_small.weight, self.dw_large1.weight, self.dw_large2.weight
+        if self.pad and composes(x, *layers):
+            return multiscale_branches(x, *layers, add=self.merge == "add", residual=self.residual)
         if self.pad and native_for(x):
             kernels = self.composed()
             return depthwise_branches(x, kernels, paddings=[k.shape[2] // 2 for k in kernels], dilations=[1] * len(kernels))

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SEPNET_ABI 5
+#define SEPNET_ABI 6
 #define SEPNET_MAX_BRANCHES 4
 #define SEPNET_MAX_KERNEL 7
 #define SEPNET_MAX_TAPS (SEPNET_MAX_BRANCHES * SEPNET_MAX_KERNEL * SEPNET_MAX_KERNEL)
@@ -35,6 +35,13 @@ typedef struct {
     int64_t batch, channels, height, width;
     int32_t pool, relu, dtype, threads;
 } sepnet_norm;
+
+/* Depthwise branches of one input, 3x3 and two 3x3 one after the other: their outputs concatenated or added, each with the identity if
+ * residual. Filters are (channels, 3, 3). */
+typedef struct {
+    int64_t channels;
+    int32_t add, residual;
+} sepnet_multiscale;
 
 /* Pointwise (1x1) convolution of float32 maps: rows (pixels of all images) of `in` channels to rows of `out`. */
 typedef struct {
@@ -126,6 +133,13 @@ int sepnet_pooled_pointwise_forward(const sepnet_norm *norm, int64_t inputs, con
 int sepnet_pooled_pointwise_backward(const sepnet_norm *norm, int64_t inputs, const void *x, const float *weight, const uint8_t *kept,
                                      const void *grad, float *constants, const double *moments, void *grad_x, float *grad_weight,
                                      float *grad_gamma, float *grad_beta, void *workspace);
+
+/* The branches' filters as those of sepnet_depthwise: (channels, 3, 3) and (channels, 5, 5), or with add (channels, 5, 5). The two
+ * stacked convolutions see zeros beyond the map's border once, not between them. */
+int sepnet_multiscale_filters(const sepnet_multiscale *unit, const float *small, const float *first, const float *second, float *filters);
+/* Gradients from those of the filters; any of the results may be NULL. They are overwritten. */
+int sepnet_multiscale_gradients(const sepnet_multiscale *unit, const float *first, const float *second, const float *grad,
+                                float *grad_small, float *grad_first, float *grad_second);
 
 int64_t sepnet_pointwise_workspace(const sepnet_pointwise *conv, int backward);
 /* y (rows, out) = x (rows, in) * weight (out, in), transposed, + bias (may be NULL). */

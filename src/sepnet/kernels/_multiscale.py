@@ -1,0 +1,89 @@
+"""The depthwise branches of Wang et al.'s unit as one convolution, whose filters the library composes."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sepnet.kernels import _depthwise
+from sepnet.kernels._geometry import Geometry
+from sepnet.kernels._library import Library, Multiscale, library
+from sepnet.kernels._native import memory, pointer
+from sepnet.kernels._tensors import is_plain, wants_gradients
+
+__all__ = ["composes", "multiscale_branches"]
+
+_SIDE, _WIDE = 3, 5  # of a filter, and of two that are stacked
+
+
+def composes(x: Tensor, small: Tensor, first: Tensor, second: Tensor) -> bool:
+    """Whether ``multiscale_branches`` serves ``x`` and three filters (C, 1, 3, 3)."""
+    shape = (x.shape[1], 1, _SIDE, _SIDE)
+    dense = all(is_plain(w) and w.dtype == torch.float32 and w.shape == shape and _is_dense(w) for w in (small, first, second))
+    return dense and _depthwise.native_for(x)
+
+
+def multiscale_branches(x: Tensor, small: Tensor, first: Tensor, second: Tensor, *, add: bool, residual: bool) -> Tensor:
+    """Branches a = conv(x, small) and b = conv(conv(x, first), second), depthwise: [x + a, x + b] concatenated, or x + a + b.
+
+    The stacked branch is zero-padded by 2 before its first layer. Differentiable once. Only what ``composes`` admits.
+
+    Args:
+        add: whether the branches are added.
+        residual: whether x is part of them.
+
+    Shape: (B, C, H, W), filters (C, 1, 3, 3) -> (B, 2C, H, W), or (B, C, H, W) with ``add``.
+    """
+    lib = library()
+    assert lib is not None
+    unit = Multiscale(x.shape[1], add, residual)
+    if wants_gradients(small, first, second):
+        filters: Tensor = _Filters.apply(small, first, second, unit, lib)  # type: ignore[no-untyped-call]
+    else:
+        filters = _compose(lib, unit, small, first, second)
+    return _depthwise.depthwise_by_geometry(x, filters, None, _geometry(add))
+
+
+def _is_dense(weight: Tensor) -> bool:
+    return weight.flatten(0, 1).is_contiguous()
+
+
+@lru_cache(maxsize=2)
+def _geometry(add: bool) -> Geometry:
+    sides = (_WIDE,) if add else (_SIDE, _WIDE)
+    return Geometry((1, 1), tuple((k, k) for k in sides), tuple((k // 2, k // 2) for k in sides), ((1, 1),) * len(sides), False)
+
+
+def _compose(lib: Library, unit: Multiscale, small: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """All branches' filters: (C, 1, 5, 5), or one after the other."""
+    channels = unit.channels
+    filters = memory(channels, 1, _WIDE, _WIDE) if unit.add else memory(channels * (_SIDE**2 + _WIDE**2))
+    lib.handle.sepnet_multiscale_filters(
+        ctypes.addressof(unit), small.data_ptr(), first.data_ptr(), second.data_ptr(), filters.data_ptr()
+    )
+    return filters
+
+
+class _Filters(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, small: Tensor, first: Tensor, second: Tensor, unit: Multiscale, lib: Library) -> Tensor:
+        ctx.save_for_backward(small, first, second)
+        ctx.call = unit, lib
+        return _compose(lib, unit, small, first, second)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        unit, lib = ctx.call
+        filters = ctx.saved_tensors
+        grad = grad.contiguous()
+        found = [torch.empty_like(w) if wanted else None for w, wanted in zip(filters, ctx.needs_input_grad[:3], strict=True)]
+        lib.handle.sepnet_multiscale_gradients(
+            ctypes.addressof(unit), filters[1].data_ptr(), filters[2].data_ptr(), grad.data_ptr(), *map(pointer, found)
+        )
+        return *found, None, None

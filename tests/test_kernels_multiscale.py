@@ -1,0 +1,94 @@
+"""The branches of Wang et al.'s unit as one convolution: the layers' own sum in float64, and who takes them."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernel_tools import channels_last, needs_library
+from sepnet.kernels import composes, multiscale_branches, use
+from sepnet.nn import multiscale
+from sepnet.nn.multiscale import MultiScaleUnit
+
+pytestmark = needs_library
+
+EVERY_UNIT = [(add, residual) for add in (False, True) for residual in (False, True)]
+
+
+def filters(channels: int) -> list[Tensor]:
+    return [torch.randn(channels, 1, 3, 3).requires_grad_() for _ in range(3)]
+
+
+def layer_by_layer(x: Tensor, small: Tensor, first: Tensor, second: Tensor, add: bool, residual: bool) -> Tensor:
+    c = x.shape[1]
+    a = F.conv2d(x, small, padding=1, groups=c)
+    b = F.conv2d(F.conv2d(F.pad(x, (2, 2, 2, 2)), first, groups=c), second, groups=c)
+    if add:
+        return x + a + b if residual else a + b
+    return torch.cat([x + a, x + b] if residual else [a, b], 1)
+
+
+@pytest.mark.parametrize(("add", "residual"), EVERY_UNIT)
+@pytest.mark.parametrize("shape", [(2, 1, 1, 1), (3, 3, 7, 6), (2, 37, 9, 5)])
+def test_agrees_with_the_layers_in_float64(add: bool, residual: bool, shape: tuple[int, int, int, int]) -> None:
+    torch.manual_seed(0)
+    leaves = [channels_last(torch.randn(shape)).requires_grad_(), *filters(shape[1])]
+    doubles = [t.detach().double().requires_grad_() for t in leaves]
+    y = multiscale_branches(*leaves, add=add, residual=residual)
+    expected = layer_by_layer(*doubles, add=add, residual=residual)
+    grad = torch.randn_like(y)
+    found = torch.autograd.grad(y, leaves, grad)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    for got, want, leaf in zip(found, torch.autograd.grad(expected, doubles, grad.double()), leaves, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+        assert got.stride() == leaf.stride()
+
+
+@pytest.mark.parametrize("frozen", range(3))
+@pytest.mark.parametrize("add", [False, True])
+def test_frozen_filters(frozen: int, add: bool) -> None:
+    x, layers = channels_last(torch.randn(2, 5, 6, 6)), filters(5)
+    y = multiscale_branches(x, *layers, add=add, residual=True)
+    everything = torch.autograd.grad(y.square().sum(), layers)
+    layers[frozen].requires_grad_(False)
+    multiscale_branches(x, *layers, add=add, residual=True).square().sum().backward()
+    assert layers[frozen].grad is None
+    for i in {0, 1, 2} - {frozen}:
+        assert torch.equal(layers[i].grad, everything[i])
+
+
+def test_a_second_derivative_is_refused() -> None:
+    layers = filters(4)
+    y = multiscale_branches(channels_last(torch.randn(2, 4, 6, 6)), *layers, add=False, residual=True)
+    (first,) = torch.autograd.grad(y.square().sum(), layers[1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_who_is_taken() -> None:
+    x, (small, first, second) = channels_last(torch.randn(8, 64, 16, 16)), filters(64)
+    assert composes(x, small, first, second)
+    assert composes(x, small.contiguous(memory_format=torch.channels_last), first, second)
+    assert composes(x.bfloat16(), small, first, second)
+    others = [small.bfloat16(), small.double(), small[:32], torch.randn(64, 1, 3, 6)[..., ::2], torch.randn(64, 1, 1, 3)]
+    assert [composes(x, first, second, other) for other in others] == [False] * 5
+    assert not composes(x.double(), small, first, second)
+    with use("reference"):
+        assert not composes(x, small, first, second)
+
+
+@pytest.mark.parametrize("merge", ["concat", "add"])
+def test_a_unit_whose_filters_are_of_another_type_gives_the_same(merge: str) -> None:
+    """By way of PyTorch's operations."""
+    torch.manual_seed(0)
+    unit = MultiScaleUnit(16, 16, merge).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
+    x = channels_last(torch.randn(4, 16, 16, 16))
+    with mock.patch.object(multiscale, "composes", return_value=False):
+        expected = unit.merged(x)
+    torch.testing.assert_close(unit.merged(x), expected, rtol=1e-5, atol=1e-5)
+    halves = unit.bfloat16().merged(x.bfloat16())
+    torch.testing.assert_close(halves.float(), expected, rtol=0.05, atol=0.1)
