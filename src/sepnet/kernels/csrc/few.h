@@ -62,6 +62,33 @@ INLINE few load_few(const void *base, int64_t at, int dtype) {
     return (few)(__builtin_convertvector(halves, few_bits) << 16);
 }
 
+INLINE few_halves narrow_few(few value) {
+#ifdef HAVE_AVX512_BF16
+    return (few_halves)_mm256_cvtneps_pbh((__m256)value);
+#else
+    few_bits bits = (few_bits)value, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = (few_bits)(value != value);
+    return __builtin_convertvector((rounded & ~nan) | (((bits >> 16) | 0x40) & nan), few_halves);
+#endif
+}
+
+/* `count` values; all FEW where that is how many there are room for, as the caller writes the rest later. */
+INLINE void store_few(void *base, int64_t at, int64_t count, few value, int dtype) {
+    if (count == FEW) {
+        if (dtype == SEPNET_BFLOAT16)
+            *(few_halves *)((uint16_t *)base + at) = narrow_few(value);
+        else
+            *(few *)((float *)base + at) = value;
+        return;
+    }
+    few_halves halves = narrow_few(value);
+    for (int64_t k = 0; k < count; k++) {
+        if (dtype == SEPNET_BFLOAT16)
+            ((uint16_t *)base)[at + k] = halves[k];
+        else
+            ((float *)base)[at + k] = value[k];
+    }
+}
+
 INLINE few load_pixel(const few_job *s, int64_t pixel, int dtype) {
     few value = {0};
     for (int64_t k = 0; k < s->inputs; k++) value[k] = load_one(s->x, pixel * s->inputs + k, dtype);

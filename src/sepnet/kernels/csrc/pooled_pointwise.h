@@ -167,20 +167,28 @@ static void few_backward_part(void *context, int64_t part, sepnet_worker worker)
     }
 }
 
+/* Vectors as long as they end within the run: what they hold beyond the inputs is overwritten by the next pixel. */
+INLINE void add_rest(const few_job *s, const few *pixels, int64_t first, int64_t count, int dtype) {
+    const int64_t inputs = s->inputs, whole = count - (FEW - 1) / inputs; /* pixels that are stored as vectors */
+    for (int64_t i = 0; i < count; i++) {
+        few sum = s->constant + *(const few *)(s->partial + (first + i) * FEW);
+#pragma GCC unroll 8
+        for (int j = 0; j < FEW; j++) sum += pixels[i][j] * s->matrix[j];
+        store_few(s->out, (first + i) * inputs, i < whole ? FEW : inputs, sum, dtype);
+    }
+}
+
 /* Adds what the statistics pass on, a linear function of the pixel. */
 static void few_rest_part(void *context, int64_t part, sepnet_worker worker) {
     (void)worker;
     const few_job copy = *(const few_job *)context, *s = &copy;
-    const int dtype = s->norm->dtype;
     few pixels[2 * FEW_WINDOWS];
     FOR_RUNS(s, part, first, count) {
         centre_pixels(s, first, count, pixels);
-        for (int64_t i = 0; i < count; i++) {
-            few sum = s->constant + *(const few *)(s->partial + (first + i) * FEW);
-#pragma GCC unroll 8
-            for (int j = 0; j < FEW; j++) sum += pixels[i][j] * s->matrix[j];
-            for (int64_t k = 0; k < s->inputs; k++) store_lanes(s->out, (first + i) * s->inputs + k, 1, dtype, splat(sum[k]));
-        }
+        if (s->norm->dtype == SEPNET_BFLOAT16)
+            add_rest(s, pixels, first, count, SEPNET_BFLOAT16);
+        else
+            add_rest(s, pixels, first, count, SEPNET_FLOAT32);
     }
 }
 

@@ -27,9 +27,27 @@ INLINE vf relu(vf value) { return (vf)((vu)value & ~(vu)(value < 0)); }
 
 INLINE vf choose(vi condition, vf yes, vf no) { return (vf)(((vu)condition & (vu)yes) | (~(vu)condition & (vu)no)); }
 
-INLINE vd in_double(vf value) { return __builtin_convertvector(value, vd); }
+/* Conversions between lengths are intrinsics where the processor has them: GCC takes long vectors apart for them. */
+INLINE vd in_double(vf value) {
+#ifdef HAVE_AVX512
+    union {
+        __m512d part[2];
+        vd whole;
+    } both = {{_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)value)),
+               _mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)value, 1))}};
+    return both.whole;
+#else
+    return __builtin_convertvector(value, vd);
+#endif
+}
 
-INLINE vf widen(vh half) { return (vf)(__builtin_convertvector(half, vu) << 16); }
+INLINE vf widen(vh half) {
+#ifdef HAVE_AVX512
+    return (vf)((vu)_mm512_cvtepu16_epi32((__m256i)half) << 16);
+#else
+    return (vf)(__builtin_convertvector(half, vu) << 16);
+#endif
+}
 
 /* Round to nearest even; a NaN stays one. */
 INLINE vh narrow(vf value) {
@@ -45,7 +63,9 @@ INLINE vh narrow(vf value) {
 
 /* Of values from 0 to 127. */
 INLINE vb in_bytes(vi value) {
-#ifdef HAVE_AVX2 /* which GCC would take apart */
+#ifdef HAVE_AVX512
+    return (vb)_mm512_cvtepi32_epi8((__m512i)value);
+#elif defined(HAVE_AVX2)
     __m128i words = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)value), _mm256_extracti128_si256((__m256i)value, 1));
     uint64_t bytes = (uint64_t)_mm_cvtsi128_si64(_mm_packs_epi16(words, words));
     return (vb)bytes;
@@ -55,7 +75,9 @@ INLINE vb in_bytes(vi value) {
 }
 
 INLINE vi from_bytes(vb bytes) {
-#ifdef HAVE_AVX2
+#ifdef HAVE_AVX512
+    return (vi)_mm512_cvtepu8_epi32((__m128i)bytes);
+#elif defined(HAVE_AVX2)
     return (vi)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)bytes));
 #else
     return __builtin_convertvector(bytes, vi);
