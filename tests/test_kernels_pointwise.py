@@ -158,6 +158,13 @@ def avx2(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
         ("AVX512", torch.float32, LARGE, 64, Way.CONVOLUTION),
         ("AVX512", torch.bfloat16, (128, 64, 4, 4), 64, Way.PRODUCT),
         ("AVX512", torch.bfloat16, (128, 64, 5, 4), 64, Way.CONVOLUTION),
+        ("AVX512", torch.bfloat16, (8, 64, 16, 16), 64, Way.PRODUCT),
+        ("AVX512", torch.bfloat16, (9, 64, 16, 16), 64, Way.CONVOLUTION),
+        ("AVX512", torch.bfloat16, (128, 512, 8, 8), 1024, Way.PRODUCT),
+        ("AVX512", torch.bfloat16, (129, 512, 8, 8), 1024, Way.CONVOLUTION),
+        ("AVX512", torch.bfloat16, (128, 512, 8, 8), 511, Way.CONVOLUTION),
+        ("AVX512", torch.bfloat16, (128, 511, 8, 8), 512, Way.CONVOLUTION),
+        ("AVX512", torch.float32, (8, 64, 16, 16), 64, Way.CONVOLUTION),
         ("DEFAULT", torch.float32, LARGE, 64, Way.CONVOLUTION),
     ],
 )

@@ -34,7 +34,9 @@ _LARGE_MAP_3X3, _FEW_CHANNELS_3X3 = 56, 32  # from which map on, and up to how m
 _SMALL_MAP = 16  # pixels of a map up to which a pointwise convolution in bf16 is a matrix product
 # channels, pixels of a batch and multiplications from which on the kernels' pointwise convolutions are faster than oneDNN's
 _FEWEST_CHANNELS, _FEWEST_PIXELS, _FEWEST_PRODUCTS = 32, 512, 1 << 23
-_MANY_WEIGHTS, _FEW_PIXELS = 1 << 19, 2048  # from how many, up to how many pixels, a matrix product is the fastest with AVX2
+_FEW_PIXELS = 2048  # of a batch, up to which a matrix product is the fastest in bf16, and in fp32 with AVX2 from _MANY_WEIGHTS on
+_MANY_WEIGHTS = 1 << 19
+_MANY_CHANNELS, _MORE_PIXELS = 512, 8192  # in bf16, from so many on either side, up to so many
 
 
 MOST_FEW = 8  # channels that the pooled pointwise convolution takes, as SEPNET_MAX_FEW of the kernels
@@ -116,15 +118,15 @@ class Way(Enum):
 def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int) -> Way:
     """The fastest way for a pointwise convolution of (B, C, H, W), forward and backward together.
 
-    In bf16 oneDNN is at the processor's limit, but on maps of up to 4x4 its gradient of the weights takes 1.7 times as long as the
-    same matrix product. In fp32 with AVX2 oneDNN's products reach 60 to 75 % of what the processor can do, its gradient of the
-    weights 40 to 55 %, and the kernels' 70 to 85 %; not where there is little to multiply, or few channels, which do not fill a
-    tile. Half a million weights and more with few pixels are a matrix product: they are what takes the time, and it copies them
-    least.
+    In bf16 oneDNN is at the processor's limit, but its convolution takes 1.0 to 2.4 times as long as the same matrix product where
+    pixels are few, and where many channels meet not too many. In fp32 with AVX2 oneDNN's products reach 60 to 75 % of what the
+    processor can do, its gradient of the weights 40 to 55 %, and the kernels' 70 to 85 %; not where there is little to multiply, or
+    few channels, which do not fill a tile. Half a million weights and more with few pixels are a matrix product: they are what
+    takes the time, and it copies them least.
     """
     batch, inputs, height, width = shape
     pixels = batch * height * width
-    if dtype == torch.bfloat16 and height * width <= _SMALL_MAP:
+    if dtype == torch.bfloat16 and _is_product_in_bf16(height * width, pixels, min(inputs, outputs)):
         return Way.PRODUCT
     if dtype != torch.float32 or _instructions() != "AVX2":
         return Way.CONVOLUTION
@@ -132,6 +134,11 @@ def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int) -> Way
         return Way.PRODUCT
     much = min(inputs, outputs) >= _FEWEST_CHANNELS and pixels >= _FEWEST_PIXELS and pixels * inputs * outputs >= _FEWEST_PRODUCTS
     return Way.KERNELS if much else Way.CONVOLUTION
+
+
+def _is_product_in_bf16(map_pixels: int, pixels: int, channels: int) -> bool:
+    """Of ``channels`` at least on either side; shapes measured with AVX512-BF16: 200."""
+    return map_pixels <= _SMALL_MAP or pixels <= _FEW_PIXELS or (channels >= _MANY_CHANNELS and pixels <= _MORE_PIXELS)
 
 
 def pooling_is_faster(inputs: int, outputs: int) -> bool:
