@@ -53,6 +53,7 @@ _OURS = (
     "max_pool2d",
     "batch_norm",
 )
+_OTHER_OPS = ("_Filters", "_GlobalAverage", "_EveryNthPixel")  # of the kernels, in the rest
 _RESERVE = 1 << 28  # floats
 
 

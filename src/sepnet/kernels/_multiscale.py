@@ -23,9 +23,10 @@ _SIDE, _WIDE = 3, 5  # of a filter, and of two that are stacked
 
 def composes(x: Tensor, small: Tensor, first: Tensor, second: Tensor) -> bool:
     """Whether ``multiscale_branches`` serves ``x`` and three filters (C, 1, 3, 3)."""
+    if not _depthwise.native_for(x):
+        return False
     shape = (x.shape[1], 1, _SIDE, _SIDE)
-    dense = all(is_plain(w) and w.dtype == torch.float32 and w.shape == shape and _is_dense(w) for w in (small, first, second))
-    return dense and _depthwise.native_for(x)
+    return all(is_plain(w) and w.dtype == torch.float32 and w.shape == shape and _is_dense(w) for w in (small, first, second))
 
 
 def multiscale_branches(x: Tensor, small: Tensor, first: Tensor, second: Tensor, *, add: bool, residual: bool) -> Tensor:
