@@ -53,6 +53,33 @@ def test_forward(processor: str, geometry: Geometry, side: int, avx2: bool, othe
     assert not _choice.torch_forward_is_faster(FLOAT, (0, 64, side, side), geometry)
 
 
+@pytest.mark.parametrize(
+    ("geometry", "shape", "fp32", "bf16"),
+    [
+        (plain(3), (128, 192, 16, 16), False, False),  # 12 MiB in bf16
+        (plain(3), (127, 192, 16, 16), False, True),
+        (plain(3), (128, 128, 14, 14), False, True),
+        (plain(3), (128, 128, 16, 16), False, True),
+        (plain(3), (128, 191, 32, 32), False, True),
+        (plain(3), (128, 512, 16, 16), False, False),
+        (plain(3), (128, 513, 16, 16), True, True),
+        (plain(3), (128, 127, 32, 32), True, True),
+        (plain(3, stride=2), (128, 128, 32, 32), False, False),
+        (plain(3, stride=2), (127, 128, 32, 32), False, True),
+        (plain(3, stride=2, dilation=2), (128, 128, 32, 32), True, True),
+        (plain(5), (128, 256, 32, 32), True, True),
+        (plain(3, stride=3), (128, 256, 32, 32), True, True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("processor", ["AVX512", "DEFAULT"], indirect=True)
+def test_forward_on_large_maps(processor: str, geometry: Geometry, shape: tuple[int, ...], fp32: bool, bf16: bool) -> None:
+    """PyTorch's is the faster one, but for some with AVX-512."""
+    other = processor == "DEFAULT"
+    assert _choice.torch_forward_is_faster(FLOAT, shape, geometry) == (fp32 or other)
+    assert _choice.torch_forward_is_faster(BF16, shape, geometry) == (bf16 and not other)
+
+
 @pytest.mark.parametrize("processor", ["AVX512", "AVX2"], indirect=True)
 @pytest.mark.parametrize(
     ("geometry", "side", "avx2", "others"),
