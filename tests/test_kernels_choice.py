@@ -62,6 +62,7 @@ def test_forward(processor: str, geometry: Geometry, side: int, avx2: bool, othe
         (plain(3), (128, 128, 16, 16), False, True),
         (plain(3), (128, 191, 32, 32), False, True),
         (plain(3), (128, 512, 16, 16), False, False),
+        (plain(3), (256, 512, 8, 8), True, True),  # both directions are PyTorch's
         (plain(3), (128, 513, 16, 16), True, True),
         (plain(3), (128, 127, 32, 32), True, True),
         (plain(3, stride=2), (128, 128, 32, 32), False, False),

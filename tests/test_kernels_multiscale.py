@@ -6,8 +6,9 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from kernel_tools import channels_last, needs_library
 from sepnet.kernels import composes, multiscale_branches, use
@@ -20,7 +21,10 @@ EVERY_UNIT = [(add, residual) for add in (False, True) for residual in (False, T
 
 
 def filters(channels: int) -> list[Tensor]:
-    return [torch.randn(channels, 1, 3, 3).requires_grad_() for _ in range(3)]
+    """The first as a channels-last network has it."""
+    layers = [torch.randn(channels, 1, 3, 3) for _ in range(3)]
+    layers[0] = layers[0].contiguous(memory_format=torch.channels_last)
+    return [w.requires_grad_() for w in layers]
 
 
 def layer_by_layer(x: Tensor, small: Tensor, first: Tensor, second: Tensor, add: bool, residual: bool) -> Tensor:
@@ -92,3 +96,43 @@ def test_a_unit_whose_filters_are_of_another_type_gives_the_same(merge: str) -> 
     torch.testing.assert_close(unit.merged(x), expected, rtol=1e-5, atol=1e-5)
     halves = unit.bfloat16().merged(x.bfloat16())
     torch.testing.assert_close(halves.float(), expected, rtol=0.05, atol=0.1)
+
+
+@pytest.mark.parametrize("how", ["strided", "float64", "checkpoint"])
+def test_saved_filters_may_come_back_in_another_form(how: str) -> None:
+    torch.manual_seed(0)
+    x, layers = channels_last(torch.randn(2, 5, 6, 6)), filters(5)
+
+    def run() -> Tensor:
+        return multiscale_branches(x, *layers, add=True, residual=True)
+
+    expected = torch.autograd.grad(run().square().sum(), layers)
+    if how == "checkpoint":
+        y = checkpoint(run, use_reentrant=False)
+    else:
+        back = (lambda t: t.double()) if how == "float64" else (lambda t: torch.stack([t, t], -1)[..., 0])
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: back(t) if t.shape[2:] == (3, 3) else t):
+            y = run()
+    for got, want in zip(torch.autograd.grad(y.square().sum(), layers), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 5, 6), (0, 5, 6, 6), (2, 0, 6, 6)])
+def test_who_is_refused(shape: tuple[int, ...]) -> None:
+    assert not composes(torch.randn(shape), *filters(shape[1] if len(shape) > 1 else 5))
+
+
+def test_a_parametrized_filter_is_computed_once() -> None:
+    unit = MultiScaleUnit(8, 8, "concat")
+    calls = []
+
+    class Counted(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            calls.append(weight)
+            return 2 * weight
+
+    nn.utils.parametrize.register_parametrization(unit.dw_large1, "weight", Counted())
+    for x in (torch.randn(8, 8, 16, 16), torch.randn(8, 8, 16, 16, dtype=torch.float64)):
+        calls.clear()
+        unit.to(x.dtype).merged(channels_last(x))
+        assert len(calls) == 1

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from kernel_tools import channels_last, needs_library
 from sepnet.kernels import _pixels, global_average, use
 from sepnet.kernels._pixels import every_nth_pixel
+from sepnet.nn import PoolHead
+from sepnet.nn.conv import pointwise
 
 SHAPES = [(2, 3, 4, 4), (1, 1, 1, 1), (3, 5, 7, 2), (2, 64, 5, 6)]
 
@@ -51,7 +56,7 @@ def nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("nothing_of_ours")
 def test_what_is_left_to_pytorch() -> None:
-    x = channels_last(torch.randn(4, 3, 6, 6))
+    x = channels_last(torch.randn(4, 3, 6, 6)).requires_grad_()
     nchw = x.contiguous()
     assert torch.equal(global_average(nchw), nchw.mean((2, 3)))
     assert global_average(x[:0]).shape == (0, 3)
@@ -60,4 +65,63 @@ def test_what_is_left_to_pytorch() -> None:
     with use("reference"):
         assert torch.equal(global_average(x), x.mean((2, 3)))
         assert torch.equal(every_nth_pixel(x, 2), sliced(x, 2))
-    torch.testing.assert_close(torch.vmap(global_average)(x[None]), x.mean((2, 3))[None])
+    torch.testing.assert_close(torch.vmap(global_average)(x.detach()[None]), x.mean((2, 3))[None])
+
+
+@pytest.mark.usefixtures("nothing_of_ours")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_the_forward_mode_is_left_to_pytorch() -> None:
+    x = channels_last(torch.randn(2, 3, 6, 6))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.requires_grad_(), 2 * x.detach())
+        average, some = (forward_ad.unpack_dual(y).tangent for y in (global_average(dual), every_nth_pixel(dual, 2)))
+    torch.testing.assert_close(average, 2 * x.mean((2, 3)))
+    assert torch.equal(some, 2 * sliced(x, 2))
+
+
+def test_one_pixel_of_each_map_and_large_maps_are_pytorchs(nothing_of_ours: None) -> None:
+    x = channels_last(torch.randn(2, 3, 1, 1)).requires_grad_()
+    assert every_nth_pixel(x, 2)._base is x  # a slice
+    large = channels_last(torch.randn(1, 2, 33, 32)).requires_grad_()
+    assert torch.equal(global_average(large), large.mean((2, 3)))
+    assert global_average(large.to(torch.float16)).dtype == torch.float16
+
+
+def test_nobody_wants_gradients(nothing_of_ours: None) -> None:
+    x = channels_last(torch.randn(2, 3, 6, 6))
+    assert not global_average(x).requires_grad
+    with torch.no_grad():
+        assert not every_nth_pixel(x.requires_grad_(), 2).requires_grad
+
+
+@needs_library
+@pytest.mark.parametrize("call", [global_average, lambda x: every_nth_pixel(x, 2)])
+def test_several_gradients_at_once(call: Callable[[Tensor], Tensor]) -> None:
+    x = channels_last(torch.randn(2, 3, 4, 6)).requires_grad_()
+    y = call(x)
+    grads = torch.randn(5, *y.shape)
+    (found,) = torch.autograd.grad(y, x, grads, is_grads_batched=True, retain_graph=True)
+    for got, grad in zip(found, grads, strict=True):
+        torch.testing.assert_close(got, torch.autograd.grad(y, x, grad, retain_graph=True)[0])
+
+
+class Ending(nn.Module):
+    """A strided pointwise convolution and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = pointwise(4, 8, stride=2), PoolHead(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.conv(x))
+        return y
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_what_is_written_down_is_pytorchs() -> None:
+    """And asks no tensor for a number, of which a tracer would warn."""
+    module, x = Ending(), channels_last(torch.randn(2, 4, 6, 6))
+    traced = torch.jit.trace(module, (x,))
+    torch.testing.assert_close(traced(2 * x), module(2 * x))
+    program = torch.export.export(module.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+    torch.testing.assert_close(program.module()(torch.cat([x, x])), module(torch.cat([x, x])))

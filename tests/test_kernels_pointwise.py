@@ -148,6 +148,8 @@ def avx2(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
         ("AVX2", torch.float32, (128, 31, 32, 32), 64, Way.CONVOLUTION),
         ("AVX2", torch.float32, (128, 64, 32, 32), 31, Way.CONVOLUTION),
         ("AVX2", torch.bfloat16, LARGE, 64, Way.CONVOLUTION),
+        ("AVX2", torch.bfloat16, (8, 64, 16, 16), 64, Way.CONVOLUTION),
+        ("AVX2", torch.bfloat16, (128, 64, 4, 4), 64, Way.PRODUCT),
         ("AVX2", torch.float64, LARGE, 64, Way.CONVOLUTION),
         ("AVX2", torch.float32, (8, 1024, 7, 7), 512, Way.PRODUCT),
         ("AVX2", torch.float32, (128, 1024, 4, 4), 512, Way.PRODUCT),
@@ -172,6 +174,7 @@ def test_way(
     monkeypatch: pytest.MonkeyPatch, processor: str, dtype: torch.dtype, shape: tuple[int, ...], outputs: int, way: Way
 ) -> None:
     monkeypatch.setattr(_choice, "_instructions", lambda: processor)
+    monkeypatch.setattr(_choice, "_onednn_has", lambda dtype: dtype == torch.float32 or processor == "AVX512")
     assert pointwise_way(dtype, shape, outputs) is way
 
 

@@ -101,13 +101,15 @@ def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
 
 
 def _is_for_our_avx512(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
-    """3x3 without dilation on large maps of neither few nor very many channels: oneDNN's forward pass takes 1.0 to 1.5 times as
-    long; on others 0.5 to 1.3 times.
+    """3x3 without dilation on maps of many bytes and neither few nor very many channels: oneDNN's forward pass takes 0.93 to 1.5
+    times as long; on others 0.5 to 1.4 times. Not where oneDNN's backward pass serves, of whose weights the output must be.
     """
     stride = max(geometry.stride)
     if geometry.kernels[0] != (3, 3) or geometry.dilations[0] != (1, 1) or stride > 2 or _instructions() != "AVX512":
         return False
     size = math.prod(shape) * dtype.itemsize
+    if torch_backward_is_faster(dtype, shape, geometry):
+        return False
     least = _LEAST_CHANNELS_BF16 if dtype == torch.bfloat16 and stride == 1 else _LEAST_CHANNELS
     return least <= shape[1] <= _MOST_CHANNELS and size >= (_LARGE_BYTES if stride == 1 else _LARGE_BYTES_STRIDE_2)
 
@@ -135,7 +137,7 @@ class Way(Enum):
 def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int) -> Way:
     """The fastest way for a pointwise convolution of (B, C, H, W), forward and backward together.
 
-    In bf16 oneDNN is at the processor's limit, but its convolution takes 1.0 to 2.4 times as long as the same matrix product where
+    In bf16 oneDNN is at the processor's limit, but its convolution takes 0.96 to 2.0 times as long as the same matrix product where
     pixels are few, and where many channels meet not too many. In fp32 with AVX2 oneDNN's products reach 60 to 75 % of what the
     processor can do, its gradient of the weights 40 to 55 %, and the kernels' 70 to 85 %; not where there is little to multiply, or
     few channels, which do not fill a tile. Half a million weights and more with few pixels are a matrix product: they are what
@@ -154,8 +156,9 @@ def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int) -> Way
 
 
 def _is_product_in_bf16(map_pixels: int, pixels: int, channels: int) -> bool:
-    """Of ``channels`` at least on either side; shapes measured with AVX512-BF16: 200."""
-    return map_pixels <= _SMALL_MAP or pixels <= _FEW_PIXELS or (channels >= _MANY_CHANNELS and pixels <= _MORE_PIXELS)
+    """Of ``channels`` at least on either side; 138 shapes were measured with AVX512-BF16."""
+    few = pixels <= _FEW_PIXELS or (channels >= _MANY_CHANNELS and pixels <= _MORE_PIXELS)
+    return map_pixels <= _SMALL_MAP or (few and _onednn_has(torch.bfloat16))
 
 
 def pooling_is_faster(inputs: int, outputs: int) -> bool:

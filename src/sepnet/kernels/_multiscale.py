@@ -23,7 +23,7 @@ _SIDE, _WIDE = 3, 5  # of a filter, and of two that are stacked
 
 def composes(x: Tensor, small: Tensor, first: Tensor, second: Tensor) -> bool:
     """Whether ``multiscale_branches`` serves ``x`` and three filters (C, 1, 3, 3)."""
-    if not _depthwise.native_for(x):
+    if not _depthwise.native_for(x) or x.dim() != 4 or 0 in x.shape:
         return False
     shape = (x.shape[1], 1, _SIDE, _SIDE)
     return all(is_plain(w) and w.dtype == torch.float32 and w.shape == shape and _is_dense(w) for w in (small, first, second))
@@ -81,7 +81,7 @@ class _Filters(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         unit, lib = ctx.call
-        filters = ctx.saved_tensors
+        filters = [w.float().contiguous() for w in ctx.saved_tensors]  # hooks of saved tensors may give them back in another layout
         grad = grad.contiguous()
         found = [torch.empty_like(w) if wanted else None for w, wanted in zip(filters, ctx.needs_input_grad[:3], strict=True)]
         lib.handle.sepnet_multiscale_gradients(

@@ -19,10 +19,13 @@ from sepnet.kernels._tracing import is_traced
 
 __all__ = ["every_nth_pixel", "global_average"]
 
+_TYPES = (torch.float32, torch.bfloat16, torch.float64)
+_MOST_PIXELS = 1 << 10
+
 
 def global_average(x: Tensor) -> Tensor:
     """The mean of each channel. Shape: (B, C, H, W) -> (B, C)."""
-    if not _is_ours(x) or not x.is_contiguous(memory_format=torch.channels_last):
+    if not _is_ours(x) or not _is_pooled_well(x):
         return x.mean((2, 3))
     y: Tensor = _GlobalAverage.apply(x)  # type: ignore[no-untyped-call]
     return y
@@ -33,16 +36,22 @@ def every_nth_pixel(x: Tensor, stride: int) -> Tensor:
 
     Shape: (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride)).
     """
-    if not _is_ours(x):
+    if not _is_ours(x) or x.shape[2:] == (1, 1):  # of one pixel a Function would return x itself
         return dense(x[:, :, ::stride, ::stride])
     y: Tensor = _EveryNthPixel.apply(x, stride)  # type: ignore[no-untyped-call]
     return y
 
 
 def _is_ours(x: Tensor) -> bool:
-    if not is_plain(x) or x.dim() != 4 or x.numel() == 0 or is_traced():
+    if is_traced() or not is_plain(x) or x.dim() != 4 or x.numel() == 0:
         return False
-    return forward_ad._current_level < 0 and library() is not None
+    wanted = torch.is_grad_enabled() and x.requires_grad and forward_ad._current_level < 0
+    return wanted and library() is not None
+
+
+def _is_pooled_well(x: Tensor) -> bool:
+    """Whether average pooling gives what a mean does: it adds pixel by pixel, and knows other types than floating-point ones."""
+    return x.dtype in _TYPES and x.shape[2] * x.shape[3] <= _MOST_PIXELS and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class _GlobalAverage(torch.autograd.Function):
@@ -54,7 +63,8 @@ class _GlobalAverage(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         mean = grad / (ctx.shape[2] * ctx.shape[3])
-        return dense(mean[:, :, None, None].expand(ctx.shape))
+        spread = mean[:, :, None, None].expand(ctx.shape)
+        return spread if _are_several(grad) else dense(spread)
 
 
 class _EveryNthPixel(torch.autograd.Function):
@@ -65,6 +75,16 @@ class _EveryNthPixel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        whole = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last).zero_()
+        whole = grad.new_zeros(ctx.shape) if _are_several(grad) else _zeros(ctx.shape, grad)
         whole[:, :, :: ctx.stride, :: ctx.stride] = grad
         return whole, None
+
+
+def _zeros(shape: torch.Size, like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last).zero_()
+
+
+def _are_several(grad: Tensor) -> bool:
+    """Gradients at once (``is_grads_batched``, vmap), which know no layouts."""
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(grad) or functorch.is_batchedtensor(grad)

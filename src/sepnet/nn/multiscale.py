@@ -73,11 +73,12 @@ class MultiScaleUnit(nn.Module):
         y: Tensor = self.dw_large2(self.dw_large1(padded))
         return y
 
-    def composed(self) -> list[Tensor]:
+    def composed(self, *weights: Tensor) -> list[Tensor]:
         """The kernels of the branches as the network sees them, identity included, (m, 1, k, k) each: [3x3, 5x5] for concat, one
-        5x5 for add. Nothing nonlinear stands between the depthwise layers, so with border="once" they say all.
+        5x5 for add. ``weights`` are those of the 3x3 layer and of the two stacked ones. Nothing nonlinear stands between the
+        depthwise layers, so with border="once" they say all.
         """
-        first, second, small = (_filters(layer.weight) for layer in (self.dw_large1, self.dw_large2, self.dw_small))
+        small, first, second = (_filters(weight) for weight in weights)
         windows = F.pad(first, (2, 2, 2, 2)).unfold(1, 3, 1).unfold(2, 3, 1)  # (m, 5, 5, 3, 3)
         large = (windows * second.flip(1, 2)[:, None, None]).sum((-2, -1))  # full convolution of the two stacked kernels
         if self.merge == "add":
@@ -89,11 +90,11 @@ class MultiScaleUnit(nn.Module):
 
     def merged(self, x: Tensor) -> Tensor:
         """Branches and identity, merged: (B, m, H, W) -> (B, 2m, H, W) for concat, (B, m, H, W) for add."""
-        layers = self.dw_small.weight, self.dw_large1.weight, self.dw_large2.weight
-        if self.pad and composes(x, *layers):
-            return multiscale_branches(x, *layers, add=self.merge == "add", residual=self.residual)
         if self.pad and native_for(x):
-            kernels = self.composed()
+            weights = self.dw_small.weight, self.dw_large1.weight, self.dw_large2.weight  # once: they may be parametrized
+            if composes(x, *weights):
+                return multiscale_branches(x, *weights, add=self.merge == "add", residual=self.residual)
+            kernels = self.composed(*weights)
             return depthwise_branches(x, kernels, paddings=[k.shape[2] // 2 for k in kernels], dilations=[1] * len(kernels))
         small = self.dw_small(x)
         large = self.stacked(x)
