@@ -121,7 +121,6 @@ def work_of(network: nn.Module, size: int) -> Work:
 
     patches: list[tuple[Any, str, Callable[..., Tensor]]] = [
         (conv, "depthwise_conv2d", depthwise),
-        (multiscale, "depthwise_branches", depthwise),
         (multiscale, "multiscale_branches", depthwise),
         (joined, "joined_depthwise", between),
         (joined, "pooled_pointwise", pooled),

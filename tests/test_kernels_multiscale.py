@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kernel_tools import channels_last, needs_library
-from sepnet.kernels import composes, multiscale_branches, use
+from sepnet.kernels import multiscale_branches, use
 from sepnet.nn import multiscale
-from sepnet.nn.multiscale import MultiScaleUnit
+from sepnet.nn.multiscale import Merge, MultiScaleUnit
 
 pytestmark = needs_library
 
@@ -73,29 +73,55 @@ def test_a_second_derivative_is_refused() -> None:
         first.sum().backward()
 
 
-def test_who_is_taken() -> None:
-    x, (small, first, second) = channels_last(torch.randn(8, 64, 16, 16)), filters(64)
-    assert composes(x, small, first, second)
-    assert composes(x, small.contiguous(memory_format=torch.channels_last), first, second)
-    assert composes(x.bfloat16(), small, first, second)
-    others = [small.bfloat16(), small.double(), small[:32], torch.randn(64, 1, 3, 6)[..., ::2], torch.randn(64, 1, 1, 3)]
-    assert [composes(x, first, second, other) for other in others] == [False] * 5
-    assert not composes(x.double(), small, first, second)
-    with use("reference"):
-        assert not composes(x, small, first, second)
+@pytest.mark.parametrize(
+    ("x", "others"),
+    [((8, 4, 6, 6), (5, 1, 3, 3)), ((8, 4, 6, 6), (4, 1, 1, 3)), ((4, 6, 6), (4, 1, 3, 3)), ((), (4, 1, 3, 3))],
+)
+def test_what_does_not_go_together_is_refused(x: tuple[int, ...], others: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="multiscale_branches wants"):
+        multiscale_branches(torch.randn(x), *filters(4)[:2], torch.randn(others), add=False, residual=True)
 
 
+def test_an_empty_batch() -> None:
+    layers = filters(4)
+    y = multiscale_branches(torch.randn(0, 4, 6, 6), *layers, add=False, residual=True)
+    assert y.shape == (0, 8, 6, 6)
+    y.sum().backward()
+    assert not layers[1].grad.any()
+
+
+@pytest.mark.parametrize("kind", ["bf16", "gaps"])
 @pytest.mark.parametrize("merge", ["concat", "add"])
-def test_a_unit_whose_filters_are_of_another_type_gives_the_same(merge: str) -> None:
-    """By way of PyTorch's operations."""
+def test_filters_of_another_type_or_with_gaps(merge: Merge, kind: str) -> None:
+    """Give the same, and get gradients of their own type, as a unit's layers do one by one."""
     torch.manual_seed(0)
-    unit = MultiScaleUnit(16, 16, merge).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
+    unit = MultiScaleUnit(16, 16, merge)
     x = channels_last(torch.randn(4, 16, 16, 16))
-    with mock.patch.object(multiscale, "composes", return_value=False):
+    with use("reference"):
         expected = unit.merged(x)
-    torch.testing.assert_close(unit.merged(x), expected, rtol=1e-5, atol=1e-5)
-    halves = unit.bfloat16().merged(x.bfloat16())
-    torch.testing.assert_close(halves.float(), expected, rtol=0.05, atol=0.1)
+        wanted = torch.autograd.grad(expected.square().sum(), unit.dw_large1.weight)[0]
+    if kind == "bf16":
+        unit, x = unit.bfloat16(), x.bfloat16()
+    else:
+        unit.dw_large1.weight = nn.Parameter(torch.stack([unit.dw_large1.weight.detach()] * 2, -1)[..., 0])
+    with mock.patch.object(multiscale, "multiscale_branches", side_effect=multiscale_branches) as call:
+        y = unit.merged(x)
+    assert call.called
+    (found,) = torch.autograd.grad(y.float().square().sum(), unit.dw_large1.weight)
+    assert found.dtype == unit.dw_large1.weight.dtype
+    limits = {"rtol": 0.05, "atol": 0.1} if kind == "bf16" else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(y.float(), expected, **limits)
+    assert (found.float() - wanted).norm() < (0.02 if kind == "bf16" else 1e-5) * wanted.norm()
+
+
+def test_a_filter_that_stands_for_something_else_is_pytorchs() -> None:
+    class Other(Tensor):
+        pass
+
+    unit = MultiScaleUnit(16, 16, "add")
+    unit.dw_small.weight = nn.Parameter(unit.dw_small.weight.detach().as_subclass(Other))
+    with mock.patch.object(multiscale, "multiscale_branches", None):
+        assert unit.merged(channels_last(torch.randn(8, 16, 16, 16))).shape == (8, 16, 16, 16)
 
 
 @pytest.mark.parametrize("how", ["strided", "float64", "checkpoint"])
@@ -115,11 +141,6 @@ def test_saved_filters_may_come_back_in_another_form(how: str) -> None:
             y = run()
     for got, want in zip(torch.autograd.grad(y.square().sum(), layers), expected, strict=True):
         torch.testing.assert_close(got, want)
-
-
-@pytest.mark.parametrize("shape", [(), (5,), (2, 5, 6), (0, 5, 6, 6), (2, 0, 6, 6)])
-def test_who_is_refused(shape: tuple[int, ...]) -> None:
-    assert not composes(torch.randn(shape), *filters(shape[1] if len(shape) > 1 else 5))
 
 
 def test_a_parametrized_filter_is_computed_once() -> None:

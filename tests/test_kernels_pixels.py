@@ -79,9 +79,20 @@ def test_the_forward_mode_is_left_to_pytorch() -> None:
     assert torch.equal(some, 2 * sliced(x, 2))
 
 
-def test_one_pixel_of_each_map_and_large_maps_are_pytorchs(nothing_of_ours: None) -> None:
-    x = channels_last(torch.randn(2, 3, 1, 1)).requires_grad_()
-    assert every_nth_pixel(x, 2)._base is x  # a slice
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 3, 4, 4), (2, 3, 6, 5)])
+def test_results_may_be_changed_in_place(shape: tuple[int, ...]) -> None:
+    x = channels_last(torch.randn(shape)).requires_grad_()
+    before = x.detach().clone()
+    average, pixels = global_average(x), every_nth_pixel(x, 7)
+    average.add_(1).relu_()
+    pixels.mul_(2)
+    (got,) = torch.autograd.grad(average.sum() + pixels.sum(), x)
+    (wanted,) = torch.autograd.grad((x.mean((2, 3)) + 1).relu().sum() + 2 * sliced(x, 7).sum(), x)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_large_maps_are_pytorchs(nothing_of_ours: None) -> None:
     large = channels_last(torch.randn(1, 2, 33, 32)).requires_grad_()
     assert torch.equal(global_average(large), large.mean((2, 3)))
     assert global_average(large.to(torch.float16)).dtype == torch.float16

@@ -15,13 +15,14 @@ from sepnet.kernels._depthwise import (
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._joined import joined_depthwise, joins
 from sepnet.kernels._library import isa_names, library, use, why_not_native
-from sepnet.kernels._multiscale import composes, multiscale_branches
+from sepnet.kernels._multiscale import multiscale_branches
 from sepnet.kernels._native_norm import Averages
 from sepnet.kernels._norm import Normalisation, batch_norm_relu
 from sepnet.kernels._pixels import global_average
 from sepnet.kernels._pointwise import pointwise_conv2d
 from sepnet.kernels._pooled import pooled_pointwise, pools
 from sepnet.kernels._status import KernelPath, gpu_path, kernel_paths, kernels_in_use
+from sepnet.kernels._tensors import is_plain
 from sepnet.kernels._tracing import is_written_down
 
 __all__ = [
@@ -30,11 +31,11 @@ __all__ = [
     "KernelPath",
     "Normalisation",
     "batch_norm_relu",
-    "composes",
     "depthwise_branches",
     "depthwise_conv2d",
     "global_average",
     "gpu_path",
+    "is_plain",
     "is_written_down",
     "isa_names",
     "joined_depthwise",

@@ -14,44 +14,40 @@ from sepnet.kernels import _depthwise
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library, Multiscale, library
 from sepnet.kernels._native import memory, pointer
-from sepnet.kernels._tensors import is_plain, wants_gradients
 
-__all__ = ["composes", "multiscale_branches"]
+__all__ = ["multiscale_branches"]
 
 _SIDE, _WIDE = 3, 5  # of a filter, and of two that are stacked
-
-
-def composes(x: Tensor, small: Tensor, first: Tensor, second: Tensor) -> bool:
-    """Whether ``multiscale_branches`` serves ``x`` and three filters (C, 1, 3, 3)."""
-    if not _depthwise.native_for(x) or x.dim() != 4 or 0 in x.shape:
-        return False
-    shape = (x.shape[1], 1, _SIDE, _SIDE)
-    return all(is_plain(w) and w.dtype == torch.float32 and w.shape == shape and _is_dense(w) for w in (small, first, second))
 
 
 def multiscale_branches(x: Tensor, small: Tensor, first: Tensor, second: Tensor, *, add: bool, residual: bool) -> Tensor:
     """Branches a = conv(x, small) and b = conv(conv(x, first), second), depthwise: [x + a, x + b] concatenated, or x + a + b.
 
-    The stacked branch is zero-padded by 2 before its first layer. Differentiable once. Only what ``composes`` admits.
+    The stacked branch is zero-padded by 2 before its first layer. Differentiable once. For what ``native_for`` admits, and filters
+    that are ``is_plain``.
 
     Args:
         add: whether the branches are added.
         residual: whether x is part of them.
 
     Shape: (B, C, H, W), filters (C, 1, 3, 3) -> (B, 2C, H, W), or (B, C, H, W) with ``add``.
+
+    Raises:
+        ValueError: filters and input do not go together; the message shows the shapes.
     """
-    lib = library()
+    lib, filters = library(), (small, first, second)
     assert lib is not None
+    shapes = [tuple(w.shape) for w in filters]
+    if x.dim() != 4 or any(shape != (x.shape[1], 1, _SIDE, _SIDE) for shape in shapes):
+        raise ValueError(f"multiscale_branches wants (B, C, H, W) and filters (C, 1, 3, 3), got {tuple(x.shape)}, {shapes}")
     unit = Multiscale(x.shape[1], add, residual)
-    if wants_gradients(small, first, second):
-        filters: Tensor = _Filters.apply(small, first, second, unit, lib)  # type: ignore[no-untyped-call]
-    else:
-        filters = _compose(lib, unit, small, first, second)
-    return _depthwise.depthwise_by_geometry(x, filters, None, _geometry(add))
+    composed: Tensor = _Filters.apply(*map(_exact, filters), unit, lib)  # type: ignore[no-untyped-call]
+    return _depthwise.depthwise_by_geometry(x, composed, None, _geometry(add))
 
 
-def _is_dense(weight: Tensor) -> bool:
-    return weight.flatten(0, 1).is_contiguous()
+def _exact(weight: Tensor) -> Tensor:
+    """In float32 and without gaps, as the library reads it."""
+    return weight.float().contiguous()
 
 
 @lru_cache(maxsize=2)
@@ -81,7 +77,7 @@ class _Filters(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         unit, lib = ctx.call
-        filters = [w.float().contiguous() for w in ctx.saved_tensors]  # hooks of saved tensors may give them back in another layout
+        filters = [_exact(w) for w in ctx.saved_tensors]  # hooks of saved tensors may give them back in another layout
         grad = grad.contiguous()
         found = [torch.empty_like(w) if wanted else None for w, wanted in zip(filters, ctx.needs_input_grad[:3], strict=True)]
         lib.handle.sepnet_multiscale_gradients(

@@ -28,7 +28,7 @@ def global_average(x: Tensor) -> Tensor:
     if not _is_ours(x) or not _is_pooled_well(x):
         return x.mean((2, 3))
     y: Tensor = _GlobalAverage.apply(x)  # type: ignore[no-untyped-call]
-    return y
+    return y.flatten(1)
 
 
 def every_nth_pixel(x: Tensor, stride: int) -> Tensor:
@@ -36,7 +36,7 @@ def every_nth_pixel(x: Tensor, stride: int) -> Tensor:
 
     Shape: (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride)).
     """
-    if not _is_ours(x) or x.shape[2:] == (1, 1):  # of one pixel a Function would return x itself
+    if not _is_ours(x):
         return dense(x[:, :, ::stride, ::stride])
     y: Tensor = _EveryNthPixel.apply(x, stride)  # type: ignore[no-untyped-call]
     return y
@@ -58,12 +58,12 @@ class _GlobalAverage(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape = x.shape
-        return F.avg_pool2d(x, list(x.shape[2:])).flatten(1)  # twice as fast as mean() in bf16
+        return F.avg_pool2d(x, list(x.shape[2:]))  # twice as fast as mean() in bf16
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         mean = grad / (ctx.shape[2] * ctx.shape[3])
-        spread = mean[:, :, None, None].expand(ctx.shape)
+        spread = mean.expand(ctx.shape)
         return spread if _are_several(grad) else dense(spread)
 
 
@@ -71,7 +71,7 @@ class _EveryNthPixel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, stride: int) -> Tensor:
         ctx.shape, ctx.stride = x.shape, stride
-        return dense(x[:, :, ::stride, ::stride])
+        return x[:, :, ::stride, ::stride].clone(memory_format=torch.channels_last)  # no view: it may be changed in place
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

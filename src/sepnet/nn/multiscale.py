@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sepnet.kernels import composes, depthwise_branches, multiscale_branches, native_for
+from sepnet.kernels import is_plain, multiscale_branches, native_for
 from sepnet.nn.conv import check_positive, depthwise, pointwise
 from sepnet.nn.joined import normalised_pointwise
 from sepnet.nn.norm import BatchNormReLU
@@ -73,29 +73,12 @@ class MultiScaleUnit(nn.Module):
         y: Tensor = self.dw_large2(self.dw_large1(padded))
         return y
 
-    def composed(self, *weights: Tensor) -> list[Tensor]:
-        """The kernels of the branches as the network sees them, identity included, (m, 1, k, k) each: [3x3, 5x5] for concat, one
-        5x5 for add. ``weights`` are those of the 3x3 layer and of the two stacked ones. Nothing nonlinear stands between the
-        depthwise layers, so with border="once" they say all.
-        """
-        small, first, second = (_filters(weight) for weight in weights)
-        windows = F.pad(first, (2, 2, 2, 2)).unfold(1, 3, 1).unfold(2, 3, 1)  # (m, 5, 5, 3, 3)
-        large = (windows * second.flip(1, 2)[:, None, None]).sum((-2, -1))  # full convolution of the two stacked kernels
-        if self.merge == "add":
-            large = large + F.pad(small, (1, 1, 1, 1))
-            kernels = [large]
-        else:
-            kernels = [small, large]
-        return [(_with_identity(k) if self.residual else k).unsqueeze(1) for k in kernels]
-
     def merged(self, x: Tensor) -> Tensor:
         """Branches and identity, merged: (B, m, H, W) -> (B, 2m, H, W) for concat, (B, m, H, W) for add."""
-        if self.pad and native_for(x):
-            weights = self.dw_small.weight, self.dw_large1.weight, self.dw_large2.weight  # once: they may be parametrized
-            if composes(x, *weights):
-                return multiscale_branches(x, *weights, add=self.merge == "add", residual=self.residual)
-            kernels = self.composed(*weights)
-            return depthwise_branches(x, kernels, paddings=[k.shape[2] // 2 for k in kernels], dilations=[1] * len(kernels))
+        layers = (self.dw_small, self.dw_large1, self.dw_large2) if self.pad and native_for(x) else ()
+        filters = [layer.weight for layer in layers]  # once: they may be parametrized
+        if filters and all(map(is_plain, filters)):  # nothing nonlinear stands between the layers
+            return multiscale_branches(x, *filters, add=self.merge == "add", residual=self.residual)
         small = self.dw_small(x)
         large = self.stacked(x)
         if self.merge == "concat":
@@ -106,15 +89,3 @@ class MultiScaleUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, out_channels, H//2, W//2)."""
         return normalised_pointwise(self.merged(x), self.pw, self.bn)
-
-
-def _filters(weight: Tensor) -> Tensor:
-    """(m, 1, k, k) -> (m, k, k); the gradient comes back with the weight's own strides, as DistributedDataParallel wants it."""
-    return weight.permute(0, 2, 3, 1).flatten(2) if weight.stride(1) == 1 else weight.flatten(0, 1)
-
-
-def _with_identity(kernel: Tensor) -> Tensor:
-    """The kernel (m, k, k) of x + conv(x)."""
-    delta = torch.zeros(kernel.shape[1:], dtype=kernel.dtype, device=kernel.device)
-    delta[kernel.shape[1] // 2, kernel.shape[2] // 2] = 1
-    return kernel + delta

@@ -66,8 +66,8 @@ INLINE few_halves narrow_few(few value) {
 #ifdef HAVE_AVX512_BF16
     return (few_halves)_mm256_cvtneps_pbh((__m256)value);
 #else
-    few_bits bits = (few_bits)value, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = (few_bits)(value != value);
-    return __builtin_convertvector((rounded & ~nan) | (((bits >> 16) | 0x40) & nan), few_halves);
+    few_bits bits = (few_bits)value, nan = (few_bits)(value != value);
+    return __builtin_convertvector(HALF_BITS(bits, nan), few_halves);
 #endif
 }
 

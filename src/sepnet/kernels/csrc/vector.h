@@ -49,15 +49,15 @@ INLINE vf widen(vh half) {
 #endif
 }
 
-/* Round to nearest even; a NaN stays one. */
+/* The bits of bfloat16 values from those of floats, in vectors of any length: round to nearest even; where `nan`, it stays one. */
+#define HALF_BITS(bits, nan) (((((bits) + 0x7fff + (((bits) >> 16) & 1)) >> 16) & ~(nan)) | ((((bits) >> 16) | 0x40) & (nan)))
+
 INLINE vh narrow(vf value) {
 #ifdef HAVE_AVX512_BF16
     return (vh)_mm512_cvtneps_pbh((__m512)value);
 #else
-    vu bits = (vu)value;
-    vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    vu nan = (vu)(value != value);
-    return __builtin_convertvector((rounded & ~nan) | (((bits >> 16) | 0x40) & nan), vh);
+    vu bits = (vu)value, nan = (vu)(value != value);
+    return __builtin_convertvector(HALF_BITS(bits, nan), vh);
 #endif
 }
 
