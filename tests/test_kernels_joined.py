@@ -77,7 +77,7 @@ def run(x: Tensor, geometry: Geometry, sides: tuple[bool, bool], relus: tuple[bo
     for norm, relu in zip((before, after), relus, strict=True):
         norm.relu = relu
     exact = [copy.deepcopy(module).double() for module in modules]
-    ends = [norm.normalisation(0.1) if there else None for norm, there in zip((before, after), sides, strict=True)]
+    ends = [norm.normalisation() if there else None for norm, there in zip((before, after), sides, strict=True)]
     x = x.clone(memory_format=torch.channels_last).requires_grad_()
     y = joined_depthwise(x, ends[0], conv.weight, conv.bias, geometry, ends[1])
     x64 = x.detach().double().requires_grad_()
@@ -179,10 +179,11 @@ def test_large_mean_costs_the_variance_no_digits() -> None:
     conv = nn.Conv2d(8, 8, 3, padding=0, groups=8, bias=True)
     nn.init.constant_(conv.bias, 1e4)
     norm = BatchNormReLU(8)
+    norm.momentum = 1.0
     geometry = Geometry((1, 1), ((3, 3),), ((0, 0),), ((1, 1),), False)
     x = channels_last(torch.randn(4, 8, 20, 20))
     y = conv(x).double()
-    joined_depthwise(x, None, conv.weight, conv.bias, geometry, norm.normalisation(1.0))
+    joined_depthwise(x, None, conv.weight, conv.bias, geometry, norm.normalisation())
     torch.testing.assert_close(norm.running_var.double(), y.var((0, 2, 3)), rtol=1e-3, atol=0)
 
 
@@ -252,7 +253,7 @@ def test_steps_aside_where_it_cannot_serve() -> None:
     assert not is_joined(depthwise_between(x, nn.Conv2d(20, 20, 3), b.bn1))
     geometry = Geometry((1, 1), ((3, 3),), ((1, 1),), ((1, 1),), False)
     one = channels_last(torch.randn(1, 20, 1, 1))
-    assert not joins(one, None, b.dw.weight, None, geometry, b.bn1.normalisation(0.1))
+    assert not joins(one, None, b.dw.weight, None, geometry, b.bn1.normalisation())
 
 
 class Doubled(BatchNormReLU):

@@ -6,12 +6,8 @@ other types, without a compiler at installation, without triton. ``why_not_nativ
 ``use("reference")`` asks for it.
 """
 
-from sepnet.kernels._depthwise import (
-    depthwise_branches,
-    depthwise_conv2d,
-    native_for,
-    torch_is_faster,
-)
+from sepnet.kernels._choice import pooling_is_faster
+from sepnet.kernels._depthwise import depthwise_branches, depthwise_by_geometry, depthwise_conv2d, native_for
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._joined import joined_depthwise, joins
 from sepnet.kernels._library import isa_names, library, use, why_not_native
@@ -32,6 +28,7 @@ __all__ = [
     "Normalisation",
     "batch_norm_relu",
     "depthwise_branches",
+    "depthwise_by_geometry",
     "depthwise_conv2d",
     "global_average",
     "gpu_path",
@@ -47,8 +44,8 @@ __all__ = [
     "native_for",
     "pointwise_conv2d",
     "pooled_pointwise",
+    "pooling_is_faster",
     "pools",
-    "torch_is_faster",
     "use",
     "why_not_native",
 ]

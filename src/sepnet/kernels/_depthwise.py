@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sepnet.kernels import _gpu, _native, _reference
+from sepnet.kernels._autograd import Function, once_differentiable
 from sepnet.kernels._choice import ByTorch, by_torch
 from sepnet.kernels._geometry import Geometry, Pair
 from sepnet.kernels._library import MAX_BRANCHES, MAX_KERNEL, Library, library
@@ -23,7 +23,6 @@ __all__ = [
     "depthwise_conv2d",
     "native_for",
     "serves",
-    "torch_is_faster",
 ]
 
 _TYPES = (torch.float32, torch.bfloat16)
@@ -139,13 +138,8 @@ def _fits(geometry: Geometry) -> bool:
     return all(max(p, d * (k - 1)) <= _MAX_REACH for branch in branches for k, p, d in zip(*branch, strict=True))
 
 
-def torch_is_faster(x: Tensor, geometry: Geometry) -> bool:
-    """PyTorch's is the faster in every direction that is wanted: its own function then, without ours around it."""
-    return by_torch(compute_dtype(x), x.shape, geometry).wholly
-
-
 def depthwise_by_geometry(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """By the path that suits; the weights of several branches one after the other."""
+    """The same for operands that go together, by the path that suits; the weights of several branches one after the other."""
     if is_written_down():
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
@@ -165,7 +159,7 @@ def depthwise_by_geometry(x: Tensor, weight: Tensor, bias: Tensor | None, geomet
         return _by_torch(dense(x), weight, bias, geometry)
     if not wants_gradients(x, weight, bias):
         return _forward(lib, dense(x), weight, bias, geometry, choice)
-    y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry, lib, choice)  # type: ignore[no-untyped-call]
+    y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry, lib, choice)
     return y
 
 
@@ -212,7 +206,7 @@ def _backward(
 _NO_GRADIENTS = (None, None, None)  # of geometry, library and choice
 
 
-class _DepthwiseConv2d(torch.autograd.Function):
+class _DepthwiseConv2d(Function):
     """The eager path: less overhead a call than the registered operator."""
 
     @staticmethod

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sepnet.kernels import _native, _native_norm
+from sepnet.kernels._autograd import Function, once_differentiable
 from sepnet.kernels._choice import has_few_channels, torch_backward_is_faster
 from sepnet.kernels._depthwise import serves
 from sepnet.kernels._geometry import Geometry
@@ -57,7 +56,7 @@ def joined_depthwise(
     """
     x = x.to(compute_dtype(x))
     affine = [t for norm in (before, after) for t in ((None, None) if norm is None else (norm.weight, norm.bias))]
-    y: Tensor = _JoinedDepthwise.apply(x, weight, bias, *affine, geometry, before, after)  # type: ignore[no-untyped-call]
+    y: Tensor = _JoinedDepthwise.apply(x, weight, bias, *affine, geometry, before, after)
     return y
 
 
@@ -68,7 +67,7 @@ def _statistics(lib: Library, x: Tensor, sums: Tensor | None, norm: Normalisatio
     return _native.Side(constants, norm.relu)
 
 
-class _JoinedDepthwise(torch.autograd.Function):
+class _JoinedDepthwise(Function):
     @staticmethod
     def forward(
         ctx: Any,

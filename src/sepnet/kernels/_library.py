@@ -142,7 +142,9 @@ def _is_whole(path: Path) -> bool:
 
 
 class Library:
-    """The loaded library with its functions' types declared; ``threads`` says whose threads it works in."""
+    """The loaded library with its functions' types declared; ``threads`` says whose threads it works in, ``isa_key`` is the
+    instruction set in use, on whose vectors the workspace depends.
+    """
 
     def __init__(self, path: Path) -> None:
         if not _is_whole(path):
@@ -156,6 +158,7 @@ class Library:
                 f"{path.name} is of another version of sepnet (interface {lib.sepnet_abi()}, wanted {ABI}): install again"
             )
         self.handle = lib
+        self.isa_key: bytes = lib.sepnet_isa()
         self.threads = "a pool of their own"
         parallel = _team_of_torch()
         if parallel is not None:
@@ -165,7 +168,7 @@ class Library:
     @property
     def isa(self) -> str:
         """The instruction set in use."""
-        return str(self.handle.sepnet_isa().decode())
+        return self.isa_key.decode()
 
     def select_isa(self, name: str) -> None:
         """Use another instruction set from now on.
@@ -175,6 +178,7 @@ class Library:
         """
         if self.handle.sepnet_select_isa(name.encode()) != 0:
             raise ConfigError(f"instruction set {one_line(name)}: this processor has not got it; there are {', '.join(isa_names)}")
+        self.isa_key = self.handle.sepnet_isa()
 
 
 def _team_of_torch() -> int | None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sepnet.kernels import _depthwise
+from sepnet.kernels._autograd import Function, once_differentiable
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library, Multiscale, library
 from sepnet.kernels._native import memory, pointer
@@ -41,7 +41,7 @@ def multiscale_branches(x: Tensor, small: Tensor, first: Tensor, second: Tensor,
     if x.dim() != 4 or any(shape != (x.shape[1], 1, _SIDE, _SIDE) for shape in shapes):
         raise ValueError(f"multiscale_branches wants (B, C, H, W) and filters (C, 1, 3, 3), got {tuple(x.shape)}, {shapes}")
     unit = Multiscale(x.shape[1], add, residual)
-    composed: Tensor = _Filters.apply(*map(_exact, filters), unit, lib)  # type: ignore[no-untyped-call]
+    composed: Tensor = _Filters.apply(*map(_exact, filters), unit, lib)
     return _depthwise.depthwise_by_geometry(x, composed, None, _geometry(add))
 
 
@@ -66,7 +66,7 @@ def _compose(lib: Library, unit: Multiscale, small: Tensor, first: Tensor, secon
     return filters
 
 
-class _Filters(torch.autograd.Function):
+class _Filters(Function):
     @staticmethod
     def forward(ctx: Any, small: Tensor, first: Tensor, second: Tensor, unit: Multiscale, lib: Library) -> Tensor:
         ctx.save_for_backward(small, first, second)

@@ -5,6 +5,7 @@ channels-last on the CPU, float32 or bfloat16.
 from __future__ import annotations
 
 import ctypes
+import threading
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -25,10 +26,10 @@ __all__ = [
     "depthwise_forward_joined",
     "empty_gradients",
     "empty_like_map",
-    "isa_key",
     "memory",
     "pointer",
     "threads_for",
+    "workspace",
 ]
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -47,11 +48,6 @@ def threads_for(elements: int) -> int:
     return max(1, min(torch.get_num_threads(), elements // _FLOATS_A_THREAD))
 
 
-def isa_key(lib: Library) -> bytes:
-    """The instruction set: the workspace depends on the length of a vector."""
-    return bytes(lib.handle.sepnet_isa())
-
-
 @lru_cache(maxsize=512)
 def _depthwise_call(lib: Library, isa: bytes, shape: tuple[int, ...], dtype: torch.dtype, geometry: Geometry, threads: int) -> Call:
     out = geometry.output_size(shape[2], shape[3])
@@ -66,7 +62,7 @@ def _depthwise_call(lib: Library, isa: bytes, shape: tuple[int, ...], dtype: tor
 
 def _describe(lib: Library, x: Tensor, geometry: Geometry) -> Call:
     taps = sum(h * w for h, w in geometry.kernels)
-    return _depthwise_call(lib, isa_key(lib), x.shape, x.dtype, geometry, threads_for(x.numel() * taps // 4))
+    return _depthwise_call(lib, lib.isa_key, x.shape, x.dtype, geometry, threads_for(x.numel() * taps // 4))
 
 
 def _output(call: Call) -> tuple[int, int, int]:
@@ -78,6 +74,24 @@ def _output(call: Call) -> tuple[int, int, int]:
 def memory(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Not filled; of this type and on the CPU whatever PyTorch's defaults are set to."""
     return torch.empty(size, dtype=dtype, device="cpu")
+
+
+class _Kept(threading.local):
+    workspace: Tensor | None = None
+
+
+_kept = _Kept()
+_MOST_KEPT = 8 << 20  # bytes
+
+
+def workspace(size: int) -> Tensor:
+    """``size`` bytes at least, for one call into the library: the same in every call of a thread, and so in its caches."""
+    kept = _kept.workspace
+    if kept is None or kept.numel() < size:
+        kept = memory(size, dtype=torch.uint8)
+        if size <= _MOST_KEPT:
+            _kept.workspace = kept
+    return kept
 
 
 def empty_like_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
@@ -118,7 +132,7 @@ def _depthwise_forward(
 ) -> Tensor:
     call = _describe(lib, x, geometry)
     y = empty_like_map(x, *_output(call))
-    workspace = memory(call.workspace[0], dtype=torch.uint8)
+    scratch = workspace(call.workspace[0])
     lib.handle.sepnet_depthwise_forward(
         ctypes.addressof(call.description),
         None if joined is None else ctypes.addressof(joined),
@@ -126,7 +140,7 @@ def _depthwise_forward(
         weight.data_ptr(),
         pointer(bias),
         y.data_ptr(),
-        workspace.data_ptr(),
+        scratch.data_ptr(),
     )
     return y
 
@@ -188,7 +202,7 @@ def _depthwise_backward(
     call = _describe(lib, x, geometry)
     if grad.shape != (x.shape[0], *_output(call)):
         raise ValueError(f"the gradient is {tuple(grad.shape)}, the output of {tuple(x.shape)} is {(x.shape[0], *_output(call))}")
-    workspace = memory(call.workspace[1], dtype=torch.uint8)
+    scratch = workspace(call.workspace[1])
     gradients = empty_gradients(x, weight, grad.shape[1], want)
     lib.handle.sepnet_depthwise_backward(
         ctypes.addressof(call.description),
@@ -197,6 +211,6 @@ def _depthwise_backward(
         weight.data_ptr(),
         grad.data_ptr(),
         *map(pointer, gradients),
-        workspace.data_ptr(),
+        scratch.data_ptr(),
     )
     return gradients

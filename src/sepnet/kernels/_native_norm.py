@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sepnet.kernels import _native
 from sepnet.kernels._library import Library, Norm, Running
-from sepnet.kernels._native import DTYPES, Call, Side, empty_like_map, isa_key, memory, pointer
+from sepnet.kernels._native import DTYPES, Call, Side, empty_like_map, memory, pointer, workspace
 
 __all__ = [
     "CONSTANTS",
@@ -44,7 +44,7 @@ def _norm_call(lib: Library, isa: bytes, shape: tuple[int, ...], dtype: torch.dt
 
 
 def _describe_norm(lib: Library, x: Tensor, pool: bool, relu: bool) -> Call:
-    return _norm_call(lib, isa_key(lib), tuple(x.shape), x.dtype, pool, relu, _native.threads_for(x.numel()))
+    return _norm_call(lib, lib.isa_key, tuple(x.shape), x.dtype, pool, relu, _native.threads_for(x.numel()))
 
 
 def _pooled(x: Tensor, pool: bool) -> tuple[int, int, int]:
@@ -74,7 +74,7 @@ def norm_statistics(
     """Constants of x's normalisation, float32 (6, C), the last two rows not filled; from ``sums`` of x where they are known."""
     call = _describe_norm(lib, x, False, False)
     constants = memory(CONSTANTS, x.shape[1])
-    workspace = memory(call.workspace[0], dtype=torch.uint8)
+    scratch = workspace(call.workspace[0])
     running = as_running(averages)
     lib.handle.sepnet_norm_statistics(
         ctypes.addressof(call.description),
@@ -85,7 +85,7 @@ def norm_statistics(
         eps,
         None if running is None else ctypes.addressof(running),
         constants.data_ptr(),
-        workspace.data_ptr(),
+        scratch.data_ptr(),
     )
     return constants
 
@@ -106,7 +106,7 @@ def norm_forward(
     y = empty_like_map(x, *_pooled(x, pool))
     argmax = memory(y.numel(), dtype=torch.uint8) if pool else None
     constants = memory(CONSTANTS, x.shape[1])
-    workspace = memory(call.workspace[0], dtype=torch.uint8)
+    scratch = workspace(call.workspace[0])
     running = as_running(averages)
     lib.handle.sepnet_norm_forward(
         ctypes.addressof(call.description),
@@ -119,7 +119,7 @@ def norm_forward(
         constants.data_ptr(),
         y.data_ptr(),
         pointer(argmax),
-        workspace.data_ptr(),
+        scratch.data_ptr(),
     )
     return y, constants, argmax
 
@@ -151,7 +151,7 @@ def norm_sums(lib: Library, x: Tensor, grad: Tensor, side: Side) -> Tensor:
     """Sums over a channel of the gradient that passes the ReLU, and of its product with x - mean: float64 (2, C)."""
     call = _describe_norm(lib, x, False, side.relu)
     rows = memory(2, x.shape[1], dtype=torch.float64)
-    workspace = memory(call.workspace[1], dtype=torch.uint8)
+    scratch = workspace(call.workspace[1])
     lib.handle.sepnet_norm_sums(
         ctypes.addressof(call.description),
         x.data_ptr(),
@@ -161,7 +161,7 @@ def norm_sums(lib: Library, x: Tensor, grad: Tensor, side: Side) -> Tensor:
         side.constants.data_ptr(),
         None,
         rows.data_ptr(),
-        workspace.data_ptr(),
+        scratch.data_ptr(),
     )
     return rows
 
@@ -201,7 +201,7 @@ def norm_backward(
     grad_x = empty_like_map(x, *x.shape[1:])
     grad_shortcut = empty_like_map(x, *x.shape[1:]) if shortcut else None
     grads = memory(2, x.shape[1])
-    workspace = memory(call.workspace[1], dtype=torch.uint8)
+    scratch = workspace(call.workspace[1])
     lib.handle.sepnet_norm_backward(
         ctypes.addressof(call.description),
         x.data_ptr(),
@@ -213,6 +213,6 @@ def norm_backward(
         pointer(grad_shortcut),
         grads[0].data_ptr(),
         grads[1].data_ptr(),
-        workspace.data_ptr(),
+        scratch.data_ptr(),
     )
     return grad_x, grads[0], grads[1], grad_shortcut

@@ -5,12 +5,11 @@ from __future__ import annotations
 import ctypes
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from sepnet.kernels import _native
 from sepnet.kernels._library import Library, Pointwise
-from sepnet.kernels._native import Call, Gradients, empty_gradients, empty_like_map, isa_key, memory, pointer
+from sepnet.kernels._native import Call, Gradients, empty_gradients, empty_like_map, pointer, workspace
 
 __all__ = ["pointwise_backward", "pointwise_forward"]
 
@@ -29,21 +28,21 @@ def _call(lib: Library, isa: bytes, rows: int, inputs: int, outputs: int, thread
 def _describe(lib: Library, x: Tensor, outputs: int) -> Call:
     batch, inputs, height, width = x.shape
     rows = batch * height * width
-    return _call(lib, isa_key(lib), rows, inputs, outputs, _native.threads_for(rows * inputs * outputs // _PRODUCTS_A_VALUE))
+    return _call(lib, lib.isa_key, rows, inputs, outputs, _native.threads_for(rows * inputs * outputs // _PRODUCTS_A_VALUE))
 
 
 def pointwise_forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(B, C, H, W) by weight (N, C, 1, 1) and bias (N), both without gaps, to (B, N, H, W)."""
     call = _describe(lib, x, weight.shape[0])
     y = empty_like_map(x, weight.shape[0], *x.shape[2:])
-    workspace = memory(call.workspace[0], dtype=torch.uint8)
+    scratch = workspace(call.workspace[0])
     lib.handle.sepnet_pointwise_forward(
         ctypes.addressof(call.description),
         x.data_ptr(),
         weight.data_ptr(),
         pointer(bias),
         y.data_ptr(),
-        workspace.data_ptr(),
+        scratch.data_ptr(),
     )
     return y
 
@@ -53,7 +52,7 @@ def pointwise_backward(lib: Library, x: Tensor, weight: Tensor, grad: Tensor, wa
     if grad.shape != (x.shape[0], weight.shape[0], *x.shape[2:]):
         raise ValueError(f"the gradient is {tuple(grad.shape)}, the map {tuple(x.shape)}, the weight {tuple(weight.shape)}")
     call = _describe(lib, x, weight.shape[0])
-    workspace = memory(call.workspace[1], dtype=torch.uint8)
+    scratch = workspace(call.workspace[1])
     gradients = empty_gradients(x, weight, weight.shape[0], want)
     lib.handle.sepnet_pointwise_backward(
         ctypes.addressof(call.description),
@@ -61,6 +60,6 @@ def pointwise_backward(lib: Library, x: Tensor, weight: Tensor, grad: Tensor, wa
         weight.data_ptr(),
         grad.data_ptr(),
         *map(pointer, gradients),
-        workspace.data_ptr(),
+        scratch.data_ptr(),
     )
     return gradients

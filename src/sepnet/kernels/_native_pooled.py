@@ -12,7 +12,7 @@ from torch import Tensor
 from sepnet.kernels import _native
 from sepnet.kernels._choice import MOST_FEW
 from sepnet.kernels._library import Library
-from sepnet.kernels._native import Call, Gradients, empty_gradients, empty_like_map, isa_key, memory, pointer
+from sepnet.kernels._native import Call, Gradients, empty_gradients, empty_like_map, memory, pointer, workspace
 from sepnet.kernels._native_norm import CONSTANTS, Averages, as_running, norm_description
 
 __all__ = ["Pooled", "pooled_pointwise_backward", "pooled_pointwise_forward"]
@@ -42,7 +42,7 @@ def _call(lib: Library, isa: bytes, shape: tuple[int, ...], outputs: int, dtype:
 
 def _describe(lib: Library, x: Tensor, outputs: int, relu: bool) -> Call:
     threads = _native.threads_for(x.numel() // x.shape[1] * outputs)
-    return _call(lib, isa_key(lib), tuple(x.shape), outputs, x.dtype, relu, threads)
+    return _call(lib, lib.isa_key, tuple(x.shape), outputs, x.dtype, relu, threads)
 
 
 def pooled_pointwise_forward(
@@ -53,7 +53,7 @@ def pooled_pointwise_forward(
     call = _describe(lib, x, outputs, relu)
     y = empty_like_map(x, outputs, x.shape[2] // 2, x.shape[3] // 2)
     pooled = Pooled(memory(CONSTANTS, outputs), memory(_MOMENTS, dtype=torch.float64), memory(y.numel(), dtype=torch.uint8))
-    workspace = memory(call.workspace[0], dtype=torch.uint8)
+    scratch = workspace(call.workspace[0])
     running = as_running(averages)
     lib.handle.sepnet_pooled_pointwise_forward(
         ctypes.addressof(call.description),
@@ -67,7 +67,7 @@ def pooled_pointwise_forward(
         *map(pointer, pooled[:2]),
         y.data_ptr(),
         pooled.kept.data_ptr(),
-        workspace.data_ptr(),
+        scratch.data_ptr(),
     )
     return y, pooled
 
@@ -80,7 +80,7 @@ def pooled_pointwise_backward(
     if grad.shape != expected:
         raise ValueError(f"the gradient is {tuple(grad.shape)}, the output of {tuple(x.shape)} is {expected}")
     call = _describe(lib, x, weight.shape[0], relu)
-    workspace = memory(call.workspace[1], dtype=torch.uint8)
+    scratch = workspace(call.workspace[1])
     gradients = empty_gradients(x, weight, weight.shape[0], (*want, False))
     affine = memory(2, weight.shape[0])
     lib.handle.sepnet_pooled_pointwise_backward(
@@ -95,6 +95,6 @@ def pooled_pointwise_backward(
         *map(pointer, gradients[:2]),
         affine[0].data_ptr(),
         affine[1].data_ptr(),
-        workspace.data_ptr(),
+        scratch.data_ptr(),
     )
     return gradients, affine

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sepnet.kernels import _gpu, _native_norm, _reference
+from sepnet.kernels._autograd import Function, once_differentiable
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._tensors import dense, is_plain, is_trifle
 from sepnet.kernels._tracing import is_traced
@@ -65,9 +65,7 @@ def batch_norm_relu(
     if lib is not None and weight is not None and bias is not None:
         if training or running_mean is None or running_var is None:
             averages = _averages(running_mean, running_var, momentum)
-            y: Tensor = _BatchNormReLU.apply(  # type: ignore[no-untyped-call]
-                x, weight, bias, shortcut, averages, eps, pool, relu
-            )
+            y: Tensor = _BatchNormReLU.apply(x, weight, bias, shortcut, averages, eps, pool, relu)
             return y
         if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, shortcut))):
             scale = weight.detach() * torch.rsqrt(running_var + eps)
@@ -125,7 +123,7 @@ def _library_for(
     return library()
 
 
-class _BatchNormReLU(torch.autograd.Function):
+class _BatchNormReLU(Function):
     @staticmethod
     def forward(
         ctx: Any,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from sepnet.kernels._autograd import Function, once_differentiable
 from sepnet.kernels._choice import Way, pointwise_way
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
@@ -57,11 +56,11 @@ def _is_ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def _by_kernels(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not wants_gradients(x, weight, bias):
         return pointwise_forward(lib, dense(x), weight, bias)
-    y: Tensor = _PointwiseConv2d.apply(x, weight, bias, lib)  # type: ignore[no-untyped-call]
+    y: Tensor = _PointwiseConv2d.apply(x, weight, bias, lib)
     return y
 
 
-class _PointwiseConv2d(torch.autograd.Function):
+class _PointwiseConv2d(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lib: Library) -> Tensor:
         x = dense(x)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from sepnet.kernels._autograd import Function, once_differentiable
 from sepnet.kernels._choice import pooling_is_faster
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._native_pooled import Pooled, pooled_pointwise_backward, pooled_pointwise_forward
@@ -42,11 +42,11 @@ def pooled_pointwise(x: Tensor, weight: Tensor, norm: Normalisation) -> Tensor:
 
     Shape: (B, C, H, W), weight (N, C, 1, 1) -> (B, N, H // 2, W // 2), channels-last; C up to 8.
     """
-    y: Tensor = _PooledPointwise.apply(x.to(compute_dtype(x)), weight, norm.weight, norm.bias, norm, library())  # type: ignore[no-untyped-call]
+    y: Tensor = _PooledPointwise.apply(x.to(compute_dtype(x)), weight, norm.weight, norm.bias, norm, library())
     return y
 
 
-class _PooledPointwise(torch.autograd.Function):
+class _PooledPointwise(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, norm: Normalisation, lib: Library) -> Tensor:
         x = dense(x)

@@ -14,7 +14,7 @@ __all__ = ["batch_norm_relu", "depthwise_conv2d", "depthwise_conv2d_backward"]
 def _filter_banks(weight: Tensor, channels: int, geometry: Geometry) -> list[Tensor]:
     """The weights of each convolution of PyTorch's that it takes: one, or one a branch."""
     if geometry.interleaved or len(geometry.kernels) == 1:
-        return [weight.reshape(-1, 1, *geometry.kernels[0])]
+        return [weight]
     parts = torch.split(weight.reshape(-1), [channels * height * width for height, width in geometry.kernels])
     return [part.view(channels, 1, *kernel) for part, kernel in zip(parts, geometry.kernels, strict=True)]
 

@@ -9,11 +9,12 @@ from torch.autograd import forward_ad
 __all__ = ["compute_dtype", "dense", "is_plain", "is_trifle", "wants_gradients"]
 
 _TRIFLE = 1 << 16  # values
+_KINDS = (Tensor, torch.nn.Parameter)
 
 
 def is_plain(x: Tensor) -> bool:
     """A tensor of PyTorch's own on the CPU: no subclass, which may stand for something else (FakeTensor, DTensor, ...)."""
-    return x.is_cpu and type(x) in (Tensor, torch.nn.Parameter) and x.layout is torch.strided
+    return type(x) in _KINDS and x.is_cpu and x.layout is torch.strided
 
 
 def is_trifle(x: Tensor) -> bool:

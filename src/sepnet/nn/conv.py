@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from sepnet.kernels import (
     Geometry,
+    depthwise_by_geometry,
     depthwise_conv2d,
     is_written_down,
     pointwise_conv2d,
-    torch_is_faster,
 )
 from sepnet.nn.norm import BatchNormReLU
 from sepnet.nn.pending import EndsInNorm, Pending, settle
@@ -38,23 +37,18 @@ class DepthwiseConv2d(nn.Conv2d):
         """What the kernels need to know of a layer with channel multiplier 1; None if the padding is not zeros, by numbers."""
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             return None
-        (kernel, stride, padding, dilation) = ((p[0], p[1]) for p in (self.kernel_size, self.stride, self.padding, self.dilation))
-        return Geometry(stride, (kernel,), (padding,), (dilation,), False)
+        return Geometry(self.stride, (self.kernel_size,), (self.padding,), (self.dilation,), False)  # type: ignore[arg-type]  # pairs
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H', W')."""
-        if x.dim() != 4 or self.padding_mode != "zeros" or isinstance(self.padding, str) or is_written_down():
+        geometry = self.geometry
+        if x.dim() != 4 or geometry is None or is_written_down():
             return super().forward(x)
         weight = self.weight  # once: a parametrized one is computed whenever it is looked at
-        if not torch.compiler.is_compiling() and self._is_torchs(x, weight):
-            y: Tensor = self._conv_forward(x, weight, self.bias)
-            return y
-        return depthwise_conv2d(x, weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation)
-
-    def _is_torchs(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether PyTorch would be called in the end: on small maps the way there through Python shows."""
-        geometry, fits = self.geometry, torch.is_autocast_enabled("cpu") or x.dtype == weight.dtype
-        return geometry is not None and fits and self.out_channels == self.in_channels and x.is_cpu and torch_is_faster(x, geometry)
+        if x.shape[1] == self.in_channels == self.out_channels:  # on small maps the way through Python shows: the shortest
+            return depthwise_by_geometry(x, weight, self.bias, geometry)
+        stride, padding, dilation = geometry.stride, geometry.paddings[0], geometry.dilations[0]
+        return depthwise_conv2d(x, weight, self.bias, stride=stride, padding=padding, dilation=dilation)
 
 
 def depthwise(

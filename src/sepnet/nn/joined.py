@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sepnet.kernels import Geometry, Normalisation, joined_depthwise, joins, pooled_pointwise, pools
+from sepnet.kernels import Geometry, Normalisation, joined_depthwise, joins, pooled_pointwise, pooling_is_faster, pools
 from sepnet.nn.conv import DepthwiseConv2d, PointwiseConv2d
 from sepnet.nn.norm import BatchNormReLU
 from sepnet.nn.pending import Pending, is_open, settle
@@ -21,15 +21,19 @@ def depthwise_between(x: Tensor | Pending, conv: nn.Conv2d, after: BatchNormReLU
     """
     raw, before = x if isinstance(x, Pending) else (x, None)
     geometry = _geometry(raw, before, conv, after)
-    if geometry is not None and joins(raw, _side(before), conv.weight, conv.bias, geometry, _side(after)):
-        ends = [None if norm is None else norm.normalisation(norm.next_momentum()) for norm in (before, after)]
-        return joined_depthwise(raw, ends[0], conv.weight, conv.bias, geometry, ends[1])
+    if geometry is not None:
+        operands = raw, _side(before), conv.weight, conv.bias, geometry, _side(after)
+        if joins(*operands):
+            for norm in (before, after):
+                if norm is not None:
+                    norm.count_batch()
+            return joined_depthwise(*operands)
     y: Tensor = conv(settle(x))
     return y if after is None else after(y)
 
 
 def _side(norm: BatchNormReLU | None) -> Normalisation | None:
-    return None if norm is None else norm.normalisation(0.0)
+    return None if norm is None else norm.normalisation()
 
 
 def _geometry(x: Tensor, before: BatchNormReLU | None, conv: nn.Conv2d, after: BatchNormReLU | None) -> Geometry | None:
@@ -50,8 +54,12 @@ def normalised_pointwise(x: Tensor, conv: PointwiseConv2d, norm: BatchNormReLU) 
 
     Shape: (B, C, H, W) -> (B, N, H, W), or (B, N, H // 2, W // 2) where ``norm`` pools.
     """
-    plain = is_open(conv, PointwiseConv2d) and conv.bias is None and conv.stride == (1, 1)
-    if plain and is_open(norm, BatchNormReLU) and norm.pool and norm.uses_batch and pools(x, conv.weight, norm.normalisation(0.0)):
-        return pooled_pointwise(x, conv.weight, norm.normalisation(norm.next_momentum()))
+    few = pooling_is_faster(conv.in_channels, conv.out_channels)
+    plain = few and is_open(conv, PointwiseConv2d) and conv.bias is None and conv.stride == (1, 1)
+    if plain and is_open(norm, BatchNormReLU) and norm.pool and norm.uses_batch:
+        operands = x, conv.weight, norm.normalisation()
+        if pools(*operands):
+            norm.count_batch()
+            return pooled_pointwise(*operands)
     y: Tensor = norm(conv(x))
     return y

@@ -30,23 +30,27 @@ class BatchNormReLU(nn.BatchNorm2d):
         """Whether it normalises by the batch's statistics, with weight and bias."""
         return self.affine and (self.training or self.running_mean is None)
 
-    def normalisation(self, momentum: float) -> Normalisation:
-        """What the kernels need to know of a layer that ``uses_batch``."""
-        averages = None
-        if self.running_mean is not None and self.running_var is not None:
-            averages = Averages(self.running_mean, self.running_var, momentum)
+    def normalisation(self) -> Normalisation:
+        """What the kernels need to know of a layer that ``uses_batch``. Who applies it calls ``count_batch``."""
+        mean, var = self.running_mean, self.running_var
+        averages = None if mean is None or var is None else Averages(mean, var, self._momentum())
         return Normalisation(self.weight, self.bias, averages, self.eps, self.relu)
 
-    def next_momentum(self) -> float:
-        """The share of this batch in the running averages; in training it counts the batch."""
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # the plain average of all batches
-                return 1.0 / float(self.num_batches_tracked)
+    def count_batch(self) -> None:
+        """In training: one more batch is in the running averages."""
+        if self.training and (counted := self.num_batches_tracked) is not None:
+            counted.add_(1)
+
+    def _momentum(self) -> float:
+        """The share of the next batch in the running averages."""
+        if self.momentum is None and self.training and self.num_batches_tracked is not None:
+            return 1.0 / (float(self.num_batches_tracked) + 1.0)  # the plain average of all batches
         return self.momentum if self.momentum is not None else 0.0
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), or (B, C, H//2, W//2) with pool. With a ``shortcut`` of x's shape: ReLU of their sum."""
+        momentum = self._momentum()
+        self.count_batch()
         return batch_norm_relu(
             x,
             self.weight,
@@ -54,7 +58,7 @@ class BatchNormReLU(nn.BatchNorm2d):
             self.running_mean,
             self.running_var,
             training=self.training or self.running_mean is None,
-            momentum=self.next_momentum(),
+            momentum=momentum,
             eps=self.eps,
             pool=self.pool,
             relu=self.relu or shortcut is not None,

@@ -44,9 +44,13 @@ def is_open(module: nn.Module | None, kind: type[nn.Module]) -> bool:
     """Whether another layer may do ``module``'s work: it computes what ``kind`` does, and nobody watches it with a hook."""
     if module is None:
         return True
-    if parametrize.is_parametrized(module):  # its weight is computed whenever somebody looks at it
+    own = type(module) is kind or (
+        isinstance(module, kind)
+        and type(module).forward is kind.forward
+        and not parametrize.is_parametrized(module)  # which has a class of its own, and computes its weight at each look
+    )
+    if not own or "forward" in vars(module):
         return False
-    own = isinstance(module, kind) and type(module).forward is kind.forward and "forward" not in vars(module)
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     watched = hooks._global_forward_hooks or hooks._global_forward_pre_hooks
-    return own and not hooked and not (watched or hooks._global_backward_hooks or hooks._global_backward_pre_hooks)
+    return not hooked and not (watched or hooks._global_backward_hooks or hooks._global_backward_pre_hooks)

@@ -20,7 +20,7 @@ MUON: Final[dict[str, Any]] = {
     "smoothing": 0.1,
 }
 # in a long run weights that are normalised come to turn by some sqrt(2 x rate x decay) a step (Kosson et al. 2023): a tenth of the
-# decay, chosen for separable_cnn on a validation split, see LOG.md
+# decay. Chosen for separable_cnn with augmentation on a validation split (LOG.md); without augmentation it overfits more
 MUON_FOR_LONG: Final[dict[str, Any]] = MUON | {"muon_weight_decay": 0.01}
 # networks without batch normalisation do not forget the size of their weights: a quarter of the rates; not measured
 MUON_WITHOUT_NORM: Final[dict[str, Any]] = MUON | {"lr": 0.0125, "muon_lr": 0.005}
