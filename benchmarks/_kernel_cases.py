@@ -58,10 +58,11 @@ def _ours(operands: _Operands, shape: Shape) -> Tensor:
 
 
 def _torch(operands: _Operands, shape: Shape) -> Tensor:
-    """``F.conv2d``; of several branches one each, and ``torch.cat``."""
+    """``F.conv2d`` with weights in the type of the map, as autocast makes them; of several branches one each, and ``torch.cat``."""
     x, weights, bias = operands
     g = shape.geometry
-    branches = zip(weights, g.paddings, g.dilations, strict=True)
+    branches = zip((w.to(x.dtype) for w in weights), g.paddings, g.dilations, strict=True)
+    bias = None if bias is None else bias.to(x.dtype)
     outputs = [F.conv2d(x, w, bias, g.stride, padding, dilation, shape.channels) for w, padding, dilation in branches]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
@@ -69,20 +70,19 @@ def _torch(operands: _Operands, shape: Shape) -> Tensor:
 class Case:
     """A convolution in one type, with operands for every contender; with ``control``, one of them a second time.
 
-    They are those of training: weights are float32, and PyTorch's convolution gets them in the type of the maps, as autocast would
-    give them; the gradient comes in the layout of the maps.
+    They are those of training, the same for all contenders: weights are float32, of values that bf16 holds, whose conversion is
+    part of a call; the gradient comes in the layout of the maps.
     """
 
     def __init__(self, shape: Shape, dtype: str, *, control: bool = False) -> None:
         self.shape, self.dtype = shape, dtype
         kind = DTYPES[dtype]
         x = torch.randn(shape.batch, shape.channels, shape.height, shape.width).to(kind)
-        weights = [torch.randn(shape.channels, 1, *k).div_(k[0]).to(kind) for k in shape.geometry.kernels]
-        bias = torch.randn(shape.output[1]).to(kind) if shape.bias else None
-        wide = [w.float() for w in weights], None if bias is None else bias.float()
+        weights = [torch.randn(shape.channels, 1, *k).div_(k[0]).to(kind).float() for k in shape.geometry.kernels]
+        bias = torch.randn(shape.output[1]).to(kind).float() if shape.bias else None
         grad = torch.randn(shape.output).to(kind)
         self.operands = {
-            OURS: _Operands(_dense(x), *wide),
+            OURS: _Operands(_dense(x), weights, bias),
             NCHW: _Operands(x, weights, bias),
             CHANNELS_LAST: _Operands(_dense(x), weights, bias),
         }

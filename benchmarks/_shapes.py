@@ -15,7 +15,7 @@ from _describe import build
 from sepnet.kernels import _depthwise
 from sepnet.kernels._geometry import Geometry
 from sepnet.models import list_models, model_card
-from sepnet.nn import DepthwiseConv2d, joined
+from sepnet.nn import DepthwiseConv2d, conv, joined
 
 __all__ = ["Shape", "network_shapes", "shapes_run", "sweep"]
 
@@ -110,10 +110,9 @@ def _recorded(model: nn.Module, images: Tensor, batch: int) -> list[Shape]:
         seen.append(Shape(batch, *x.shape[1:], geometry, bias is not None, x.requires_grad))
         return run(x, weight, bias, geometry)
 
-    # the convolution alone, which is what its peers have, and by way of the function that chooses
-    apart = mock.patch.object(joined, "joins", return_value=False)
-    chosen = mock.patch.object(DepthwiseConv2d, "_is_torchs", return_value=False)
-    with apart, chosen, mock.patch.object(_depthwise, "depthwise_by_geometry", record):
+    apart = mock.patch.object(joined, "joins", return_value=False)  # the convolution alone, which is what its peers have
+    layers, branches = (mock.patch.object(module, "depthwise_by_geometry", record) for module in (conv, _depthwise))
+    with apart, layers, branches:
         model(images)
     return seen
 

@@ -83,8 +83,7 @@ def depthwise_conv2d(
         )
     if bias is not None and bias.shape != filters[:1]:
         raise ValueError(f"depthwise_conv2d wants a bias of {filters[0]} values, got {tuple(bias.shape)}")
-    kernel = (filters[2], filters[3])
-    geometry = _single(kernel, filters[0] // channels, stride, padding, dilation)
+    geometry = _single((filters[2], filters[3]), filters[0] // channels, stride, padding, dilation)
     return depthwise_by_geometry(x, weight, bias, geometry)
 
 
@@ -140,6 +139,30 @@ def _fits(geometry: Geometry) -> bool:
 
 def depthwise_by_geometry(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """The same for operands that go together, by the path that suits; the weights of several branches one after the other."""
+    plain = is_plain(x) and is_plain(weight) and (bias is None or is_plain(bias))
+    lib = library() if plain and not is_traced() else None
+    if lib is None:
+        return _elsewhere(x, weight, bias, geometry)
+    x = _as_type(x, compute_dtype(x))
+    choice = _choice(x.dtype, x.shape, geometry)
+    if choice is None:
+        return _reference.depthwise_conv2d(x, weight, bias, geometry)
+    if choice.wholly:
+        return _by_torch(dense(x), weight, bias, geometry)
+    if not wants_gradients(x, weight, bias):
+        return _forward(lib, dense(x), weight, bias, geometry, choice)
+    y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry, lib, choice)
+    return y
+
+
+@lru_cache(maxsize=1024)
+def _choice(dtype: torch.dtype, shape: tuple[int, ...], geometry: Geometry) -> ByTorch | None:
+    """Of the way, for a convolution on the CPU; None if the kernels do not take it."""
+    return by_torch(dtype, shape, geometry) if dtype in _TYPES and _fits(geometry) else None
+
+
+def _elsewhere(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """For a graph that is being made, for tensors that are not plain ones on the CPU, or without the library."""
     if is_written_down():
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
@@ -147,20 +170,7 @@ def depthwise_by_geometry(x: Tensor, weight: Tensor, bias: Tensor | None, geomet
         return operator(x, weight, bias, geometry)
     if x.device != weight.device or (bias is not None and x.device != bias.device):  # PyTorch reads what is not there
         raise ValueError(f"input, weight and bias must be on one device, the input is on {x.device}, the weight on {weight.device}")
-    if x.is_cuda:
-        return _gpu.depthwise_conv2d(x, weight, bias, geometry)
-    lib = library() if is_plain(x) and is_plain(weight) and (bias is None or is_plain(bias)) else None
-    if lib is not None:
-        x = _as_type(x, compute_dtype(x))
-    if lib is None or not serves(x.dtype, x.device, geometry):
-        return _reference.depthwise_conv2d(x, weight, bias, geometry)
-    choice = by_torch(x.dtype, x.shape, geometry)
-    if choice.wholly:
-        return _by_torch(dense(x), weight, bias, geometry)
-    if not wants_gradients(x, weight, bias):
-        return _forward(lib, dense(x), weight, bias, geometry, choice)
-    y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry, lib, choice)
-    return y
+    return _gpu.depthwise_conv2d(x, weight, bias, geometry) if x.is_cuda else _reference.depthwise_conv2d(x, weight, bias, geometry)
 
 
 # --- forward and backward --------------------------------------------------------------------------------------------------

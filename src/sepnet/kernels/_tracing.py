@@ -19,5 +19,10 @@ def is_written_down() -> bool:
 
 
 def is_traced() -> bool:
-    """Whether a graph is being made, by torch.compile or for keeps."""
-    return torch.compiler.is_compiling() or is_written_down()
+    """Whether a graph is being made, by torch.compile or for keeps (torch.export counts as both)."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+    )
