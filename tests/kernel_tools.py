@@ -64,8 +64,15 @@ def threads(count: int) -> Iterator[None]:
 @contextlib.contextmanager
 def always_native() -> Iterator[None]:
     """``depthwise_conv2d`` takes the kernels even where PyTorch's operations are known to be faster."""
-    with mock.patch.object(_depthwise, "by_torch", return_value=_choice.ByTorch(forward=False, backward=False)):
+    native, choose = _choice.ByTorch(forward=False, backward=False), _depthwise._choice
+
+    def chosen(*of: Any) -> _choice.ByTorch | None:
+        return None if choose(*of) is None else native
+
+    with mock.patch.object(_depthwise, "by_torch", return_value=native), mock.patch.object(_depthwise, "_choice", chosen):
+        choose.cache_clear()
         yield
+    choose.cache_clear()  # what was asked while by_torch was another
 
 
 @contextlib.contextmanager
@@ -73,8 +80,10 @@ def poisoned_memory() -> Iterator[None]:
     """New tensors are filled with NaN, and bytes with ones: whoever reads memory that it has not written is found out."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
+    _native._kept.workspace = None
     try:
-        yield
+        with mock.patch.object(_native, "_MOST_KEPT", 0):  # the workspace too is new at each call
+            yield
     finally:
         torch.use_deterministic_algorithms(before)
 

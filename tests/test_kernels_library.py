@@ -18,7 +18,7 @@ from torch import Tensor
 
 import sepnet
 from cli_runner import invoke
-from kernel_tools import ISAS, LIBRARY, Problem, needs_library, threads
+from kernel_tools import ISAS, LIBRARY, Problem, instruction_set, needs_library, threads
 from sepnet import kernels
 from sepnet.errors import ConfigError
 from sepnet.kernels import _library, _native, _native_norm
@@ -291,6 +291,32 @@ def test_both_teams_give_the_same_bits() -> None:
 
 
 @needs_library
+@needs_library
+def test_each_thread_keeps_a_workspace_of_its_own() -> None:
+    first = _native.workspace(1000)
+    assert _native.workspace(500).data_ptr() == first.data_ptr()
+    assert _native.workspace(first.numel() + 1).numel() > first.numel()
+    others: list[Tensor] = []
+    thread = threading.Thread(target=lambda: others.append(_native.workspace(10)))
+    thread.start()
+    thread.join()
+    assert others[0].data_ptr() not in (first.data_ptr(), _native.workspace(10).data_ptr())
+
+
+@needs_library
+def test_a_large_workspace_is_not_kept() -> None:
+    before = _native.workspace(10)
+    assert _native.workspace(_native._MOST_KEPT + 1).numel() > _native._MOST_KEPT
+    assert _native.workspace(10) is before
+
+
+@needs_library
+def test_the_instruction_set_in_use_is_known() -> None:
+    for isa in ISAS:
+        with instruction_set(isa):
+            assert LIBRARY.isa_key == LIBRARY.handle.sepnet_isa() == isa.encode()
+
+
 @pytest.mark.usefixtures("team")
 def test_python_threads_compute_at_once_and_do_not_disturb_one_another() -> None:
     problems = [PROBLEM._replace(seed=seed, channels=9 + seed) for seed in range(3)]

@@ -7,7 +7,7 @@ other types, without a compiler at installation, without triton. ``why_not_nativ
 """
 
 from sepnet.kernels._choice import pooling_is_faster
-from sepnet.kernels._depthwise import depthwise_branches, depthwise_by_geometry, depthwise_conv2d, native_for
+from sepnet.kernels._depthwise import depthwise_branches, depthwise_by_geometry, depthwise_conv2d, fits, native_for
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._joined import joined_depthwise, joins
 from sepnet.kernels._library import isa_names, library, use, why_not_native
@@ -30,6 +30,7 @@ __all__ = [
     "depthwise_branches",
     "depthwise_by_geometry",
     "depthwise_conv2d",
+    "fits",
     "global_average",
     "gpu_path",
     "is_plain",

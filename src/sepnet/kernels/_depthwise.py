@@ -21,6 +21,7 @@ __all__ = [
     "depthwise_branches",
     "depthwise_by_geometry",
     "depthwise_conv2d",
+    "fits",
     "native_for",
     "serves",
 ]
@@ -118,7 +119,12 @@ def depthwise_branches(
 
 def native_for(x: Tensor) -> bool:
     """Whether the kernels would be given ``x``: a caller may then choose the form that suits them."""
-    return is_plain(x) and x.dtype in _TYPES and not is_traced() and not is_trifle(x) and library() is not None
+    return not is_traced() and is_plain(x) and x.dtype in _TYPES and not is_trifle(x) and library() is not None
+
+
+def fits(geometry: Geometry, channels: int, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether these are one filter for each of so many channels, of the kernel that ``geometry`` names: nobody looks again."""
+    return weight.shape == (channels, 1, *geometry.kernels[0]) and (bias is None or bias.shape == (channels,))
 
 
 # --- which path ------------------------------------------------------------------------------------------------------------
@@ -139,8 +145,8 @@ def _fits(geometry: Geometry) -> bool:
 
 def depthwise_by_geometry(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """The same for operands that go together, by the path that suits; the weights of several branches one after the other."""
-    plain = is_plain(x) and is_plain(weight) and (bias is None or is_plain(bias))
-    lib = library() if plain and not is_traced() else None
+    plain = not is_traced() and is_plain(x) and is_plain(weight) and (bias is None or is_plain(bias))
+    lib = library() if plain else None
     if lib is None:
         return _elsewhere(x, weight, bias, geometry)
     x = _as_type(x, compute_dtype(x))

@@ -14,7 +14,7 @@ from torch import Tensor
 from sepnet.kernels import _native, _native_norm
 from sepnet.kernels._autograd import Function, once_differentiable
 from sepnet.kernels._choice import has_few_channels, torch_backward_is_faster
-from sepnet.kernels._depthwise import serves
+from sepnet.kernels._depthwise import fits, serves
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._norm import Normalisation
@@ -29,6 +29,8 @@ def joins(
 ) -> bool:
     """Whether ``joined_depthwise`` takes these, and is the faster way."""
     if is_traced() or not is_plain(x) or x.dim() != 4 or not is_plain(weight) or not (bias is None or is_plain(bias)):
+        return False
+    if not fits(geometry, x.shape[1], weight, bias):
         return False
     lib, size, dtype = library(), (x.shape[2], x.shape[3]), compute_dtype(x)
     if (

@@ -13,8 +13,10 @@ _KINDS = (Tensor, torch.nn.Parameter)
 
 
 def is_plain(x: Tensor) -> bool:
-    """A tensor of PyTorch's own on the CPU: no subclass, which may stand for something else (FakeTensor, DTensor, ...)."""
-    return type(x) in _KINDS and x.is_cpu and x.layout is torch.strided
+    """A tensor of PyTorch's own on the CPU, with values in memory: no subclass, which may stand for something else (FakeTensor,
+    DTensor, ...), none of another layout (sparse, ...), and none that a transform of ``torch.func`` has left behind.
+    """
+    return type(x) in _KINDS and x.is_cpu and torch._C._has_storage(x)
 
 
 def is_trifle(x: Tensor) -> bool:

@@ -8,6 +8,7 @@ from sepnet.kernels import (
     Geometry,
     depthwise_by_geometry,
     depthwise_conv2d,
+    fits,
     is_written_down,
     pointwise_conv2d,
 )
@@ -37,18 +38,19 @@ class DepthwiseConv2d(nn.Conv2d):
         """What the kernels need to know of a layer with channel multiplier 1; None if the padding is not zeros, by numbers."""
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             return None
-        return Geometry(self.stride, (self.kernel_size,), (self.padding,), (self.dilation,), False)  # type: ignore[arg-type]  # pairs
+        stride, kernel, padding, dilation = map(tuple, (self.stride, self.kernel_size, self.padding, self.dilation))
+        return Geometry(stride, (kernel,), (padding,), (dilation,), False)  # type: ignore[arg-type]  # pairs
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H', W')."""
         geometry = self.geometry
-        if x.dim() != 4 or geometry is None or is_written_down():
+        if x.dim() != 4 or geometry is None or is_written_down() or x.shape[1] != self.groups:
             return super().forward(x)
-        weight = self.weight  # once: a parametrized one is computed whenever it is looked at
-        if x.shape[1] == self.in_channels == self.out_channels:  # on small maps the way through Python shows: the shortest
-            return depthwise_by_geometry(x, weight, self.bias, geometry)
+        weight, bias = self.weight, self.bias  # once: a parametrized one is computed whenever it is looked at
+        if fits(geometry, x.shape[1], weight, bias):  # on small maps the way through Python shows: the shortest
+            return depthwise_by_geometry(x, weight, bias, geometry)
         stride, padding, dilation = geometry.stride, geometry.paddings[0], geometry.dilations[0]
-        return depthwise_conv2d(x, weight, self.bias, stride=stride, padding=padding, dilation=dilation)
+        return depthwise_conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation)
 
 
 def depthwise(

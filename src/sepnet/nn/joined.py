@@ -37,8 +37,8 @@ def _side(norm: BatchNormReLU | None) -> Normalisation | None:
 
 
 def _geometry(x: Tensor, before: BatchNormReLU | None, conv: nn.Conv2d, after: BatchNormReLU | None) -> Geometry | None:
-    """The convolution's, if these layers can be joined at all."""
-    if (before is None and after is None) or not isinstance(conv, DepthwiseConv2d) or not is_open(conv, DepthwiseConv2d):
+    """The convolution's, if these layers can be joined at all; not between a normalisation and itself, which counts two batches."""
+    if before is after or not isinstance(conv, DepthwiseConv2d) or not is_open(conv, DepthwiseConv2d):
         return None
     if not is_open(before, BatchNormReLU) or not is_open(after, BatchNormReLU):
         return None
@@ -54,7 +54,7 @@ def normalised_pointwise(x: Tensor, conv: PointwiseConv2d, norm: BatchNormReLU) 
 
     Shape: (B, C, H, W) -> (B, N, H, W), or (B, N, H // 2, W // 2) where ``norm`` pools.
     """
-    few = pooling_is_faster(conv.in_channels, conv.out_channels)
+    few = isinstance(conv, PointwiseConv2d) and pooling_is_faster(conv.in_channels, conv.out_channels)
     plain = few and is_open(conv, PointwiseConv2d) and conv.bias is None and conv.stride == (1, 1)
     if plain and is_open(norm, BatchNormReLU) and norm.pool and norm.uses_batch:
         operands = x, conv.weight, norm.normalisation()
