@@ -29,6 +29,7 @@ __all__ = [
 
 _FEW_CHANNELS = 4  # as MAX_FOLDED of the kernels
 _MOST_PADDING, _MOST_PADDING_AVX2 = 6, 4  # beyond them oneDNN has only a way that is 4 to a hundred times slower
+_NARROW, _MIDDLING, _LEAST_OUTPUT = 2, 4, 8  # paddings with AVX-512, and the output from which on more than the second is no matter
 _LARGE_MAP = 32  # up to which the kernels' forward pass with 5x5 filters is faster than oneDNN's with AVX2
 _LARGE_MAP_STRIDE_2 = 32  # from which on it is with stride 2 and dilation 2
 _LARGE_MAP_3X3, _FEW_CHANNELS_3X3 = 56, 32  # from which map on, and up to how many channels, oneDNN's is the faster with 3x3
@@ -73,17 +74,31 @@ def has_few_channels(shape: Sequence[int]) -> bool:
 def torch_forward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
     """PyTorch's forward pass of (B, C, H, W) is the faster one for a single filter bank; with bf16, where the processor has it.
 
-    Not where the padding reaches over half of the map, or is more than 6 (4 with AVX2), nor for 3x3 on large maps, and with AVX2
+    Not where the padding is more than 6 (4 with AVX2) or much for a map of this size, nor for 3x3 on large maps, and with AVX2
     rarely for filters without dilation, nor for 3x3 of stride 2 and dilation 2 on the larger maps.
     """
     if len(geometry.kernels) > 1 or has_few_channels(shape) or shape[0] == 0:  # PyTorch's output of no images is not channels-last
         return False
-    padding = max(geometry.paddings[0])
     avx2 = _instructions() == "AVX2"
-    if padding > (_MOST_PADDING_AVX2 if avx2 else _MOST_PADDING) or 2 * padding >= min(shape[2:]):
+    if _is_padded_much(shape, geometry, avx2):
         return False
     ours = (avx2 and _is_for_our_avx2(shape, geometry)) or _is_for_our_avx512(dtype, shape, geometry)
     return not ours and _onednn_has(dtype)
+
+
+def _is_padded_much(shape: Sequence[int], geometry: Geometry, avx2: bool) -> bool:
+    """Whether oneDNN has only its slow way, or is slower on a map of a few pixels. With AVX-512 its blocks of results must not be
+    narrower than the padding (2,464 shapes were measured): the other way is 5 to 200 times slower.
+    """
+    padding, over_half = max(geometry.paddings[0]), 2 * max(geometry.paddings[0]) >= min(shape[2:])
+    if avx2:
+        return padding > _MOST_PADDING_AVX2 or over_half
+    if padding <= _NARROW:
+        return over_half
+    output = min(geometry.output_size(shape[2], shape[3]))
+    if padding <= _MIDDLING:
+        return over_half and output <= padding
+    return padding > _MOST_PADDING or output < _LEAST_OUTPUT
 
 
 def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
