@@ -120,7 +120,7 @@ def work_of(network: nn.Module, size: int) -> Work:
         return y
 
     patches: list[tuple[Any, str, Callable[..., Tensor]]] = [
-        (conv, "depthwise_conv2d", depthwise),
+        (conv, "depthwise_by_geometry", depthwise),
         (multiscale, "multiscale_branches", depthwise),
         (joined, "joined_depthwise", between),
         (joined, "pooled_pointwise", pooled),

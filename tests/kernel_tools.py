@@ -64,15 +64,9 @@ def threads(count: int) -> Iterator[None]:
 @contextlib.contextmanager
 def always_native() -> Iterator[None]:
     """``depthwise_conv2d`` takes the kernels even where PyTorch's operations are known to be faster."""
-    native, choose = _choice.ByTorch(forward=False, backward=False), _depthwise._choice
-
-    def chosen(*of: Any) -> _choice.ByTorch | None:
-        return None if choose(*of) is None else native
-
-    with mock.patch.object(_depthwise, "by_torch", return_value=native), mock.patch.object(_depthwise, "_choice", chosen):
-        choose.cache_clear()
+    native, choose = _choice.ByTorch(forward=False, backward=False), _depthwise.choose
+    with mock.patch.object(_depthwise, "choose", lambda *of: None if choose(*of) is None else native):
         yield
-    choose.cache_clear()  # what was asked while by_torch was another
 
 
 @contextlib.contextmanager

@@ -15,12 +15,13 @@ from unittest import mock
 
 import pytest
 import torch
+from torch import nn
 
 from benchmark_scripts import FOLDER, script, written
 from sepnet.kernels import library
 from sepnet.kernels._autograd import Function
 from sepnet.kernels._library import reference_wanted
-from sepnet.nn import joined
+from sepnet.nn import depthwise, joined
 
 SCRIPTS = ("augment", "inference", "kernels", "pointwise", "roofline", "run", "same_accuracy", "time_to_accuracy", "train_step")
 ON_A_GPU = ("gpu_kernels", "gpu_train_step")  # not among those of run.py
@@ -237,6 +238,14 @@ def test_roofline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     macs = sum(flops for flops, _ in work.products) / 2
     assert 2.5 < macs / 31_397_888 < 3  # three passes of the card's, without the depthwise ones'
     assert work.values > 0
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_roofline_counts_depthwise_layers_whoever_computes_them(size: int) -> None:
+    """At 8x8 PyTorch does, in both directions, with AVX-512."""
+    network = nn.Sequential(depthwise(64))
+    network.in_channels = 64  # type: ignore[assignment]
+    assert script("roofline").work_of(network, size).values == 4 * 64 * size**2  # x, y; x, dy: the image wants no gradient
 
 
 def test_roofline_counts_what_is_pooled_with_the_normalisation() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sepnet.kernels import _choice
+from sepnet.kernels._depthwise import choose
 from sepnet.kernels._geometry import Geometry
 
 FLOAT, BF16 = torch.float32, torch.bfloat16
@@ -135,8 +136,8 @@ def test_the_choice_is_kept_for_each_type_shape_and_geometry() -> None:
             for geometry in (plain(3), plain(3, dilation=7), plain(3, stride=2)):
                 directions = (_choice.torch_forward_is_faster, _choice.torch_backward_is_faster)
                 wanted = tuple(faster(dtype, shape, geometry) for faster in directions)
-                assert _choice.by_torch(dtype, shape, geometry) == wanted
-                assert _choice.by_torch(dtype, torch.Size(shape), geometry) == wanted
+                assert choose(dtype, shape, geometry) == wanted
+                assert choose(dtype, torch.Size(shape), geometry) is choose(dtype, shape, geometry)
 
 
 def test_this_processor_has_a_name() -> None:

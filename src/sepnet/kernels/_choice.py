@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import Enum
-from functools import cache, lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -60,9 +60,8 @@ class ByTorch(NamedTuple):
         return self.forward and (self.backward or not torch.is_grad_enabled())
 
 
-@lru_cache(maxsize=1024)
 def by_torch(dtype: torch.dtype, shape: tuple[int, ...], geometry: Geometry) -> ByTorch:
-    """The choice for a convolution of (B, C, H, W), kept: a network asks the same of each layer at every step."""
+    """The choice for a convolution of (B, C, H, W)."""
     return ByTorch(torch_forward_is_faster(dtype, shape, geometry), torch_backward_is_faster(dtype, shape, geometry))
 
 
@@ -90,7 +89,8 @@ def _is_padded_much(shape: Sequence[int], geometry: Geometry, avx2: bool) -> boo
     """Whether oneDNN has only its slow way, or is slower on a map of a few pixels. With AVX-512 its blocks of results must not be
     narrower than the padding (2,464 shapes were measured): the other way is 5 to 200 times slower.
     """
-    padding, over_half = max(geometry.paddings[0]), 2 * max(geometry.paddings[0]) >= min(shape[2:])
+    padding = max(geometry.paddings[0])
+    over_half = 2 * padding >= min(shape[2:])
     if avx2:
         return padding > _MOST_PADDING_AVX2 or over_half
     if padding <= _NARROW:

@@ -18,12 +18,12 @@ from sepnet.kernels._tensors import compute_dtype, dense, is_plain, is_trifle, w
 from sepnet.kernels._tracing import is_traced, is_written_down
 
 __all__ = [
+    "choose",
     "depthwise_branches",
     "depthwise_by_geometry",
     "depthwise_conv2d",
     "fits",
     "native_for",
-    "serves",
 ]
 
 _TYPES = (torch.float32, torch.bfloat16)
@@ -130,12 +130,14 @@ def fits(geometry: Geometry, channels: int, weight: Tensor, bias: Tensor | None)
 # --- which path ------------------------------------------------------------------------------------------------------------
 
 
-def serves(dtype: torch.dtype, device: torch.device, geometry: Geometry) -> bool:
-    """Whether the kernels take such a convolution."""
-    return device.type == "cpu" and dtype in _TYPES and _fits(geometry)
+@lru_cache(maxsize=1024)
+def choose(dtype: torch.dtype, shape: tuple[int, ...], geometry: Geometry) -> ByTorch | None:
+    """Which way a convolution of (B, C, H, W) goes on the CPU; None if the kernels do not take it. A network asks the same of each
+    layer at every step.
+    """
+    return by_torch(dtype, shape, geometry) if dtype in _TYPES and _fits(geometry) else None
 
 
-@lru_cache(maxsize=512)
 def _fits(geometry: Geometry) -> bool:
     if len(geometry.kernels) > MAX_BRANCHES or max(map(max, geometry.kernels)) > MAX_KERNEL or max(geometry.stride) > _MAX_STRIDE:
         return False
@@ -150,7 +152,7 @@ def depthwise_by_geometry(x: Tensor, weight: Tensor, bias: Tensor | None, geomet
     if lib is None:
         return _elsewhere(x, weight, bias, geometry)
     x = _as_type(x, compute_dtype(x))
-    choice = _choice(x.dtype, x.shape, geometry)
+    choice = choose(x.dtype, x.shape, geometry)
     if choice is None:
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
     if choice.wholly:
@@ -159,12 +161,6 @@ def depthwise_by_geometry(x: Tensor, weight: Tensor, bias: Tensor | None, geomet
         return _forward(lib, dense(x), weight, bias, geometry, choice)
     y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry, lib, choice)
     return y
-
-
-@lru_cache(maxsize=1024)
-def _choice(dtype: torch.dtype, shape: tuple[int, ...], geometry: Geometry) -> ByTorch | None:
-    """Of the way, for a convolution on the CPU; None if the kernels do not take it."""
-    return by_torch(dtype, shape, geometry) if dtype in _TYPES and _fits(geometry) else None
 
 
 def _elsewhere(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -289,10 +285,10 @@ def _conv_op(
     interleaved: bool,
 ) -> Tensor:
     geometry = _geometry(stride, kernels, paddings, dilations, interleaved)
-    lib = library()
-    if lib is None or not serves(x.dtype, x.device, geometry):
+    lib, choice = library(), choose(x.dtype, x.shape, geometry) if x.is_cpu else None
+    if lib is None or choice is None:
         return dense(_reference.depthwise_conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry))
-    return _forward(lib, dense(x), weight, bias, geometry, by_torch(x.dtype, x.shape, geometry))
+    return _forward(lib, dense(x), weight, bias, geometry, choice)
 
 
 @_conv_op.register_fake
@@ -323,9 +319,8 @@ def _backward_op(
     interleaved: bool,
 ) -> tuple[Tensor, Tensor]:
     geometry = _geometry(stride, kernels, paddings, dilations, interleaved)
-    lib = library()
-    if lib is not None and serves(x.dtype, x.device, geometry):
-        choice = by_torch(x.dtype, x.shape, geometry)
+    lib, choice = library(), choose(x.dtype, x.shape, geometry) if x.is_cpu else None
+    if lib is not None and choice is not None:
         grad_x, grad_weight, _ = _backward(lib, dense(x), weight, grad, geometry, choice, (True, True, False))
         assert grad_x is not None
         assert grad_weight is not None

@@ -14,7 +14,7 @@ from torch import Tensor
 from sepnet.kernels import _native, _native_norm
 from sepnet.kernels._autograd import Function, once_differentiable
 from sepnet.kernels._choice import has_few_channels, torch_backward_is_faster
-from sepnet.kernels._depthwise import fits, serves
+from sepnet.kernels._depthwise import choose, fits
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._norm import Normalisation
@@ -36,7 +36,7 @@ def joins(
     if (
         lib is None
         or min(x.shape) == 0
-        or not serves(dtype, x.device, geometry)
+        or choose(dtype, x.shape, geometry) is None
         or torch_backward_is_faster(dtype, x.shape, geometry)
         or has_few_channels(x.shape)
     ):

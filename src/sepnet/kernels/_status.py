@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from sepnet.kernels._choice import MOST_FEW, Way, by_torch, has_few_channels, pointwise_way
-from sepnet.kernels._depthwise import serves
+from sepnet.kernels._choice import MOST_FEW, Way, has_few_channels, pointwise_way
+from sepnet.kernels._depthwise import choose
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._gpu import why_not_triton
 from sepnet.kernels._library import library, why_not_native
@@ -85,10 +85,11 @@ def _depthwise_path(
     label = str(dtype).removeprefix("torch.")
     if reason is not None:
         return KernelPath(name, label, "PyTorch", "PyTorch", reason)
-    if not serves(dtype, _CPU, geometry):
-        return KernelPath(name, label, "PyTorch", "PyTorch", "kernels reach to 7x7")
     shape = (2, channels, size, size)
-    forward, backward = by_torch(dtype, shape, geometry)
+    choice = choose(dtype, shape, geometry)
+    if choice is None:
+        return KernelPath(name, label, "PyTorch", "PyTorch", "kernels reach to 7x7")
+    forward, backward = choice
     if forward and backward:
         why = "PyTorch is as fast or faster here in both"
     elif forward:
