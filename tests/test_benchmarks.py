@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,17 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
-from torch import nn
 
 from benchmark_scripts import FOLDER, script, written
 from sepnet.kernels import library
-from sepnet.kernels._autograd import Function
 from sepnet.kernels._library import reference_wanted
-from sepnet.nn import depthwise, joined
 
 SCRIPTS = ("augment", "inference", "kernels", "pointwise", "roofline", "run", "same_accuracy", "time_to_accuracy", "train_step")
 ON_A_GPU = ("gpu_kernels", "gpu_train_step")  # not among those of run.py
@@ -223,53 +218,6 @@ def test_same_accuracy_compares_means() -> None:
         "net, bf16: +1.00 points with the kernels, within two standard errors of 0"
     ]
     assert script("same_accuracy").difference(runs[:3], "net", "bf16") is None
-
-
-def test_roofline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every convolution and normalisation is counted, joined or not, and the parts make up the step."""
-    roofline = script("roofline")
-    roofline.main(["--quick", "--networks", "separable_cnn", "--output", str(tmp_path), "--threads", "1"])
-    assert "| separable_cnn |" in capsys.readouterr().out
-    (row,) = json.loads((tmp_path / "roofline-1-thread.json").read_text())["figures"]
-    assert row["step_ms"] == pytest.approx(sum(group["ms"] for group in row["groups"].values()), rel=1e-6)
-    network = script("_describe").build("separable_cnn", size=32, num_classes=10).train()
-    work = roofline.work_of(network, 32)
-    assert len(work.products) == 3 * 10 - 1  # 9 dense and pointwise convolutions and a linear layer; the image wants no gradient
-    macs = sum(flops for flops, _ in work.products) / 2
-    assert 2.5 < macs / 31_397_888 < 3  # three passes of the card's, without the depthwise ones'
-    assert work.values > 0
-
-
-@pytest.mark.parametrize("size", [8, 16])
-def test_roofline_counts_depthwise_layers_whoever_computes_them(size: int) -> None:
-    """At 8x8 PyTorch does, in both directions, with AVX-512."""
-    network = nn.Sequential(depthwise(64))
-    network.in_channels = 64  # type: ignore[assignment]
-    assert script("roofline").work_of(network, size).values == 4 * 64 * size**2  # x, y; x, dy: the image wants no gradient
-
-
-def test_roofline_counts_what_is_pooled_with_the_normalisation() -> None:
-    roofline = script("roofline")
-    network = script("_describe").build("multiscale_concat", size=32, num_classes=10).train()
-    work = roofline.work_of(network, 32)
-    with mock.patch.object(joined, "pools", return_value=False):
-        apart = roofline.work_of(network, 32)
-    assert len(work.products) == len(apart.products) - 3 == 3 * 5  # two pointwise convolutions and three linear layers
-    small, large = 6 * 32 * 32, 32 * 32 * 32  # values of the first unit's maps between the convolutions, before pooling
-    assert apart.values - work.values == (5 * large + 3 * large // 4) - (5 * small + 2 * large // 4)
-
-
-def test_roofline_knows_every_function_of_the_kernels() -> None:
-    roofline = script("roofline")
-    functions = [*torch.autograd.Function.__subclasses__(), *Function.__subclasses__()]
-    modules = {f.__name__: f.__module__ for f in functions if f is not Function}
-    found = [name for name, module in modules.items() if module.startswith("sepnet.kernels") and module != "sepnet.kernels._gpu"]
-    assert len(found) >= 8
-    for name in found:
-        assert any(known in name for known in (*roofline._PRODUCT_OPS, *roofline._OURS, *roofline._OTHER_OPS)), name
-
-
-# --- on a GPU, as far as it goes without one -------------------------------------------------------------------------------
 
 
 def test_the_shapes_for_a_gpu_are_listed_without_one() -> None:
