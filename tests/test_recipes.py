@@ -99,6 +99,13 @@ def test_saved_and_loaded(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert merge(TrainConfig(data="other"), load_yaml(path), "there") == config
 
 
+@pytest.mark.parametrize("name", ["1e5", "0E0", "-1e-3", "1.5", "12", "null", "yes", "1e5x"])
+def test_a_name_that_looks_like_something_else_stays_a_text(tmp_path: Path, name: str) -> None:
+    config, path = merge(BASE, {"data": name, "model_options": {name: name}}, "here"), tmp_path / "config.yaml"
+    save_yaml(config, path)
+    assert merge(TrainConfig(data="other"), load_yaml(path), "there") == config
+
+
 def test_a_folder_name_that_is_no_text(tmp_path: Path) -> None:
     config, path = merge(BASE, {"data": "photos/caf\udce9\n"}, "here"), tmp_path / "config.yaml"
     save_yaml(config, path)

@@ -65,6 +65,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """With quotes around texts that the loader would take for numbers."""
+
+
 class TrainConfig(FitConfig, AugmentConfig):
     """Everything that decides the result of a run; two runs with equal configurations and data have equal weights."""
 
@@ -97,7 +101,8 @@ class TrainConfig(FitConfig, AugmentConfig):
 
 
 # 1e-3 is a number in YAML 1.2 and for everybody who writes one; PyYAML's 1.1 takes it as text
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
 def merge(base: TrainConfig, changes: Mapping[str, Any], where: str | None = None) -> TrainConfig:
@@ -158,5 +163,5 @@ def load_yaml(path: Path) -> dict[str, Any]:
 def save_yaml(config: TrainConfig, path: Path) -> None:
     """Write the resolved configuration; ``--config`` reads it back. Raises OutputError."""
     # ASCII: PyYAML does not read back all the Unicode that it writes (line separators)
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=False)
+    text = yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=False)
     atomic_write(path, lambda file: file.write(text.encode()))
