@@ -30,9 +30,10 @@ static float random_float(void) { return (float)pick(-1000, 1000) / 500.0f; }
 
 static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* Half of them begin with a cache line, as PyTorch's do, and are written line by line where they are large. */
 static void *block(int64_t bytes) {
-    void *memory = malloc((size_t)bytes);
-    if (!memory && bytes) abort();
+    void *memory;
+    if (posix_memalign(&memory, pick(0, 1) ? 64 : 16, (size_t)bytes)) abort();
     if (bytes) memset(memory, 0xff, (size_t)bytes);
     return memory;
 }
@@ -105,6 +106,7 @@ static sepnet_branch random_branch(void) {
 static sepnet_depthwise random_depthwise(void) {
     sepnet_depthwise d = {.batch = pick(0, 3), .channels = pick(1, 35), .stride_h = pick(1, 3), .stride_w = pick(1, 3)};
     if (pick(0, 3) == 0) d.batch = pick(0, 20), d.channels = pick(1, 4); /* images that share a vector */
+    if (pick(0, 3) == 0) d.channels = 16 * pick(1, 4);                                       /* whole cache lines */
     d.branches = (int32_t)pick(1, 4), d.interleaved = (int32_t)pick(0, 1), d.dtype = (int32_t)pick(0, 1), d.threads = the_threads;
     do {
         d.branch[0] = random_branch();

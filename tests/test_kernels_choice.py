@@ -78,6 +78,16 @@ def test_forward(processor: str, geometry: Geometry, side: int, avx2: bool, othe
         (plain(3), (128, 128, 16, 16), False, True),
         (plain(3), (128, 191, 32, 32), False, True),
         (plain(3), (128, 512, 16, 16), False, False),
+        (plain(3), (256, 128, 16, 16), False, False),  # 16 MiB of results in bf16
+        (plain(3), (256, 144, 16, 16), False, True),  # no whole cache lines
+        (plain(3), (128, 32, 32, 32), False, True),
+        (plain(3), (127, 32, 32, 32), True, True),
+        (plain(3), (256, 24, 32, 32), True, True),
+        (plain(3, dilation=2), (128, 64, 32, 32), False, True),
+        (plain(3, dilation=2), (128, 32, 32, 32), True, True),
+        (plain(3, dilation=2), (128, 272, 32, 32), True, True),
+        (plain(3, dilation=3), (128, 64, 32, 32), True, True),
+        (plain(3, dilation=2, stride=2), (512, 64, 32, 32), True, True),
         (plain(3), (256, 512, 8, 8), True, True),  # both directions are PyTorch's
         (plain(3), (128, 513, 16, 16), True, True),
         (plain(3), (128, 127, 32, 32), True, True),

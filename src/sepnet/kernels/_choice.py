@@ -36,6 +36,9 @@ _LARGE_MAP_3X3, _FEW_CHANNELS_3X3 = 56, 32  # from which map on, and up to how m
 # with AVX-512: channels and bytes of a map from which on, and channels up to which, the kernels' forward pass is faster with 3x3
 _LEAST_CHANNELS, _LEAST_CHANNELS_BF16, _MOST_CHANNELS = 128, 192, 512
 _LARGE_BYTES, _LARGE_BYTES_STRIDE_2 = 12 << 20, 32 << 20
+_LARGE_RESULTS, _CACHE_LINE = 16 << 20, 64  # bytes: from which on the kernels gain most by writing whole lines past the caches
+_FEWEST_CHANNELS_3X3 = 32  # from which on their forward pass is faster there in fp32
+_FEWEST_DILATED, _MOST_DILATED = 64, 256  # the same with dilation 2
 _SMALL_MAP = 16  # pixels of a map up to which a pointwise convolution in bf16 is a matrix product
 # channels, pixels of a batch and multiplications from which on the kernels' pointwise convolutions are faster than oneDNN's
 _FEWEST_CHANNELS, _FEWEST_PIXELS, _FEWEST_PRODUCTS = 32, 512, 1 << 23
@@ -116,17 +119,31 @@ def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
 
 
 def _is_for_our_avx512(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
-    """3x3 without dilation on maps of many bytes and neither few nor very many channels: oneDNN's forward pass takes 0.93 to 1.5
-    times as long; on others 0.5 to 1.4 times. Not where oneDNN's backward pass serves, of whose weights the output must be.
+    """3x3 on maps of many bytes and neither few nor very many channels. Where results are 16 MiB and more, oneDNN's forward pass
+    takes 0.88 to 2.0 times as long (179 shapes, medians of a type and stride 1.2 to 1.5), with dilation 2 in fp32 0.87 to 1.5 times
+    (40 shapes, 1.18); on smaller maps 0.93 to 1.5 times; on others 0.5 to 1.4. Not where oneDNN's backward pass serves, of whose
+    weights the output must be.
     """
-    stride = max(geometry.stride)
-    if geometry.kernels[0] != (3, 3) or geometry.dilations[0] != (1, 1) or stride > 2 or _instructions() != "AVX512":
+    stride, half = max(geometry.stride), dtype == torch.bfloat16
+    if geometry.kernels[0] != (3, 3) or stride > 2 or _instructions() != "AVX512":
         return False
-    size = math.prod(shape) * dtype.itemsize
     if torch_backward_is_faster(dtype, shape, geometry):
         return False
-    least = _LEAST_CHANNELS_BF16 if dtype == torch.bfloat16 and stride == 1 else _LEAST_CHANNELS
-    return least <= shape[1] <= _MOST_CHANNELS and size >= (_LARGE_BYTES if stride == 1 else _LARGE_BYTES_STRIDE_2)
+    large_results = _has_large_results(dtype, shape, geometry)
+    if geometry.dilations[0] != (1, 1):
+        measured = geometry.dilations[0] == (2, 2) and stride == 1 and not half
+        return measured and large_results and _FEWEST_DILATED <= shape[1] <= _MOST_DILATED
+    if large_results:
+        return (_LEAST_CHANNELS if half else _FEWEST_CHANNELS_3X3) <= shape[1] <= _MOST_CHANNELS
+    least = _LEAST_CHANNELS_BF16 if half and stride == 1 else _LEAST_CHANNELS
+    large = math.prod(shape) * dtype.itemsize >= (_LARGE_BYTES if stride == 1 else _LARGE_BYTES_STRIDE_2)
+    return large and least <= shape[1] <= _MOST_CHANNELS
+
+
+def _has_large_results(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
+    """Whether the kernels write whole lines past the caches (results.h), and so many that it makes them faster than oneDNN."""
+    pixel = shape[1] * dtype.itemsize
+    return pixel % _CACHE_LINE == 0 and shape[0] * math.prod(geometry.output_size(shape[2], shape[3])) * pixel >= _LARGE_RESULTS
 
 
 def torch_backward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:

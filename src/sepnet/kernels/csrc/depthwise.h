@@ -34,7 +34,7 @@ static void forward_task(const job_state *s, const task *at, float *scratch, int
         for (int j = 0; j < conv->branches; j++) {
             int64_t channel = output_channel(conv, at->channel, j);
             destination to = {s->y, (at->image * conv->out_h + row) * out_row + channel, out_row, out_col, step, at->lanes,
-                              conv->dtype, at->images, conv->out_h * out_row};
+                              conv->dtype, at->images, conv->out_h * out_row, s->stream};
             patch p = task_patch(s, at);
             p.at = scratch + (row * conv->stride_h - in.first_row) * in.cols * in.pixel;
             p.row = conv->stride_h * in.cols * in.pixel, p.col = conv->stride_w * in.pixel;
@@ -49,7 +49,7 @@ static void forward_task(const job_state *s, const task *at, float *scratch, int
 /* Zeros for the pixels that no tap sees, on the way to the seen rows [row0, row1): over all of them, as those follow at once. */
 static void clear_gradient(const job_state *s, const task *at, int64_t row0, int64_t row1) {
     const lattice *l = &s->seen;
-    if (l->every_row * l->every_col == 1) return;
+    if (sees_all(l)) return;
     int64_t first = row0 == 0 ? 0 : l->first_row + row0 * l->every_row;
     int64_t last = row1 == s->conv->in_h ? l->map_h : l->first_row + row1 * l->every_row;
     int64_t channels = (at->blocks - 1) * VL + at->lanes, pixels = (last - first) * l->map_w;
@@ -73,7 +73,7 @@ static void input_gradient(const job_state *s, const task *at, plane g, const fl
             if (row >= row1) continue;
             int64_t index = seen_element(l, at->image, row, c) + at->channel;
             destination to = {s->grad_x, index, sh * row_step(l), sw * col_step(l), 1, at->lanes, conv->dtype, at->images,
-                              image_step(l)};
+                              image_step(l), s->stream};
             patch p = task_patch(s, at);
             p.at = grad + (row / sh - g.first_row) * g.cols * g.pixel;
             p.row = g.cols * g.pixel, p.col = g.pixel;
@@ -171,6 +171,7 @@ static void forward_part(void *context, int64_t part, sepnet_worker worker) {
         task at = nth_task(s, i);
         forward_task(s, &at, scratch, part);
     }
+    if (s->stream) stream_fence();
 }
 
 static void backward_part(void *context, int64_t part, sepnet_worker worker) {
@@ -184,6 +185,7 @@ static void backward_part(void *context, int64_t part, sepnet_worker worker) {
         task at = nth_task(s, i);
         backward_task(s, &at, scratch, sums, part);
     }
+    if (s->stream) stream_fence();
 }
 
 enum { ALIGN = 64 };
@@ -314,6 +316,15 @@ static void lay_out(job_state *s, void *workspace, int backward) {
     s->scratch = at + joined_bytes(s);
 }
 
+/* Whether results are read again while they are in cache. */
+static int sums_follow(const job_state *s) { return s->joined && s->joined->sums; }
+
+/* Whether results, so many a pixel, are written past the caches. */
+static int is_streamed(const job_state *s, int64_t height, int64_t width, int64_t channels) {
+    const sepnet_depthwise *conv = s->conv;
+    return !sums_follow(s) && conv->batch * height * width * channels * (int64_t)element_size(conv->dtype) >= STREAM_BYTES;
+}
+
 static void depthwise_forward(const sepnet_depthwise *whole, const sepnet_joined *joined, const void *x, const float *weight,
                               const float *bias, void *y, void *workspace) {
     lattice seen;
@@ -326,9 +337,10 @@ static void depthwise_forward(const sepnet_depthwise *whole, const sepnet_joined
     pack_weights(&s, weight);
     pack_biases(&s);
     clear_joined_sums(&s);
-    if (joined && joined->sums) find_origins(&s);
+    if (sums_follow(&s)) find_origins(&s);
+    s.stream = is_streamed(&s, conv->out_h, conv->out_w, conv->channels * conv->branches);
     sepnet_run_parts(forward_part, &s, s.parts, conv->threads);
-    if (joined && joined->sums) finish_output_sums(&s);
+    if (sums_follow(&s)) finish_output_sums(&s);
 }
 
 static void depthwise_backward(const sepnet_depthwise *whole, const sepnet_joined *joined, const void *x, const float *weight,
@@ -345,7 +357,8 @@ static void depthwise_backward(const sepnet_depthwise *whole, const sepnet_joine
             backward_taps(conv, p, s.grad_floats, r, c, &s.classes[r * conv->stride_w + c]);
     pack_weights(&s, weight);
     clear_joined_sums(&s);
+    s.stream = sees_all(&seen) && is_streamed(&s, conv->in_h, conv->in_w, conv->channels); /* else zeros have just been written */
     sepnet_run_parts(backward_part, &s, s.parts, conv->threads);
     unpack_sums(&s, grad_weight, grad_bias);
-    if (joined && joined->sums) reduce_joined_sums(&s, 1, joined->sums, joined->sums + conv->channels);
+    if (sums_follow(&s)) reduce_joined_sums(&s, 1, joined->sums, joined->sums + conv->channels);
 }

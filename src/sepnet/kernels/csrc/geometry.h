@@ -1,10 +1,15 @@
 /* Where a depthwise convolution's taps, planes, bands and tasks lie. Nothing here touches a tensor. */
 
 enum { BAND_BYTES = 384 << 10 };  /* of planes a task: within the L2 cache of one core */
-enum { CACHE_LINE = 64 };         /* bytes */
 enum { SPARSE = 4 };              /* cache lines of a pixel: fewer, in a larger map, leave the hardware's prefetcher behind */
 enum { MAX_FOLDED = 4 };          /* channels: with so few, several images share a vector */
 enum { PARTS_PER_THREAD = 2 };    /* evens out threads that are disturbed; parts are fixed, so sums keep their order */
+
+/* Bytes of a map of results from which on they are written past the caches: whoever reads them next will not find them there anyway,
+ * and a line that is to be overwritten is not read first. (Tests set less.) */
+#ifndef STREAM_BYTES
+#define STREAM_BYTES (8 << 20)
+#endif
 
 /* Rows and columns of an unpacked plane, and where it begins in the map it was taken from. */
 typedef struct {
@@ -53,6 +58,7 @@ typedef struct {
     int64_t blocks, filter_taps, parts, scratch_bytes, x_floats, grad_floats; /* floats: of the largest band's plane */
     cut cut;
     int want_x, want_weight, want_bias;
+    int stream; /* results are written past the caches */
 } job_state;
 
 static int64_t greatest_common_divisor(int64_t a, int64_t b) { return b == 0 ? a : greatest_common_divisor(b, a % b); }
@@ -93,6 +99,8 @@ static sepnet_depthwise of_seen_pixels(const sepnet_depthwise *conv, lattice *se
     }
     return smaller;
 }
+
+static int sees_all(const lattice *l) { return l->every_row * l->every_col == 1; }
 
 /* Elements of the map of inputs from image to image, from row to row and from pixel to pixel of those seen. */
 static int64_t image_step(const lattice *l) { return l->map_h * l->map_w * l->map_channels; }

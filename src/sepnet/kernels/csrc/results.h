@@ -6,6 +6,7 @@ typedef struct {
     int64_t index, row, col, step; /* element of the first result; elements from row to row, pixel to pixel, channel to channel */
     int lanes, dtype;      /* lanes: of the last block */
     int64_t images, image; /* how many; elements from one to the next */
+    int stream;            /* past the caches, where whole blocks fill whole cache lines */
 } destination;
 
 /* The images' shares of a row of vectors. */
@@ -47,7 +48,7 @@ static void compute_segments(patch p, const taps *t) {
 
 /* One block by way of `spare`, which holds the patch as float vectors. */
 static void compute_apart(patch p, const taps *t, const destination *to, int64_t index, int lanes, float *spare) {
-    p.to = (char *)spare, p.to_row = p.cols * VL, p.to_col = VL, p.blocks = 1, p.dtype = SEPNET_FLOAT32;
+    p.to = (char *)spare, p.to_row = p.cols * VL, p.to_col = VL, p.blocks = 1, p.dtype = SEPNET_FLOAT32, p.stream = 0;
     compute_segments(p, t);
     for (int64_t r = 0; r < p.rows; r++) {
         const vf *row = (const vf *)(spare + r * p.cols * VL);
@@ -60,12 +61,20 @@ static void compute_apart(patch p, const taps *t, const destination *to, int64_t
     }
 }
 
+/* Whether `blocks` whole blocks of a patch are whole cache lines at each of its results. */
+static int fills_lines(const patch *p, int64_t blocks) {
+    const int64_t size = (int64_t)element_size(p->dtype), vectors = line_vectors(p->dtype);
+    if (vectors == 0 || blocks % vectors) return 0;
+    return ((intptr_t)p->to | p->to_row * size | p->to_col * size) % CACHE_LINE == 0;
+}
+
 /* `spare`: for blocks that are not whole vectors of neighbouring channels, and for bfloat16 results from several segments. */
 static void compute(patch p, const taps *t, const destination *to, float *spare) {
     const int direct = to->step == 1 && (t->segments <= 1 || to->dtype == SEPNET_FLOAT32);
     int64_t blocks = p.blocks, whole = direct ? blocks - (to->lanes < VL) : 0;
     p.to = (char *)to->map + to->index * (int64_t)element_size(to->dtype);
     p.to_row = to->row, p.to_col = to->col, p.blocks = whole, p.dtype = to->dtype;
+    p.stream = to->stream && t->segments <= 1 && fills_lines(&p, whole);
     if (whole > 0) compute_segments(p, t);
     p.at += whole * VL, p.weight += whole * p.weight_step, p.start += whole * p.start_step;
     for (int64_t b = whole; b < blocks; b++) {

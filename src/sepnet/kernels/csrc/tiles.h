@@ -7,14 +7,14 @@
 /* A rectangle of results of neighbouring blocks of channels: planes at `at`, `row` and `col` floats from one result to the next;
  * memory at `to`, `to_row` and `to_col` elements from one to the next. A block's weights lie `weight_step` floats behind those of
  * the one before, the values that its sums start from `start_step`. One segment of the taps is gone through; where an earlier one
- * has been, its sums lie in `to` as floats (resume). */
+ * has been, its sums lie in `to` as floats (resume). Results that fill cache lines may be written past the caches (stream). */
 typedef struct {
     const float *at, *weight, *start;
     ptrdiff_t row, col, weight_step, start_step;
     char *to;
     int64_t to_row, to_col, rows, cols, blocks;
     int64_t segment, first_tap;
-    int dtype, resume;
+    int dtype, resume, stream;
 } patch;
 
 enum { TILE = VL >= 16 ? 16 : 8 }; /* results; AVX-512 has 32 registers, AVX2 16 */
@@ -53,20 +53,42 @@ INLINE void end_tile(const vf *sum, const patch *p, char *to, const int R, const
     TIMES_TILE(STORE)
 }
 
+/* The same past the caches. Half-written lines would go to memory as halves: the blocks that make a line are gathered in `lines`, one
+ * a result, and written with the last of them. */
+INLINE void stream_tile(const vf *sum, const patch *p, char *to, char *lines, int64_t block, const int R, const int C, const int dtype) {
+    const int64_t size = (int64_t)element_size(dtype), vectors = line_vectors(dtype), place = block % vectors * VL * size;
+    char *line = to - place;
+#define GATHER(i) \
+    if (i < R * C) store_lanes(lines + i * CACHE_LINE + place, 0, VL, dtype, sum[i]);
+#define STREAM(i) \
+    if (i < R * C) stream_line(line + ((i / C) * p->to_row + (i % C) * p->to_col) * size, lines + i * CACHE_LINE);
+    TIMES_TILE(GATHER)
+    if (place + VL * size < CACHE_LINE) return;
+    TIMES_TILE(STREAM)
+}
+
+INLINE void finish_tile(const vf *sum, const patch *p, char *to, char *lines, int64_t block, const int R, const int C, const int dtype) {
+    if (p->stream)
+        stream_tile(sum, p, to, lines, block, R, C, dtype);
+    else
+        end_tile(sum, p, to, R, C, dtype);
+}
+
 /* The tile at row r, column c of a patch, block by block; `products` goes through the taps: from `at`, `weights` to `sum`. */
 #define FOR_BLOCKS(p, r, c, R, C, products)                                                                      \
     do {                                                                                                         \
         const float *at = p->at + (r) * p->row + (c) * p->col, *weights = p->weight, *start = p->start;          \
         const int64_t size = (int64_t)element_size(p->dtype);                                                    \
         char *to = p->to + ((r) * p->to_row + (c) * p->to_col) * size;                                           \
+        char lines[TILE * CACHE_LINE] __attribute__((aligned(CACHE_LINE)));                                      \
         for (int64_t b = 0; b < p->blocks; b++) {                                                                \
             vf sum[TILE];                                                                                        \
             begin_tile(sum, p, to, start, R, C);                                                                 \
             products;                                                                                            \
             if (p->dtype == SEPNET_BFLOAT16)                                                                     \
-                end_tile(sum, p, to, R, C, SEPNET_BFLOAT16);                                                     \
+                finish_tile(sum, p, to, lines, b, R, C, SEPNET_BFLOAT16);                                        \
             else                                                                                                 \
-                end_tile(sum, p, to, R, C, SEPNET_FLOAT32);                                                      \
+                finish_tile(sum, p, to, lines, b, R, C, SEPNET_FLOAT32);                                         \
             at += VL, weights += p->weight_step, start += p->start_step, to += VL * size;                        \
         }                                                                                                        \
     } while (0)

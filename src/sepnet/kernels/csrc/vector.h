@@ -167,6 +167,38 @@ INLINE float load_one(const void *base, int64_t index, int dtype) {
     return value;
 }
 
+/* --- whole cache lines past the caches ------------------------------------------------------------------------------------ */
+
+enum { CACHE_LINE = 64 }; /* bytes */
+
+/* Vectors of VL results that make a line; 0 where lines cannot be written so. */
+INLINE int64_t line_vectors(int dtype) {
+#if defined(HAVE_AVX512) || defined(HAVE_AVX2)
+    return CACHE_LINE / (VL * (int64_t)element_size(dtype));
+#else
+    (void)dtype;
+    return 0;
+#endif
+}
+
+/* A line at a multiple of its size, without reading what was there. Others see it after stream_fence. */
+INLINE void stream_line(void *to, const void *from) {
+#if defined(HAVE_AVX512)
+    _mm512_stream_si512(to, *(const __m512i *)from);
+#elif defined(HAVE_AVX2)
+    _mm256_stream_si256(to, *(const __m256i *)from);
+    _mm256_stream_si256((__m256i *)to + 1, *((const __m256i *)from + 1));
+#else
+    memcpy(to, from, CACHE_LINE);
+#endif
+}
+
+INLINE void stream_fence(void) {
+#if defined(HAVE_AVX512) || defined(HAVE_AVX2)
+    _mm_sfence();
+#endif
+}
+
 /* Asks the memory for `bytes` from `at` on, for the L2 cache; returns their end. */
 INLINE const char *fetch(const char *at, size_t bytes) {
     for (size_t done = 0; done < bytes; done += 64) __builtin_prefetch(at + done, 0, 2);
