@@ -11,32 +11,46 @@ import pytest
 from cli_runner import error_of, invoke
 
 RESULTS = Path(__file__).parent.parent / "docs/results"
-TABLES = [
-    ("wang2018", 3, 1.0),
-    ("wang2018", 4, 1.0),
-    ("sun2020", 1, 1.0),
-    ("sun2020", 1, 0.05),
-    ("sun2020", 1, 0.2),
-    ("sun2020", 2, 1.0),
-    ("sun2020", 2, 0.05),
-    ("luo", 2, 0.05),
-    ("luo", 2, 0.5),
-    ("luo", 2, 1.0),
+PUBLISHED = [
+    ("wang2018", "table", 3, 1.0),
+    ("wang2018", "table", 4, 1.0),
+    ("sun2020", "table", 1, 1.0),
+    ("sun2020", "table", 1, 0.05),
+    ("sun2020", "table", 1, 0.2),
+    ("sun2020", "table", 2, 1.0),
+    ("sun2020", "table", 2, 0.05),
+    ("tseng2020", "figure", 1, 1.0),
+    ("tseng2020", "figure", 1, 0.25),
+    ("tseng2020", "figure", 2, 1.0),
+    ("tseng2020", "figure", 2, 0.25),
+    ("luo", "table", 2, 0.05),
+    ("luo", "table", 2, 0.5),
+    ("luo", "table", 2, 1.0),
 ]
 
 
-def _redraw(paper: str, table: int, budget: float, output: Path) -> None:
+def _redraw(paper: str, kind: str, number: int, budget: float, output: Path) -> None:
     invoke(
-        "reproduce", paper, "--table", table, "--budget", budget, "--report-only", "--data-dir", output / "none", "--output", output
+        "reproduce",
+        paper,
+        f"--{kind}",
+        number,
+        "--budget",
+        budget,
+        "--report-only",
+        "--data-dir",
+        output / "none",
+        "--output",
+        output,
     )
 
 
-@pytest.mark.parametrize(("paper", "table", "budget"), TABLES, ids=[f"{p}-{t}-{b:g}" for p, t, b in TABLES])
-def test_a_published_table_follows_from_its_records(paper: str, table: int, budget: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("paper", "kind", "number", "budget"), PUBLISHED, ids=[f"{p}-{k}-{n}-{b:g}" for p, k, n, b in PUBLISHED])
+def test_what_is_published_follows_from_its_records(paper: str, kind: str, number: int, budget: float, tmp_path: Path) -> None:
     output = tmp_path / paper
     shutil.copytree(RESULTS / paper / "records", output / "records")
-    _redraw(paper, table, budget, output)
-    name = f"table-{table}{'' if budget == 1 else f'-budget{budget:g}'}"
+    _redraw(paper, kind, number, budget, output)
+    name = f"{kind}-{number}{'' if budget == 1 else f'-budget{budget:g}'}"
     for ending in (".md", ".json"):
         assert (output / (name + ending)).read_text() == (RESULTS / paper / (name + ending)).read_text()
 
