@@ -83,6 +83,9 @@ def test_forward(processor: str, geometry: Geometry, side: int, avx2: bool, othe
         (plain(3), (128, 32, 32, 32), False, True),
         (plain(3), (127, 32, 32, 32), True, True),
         (plain(3), (256, 24, 32, 32), True, True),
+        (plain(3, stride=2), (256, 64, 32, 32), False, True),
+        (plain(3, stride=2), (255, 64, 32, 32), True, True),  # of the input 64 MiB, of the results less than 16
+        (Geometry((1, 1), ((3, 3),), ((0, 0),), ((1, 1),), False), (4, 32, 2, 300), True, True),  # no output: PyTorch refuses
         (plain(3, dilation=2), (128, 64, 32, 32), False, True),
         (plain(3, dilation=2), (128, 32, 32, 32), True, True),
         (plain(3, dilation=2), (128, 272, 32, 32), True, True),

@@ -141,9 +141,17 @@ def _is_for_our_avx512(dtype: torch.dtype, shape: Sequence[int], geometry: Geome
 
 
 def _has_large_results(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
-    """Whether the kernels write whole lines past the caches (results.h), and so many that it makes them faster than oneDNN."""
+    """Whether results are so many bytes, and a pixel's whole cache lines, that writing them past the caches (results.h) makes the
+    kernels faster than oneDNN.
+    """
     pixel = shape[1] * dtype.itemsize
-    return pixel % _CACHE_LINE == 0 and shape[0] * math.prod(geometry.output_size(shape[2], shape[3])) * pixel >= _LARGE_RESULTS
+    if pixel % _CACHE_LINE:
+        return False
+    try:
+        height, width = geometry.output_size(shape[2], shape[3])
+    except ValueError:  # there is no output: PyTorch refuses
+        return False
+    return shape[0] * height * width * pixel >= _LARGE_RESULTS
 
 
 def torch_backward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:

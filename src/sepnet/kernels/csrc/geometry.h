@@ -5,8 +5,8 @@ enum { SPARSE = 4 };              /* cache lines of a pixel: fewer, in a larger 
 enum { MAX_FOLDED = 4 };          /* channels: with so few, several images share a vector */
 enum { PARTS_PER_THREAD = 2 };    /* evens out threads that are disturbed; parts are fixed, so sums keep their order */
 
-/* Bytes of a map of results from which on they are written past the caches: whoever reads them next will not find them there anyway,
- * and a line that is to be overwritten is not read first. (Tests set less.) */
+/* Bytes of a map of results from which on those that fill cache lines (see `compute`) are written past the caches: whoever reads them
+ * next finds few of them there anyway, and a line that is to be overwritten is not read first. (Tests set less.) */
 #ifndef STREAM_BYTES
 #define STREAM_BYTES (8 << 20)
 #endif
@@ -278,9 +278,10 @@ static int is_sparse(const sepnet_depthwise *conv, int64_t blocks) {
  * threads busy. */
 static cut cut_up(const sepnet_depthwise *conv, int64_t images, int backward) {
     const int64_t blocks = count_blocks(conv), groups = sepnet_max(1, count_groups(conv, images));
-    const int64_t limit = sepnet_max(1, sepnet_min(conv->out_h, conv->in_h) / 2);
+    const int64_t limit = sepnet_max(1, sepnet_min(conv->out_h, conv->in_h) / 2), lines = sepnet_max(1, line_vectors(conv->dtype));
     for (int64_t slabs = 1;; slabs *= 2) {
         cut c = {.slab = (blocks + slabs - 1) / slabs};
+        if (c.slab > lines) c.slab = sepnet_round_up(c.slab, lines); /* slabs of whole cache lines, where they are not too small */
         const int last = c.slab == 1;
         if (!last && slabs > 1 && is_sparse(conv, c.slab)) continue;
         c.slabs = (blocks + c.slab - 1) / c.slab, c.pixel = plane_pixel(c.slab);

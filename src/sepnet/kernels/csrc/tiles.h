@@ -68,7 +68,7 @@ INLINE void stream_tile(const vf *sum, const patch *p, char *to, char *lines, in
 }
 
 INLINE void finish_tile(const vf *sum, const patch *p, char *to, char *lines, int64_t block, const int R, const int C, const int dtype) {
-    if (p->stream)
+    if (line_vectors(dtype) > 0 && p->stream)
         stream_tile(sum, p, to, lines, block, R, C, dtype);
     else
         end_tile(sum, p, to, R, C, dtype);

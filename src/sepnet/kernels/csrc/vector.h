@@ -181,9 +181,19 @@ INLINE int64_t line_vectors(int dtype) {
 #endif
 }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define CHECKED_STORES /* the sanitizers do not see the instructions of stream_line */
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define CHECKED_STORES
+#endif
+#endif
+
 /* A line at a multiple of its size, without reading what was there. Others see it after stream_fence. */
 INLINE void stream_line(void *to, const void *from) {
-#if defined(HAVE_AVX512)
+#if defined(CHECKED_STORES)
+    memcpy(to, from, CACHE_LINE);
+#elif defined(HAVE_AVX512)
     _mm512_stream_si512(to, *(const __m512i *)from);
 #elif defined(HAVE_AVX2)
     _mm256_stream_si256(to, *(const __m256i *)from);
