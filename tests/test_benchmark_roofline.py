@@ -57,6 +57,3 @@ def test_roofline_knows_every_function_of_the_kernels() -> None:
     assert len(found) >= 8
     for name in found:
         assert any(known in name for known in (*roofline._PRODUCT_OPS, *roofline._OURS, *roofline._OTHER_OPS)), name
-
-
-# --- on a GPU, as far as it goes without one -------------------------------------------------------------------------------

@@ -220,6 +220,9 @@ def test_same_accuracy_compares_means() -> None:
     assert script("same_accuracy").difference(runs[:3], "net", "bf16") is None
 
 
+# --- on a GPU, as far as it goes without one -------------------------------------------------------------------------------
+
+
 def test_the_shapes_for_a_gpu_are_listed_without_one() -> None:
     command = [sys.executable, str(FOLDER / "gpu_kernels.py"), "--list", "--networks", "dilated_separable"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

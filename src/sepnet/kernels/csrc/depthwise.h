@@ -41,7 +41,7 @@ static void forward_task(const job_state *s, const task *at, float *scratch, int
             p.rows = next - row, p.cols = conv->out_w;
             p.start = s->start + (j * s->blocks + at->block) * VL, p.start_step = VL;
             compute(p, &s->classes[j], &to, scratch + s->x_floats);
-            if (s->joined && s->joined->sums) task_output_sums(s, at, &to, p.rows, j, part);
+            if (sums_follow(s)) task_output_sums(s, at, &to, p.rows, j, part);
         }
     }
 }
@@ -315,9 +315,6 @@ static void lay_out(job_state *s, void *workspace, int backward) {
     s->joined_sums = (double *)(at + origin_bytes(s));
     s->scratch = at + joined_bytes(s);
 }
-
-/* Whether results are read again while they are in cache. */
-static int sums_follow(const job_state *s) { return s->joined && s->joined->sums; }
 
 /* Whether results, so many a pixel, are written past the caches. */
 static int is_streamed(const job_state *s, int64_t height, int64_t width, int64_t channels) {

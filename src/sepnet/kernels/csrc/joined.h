@@ -1,5 +1,8 @@
 /* Sums that the normalisations at the convolution's sides need, of rows that have just been computed and are still in cache. */
 
+/* Whether there are any to take. */
+static int sums_follow(const job_state *s) { return s->joined && s->joined->sums; }
+
 /* Elements of a part's sums: of the first kind; as many of the second follow. */
 static int64_t joined_stride(const job_state *s) { return s->conv->branches * s->blocks * VL; }
 
@@ -84,7 +87,7 @@ static void input_sums(const job_state *s, const task *at, int64_t row0, int64_t
 /* --- sums of all parts ---------------------------------------------------------------------------------------------- */
 
 static void clear_joined_sums(const job_state *s) {
-    if (s->joined && s->joined->sums) memset(s->joined_sums, 0, (size_t)(s->parts * 2 * joined_stride(s)) * sizeof(double));
+    if (sums_follow(s)) memset(s->joined_sums, 0, (size_t)(s->parts * 2 * joined_stride(s)) * sizeof(double));
 }
 
 /* The parts' sums, in their order, as two rows of a double an output channel. */
