@@ -1,4 +1,4 @@
-"""The training step as a CUDA graph: it trains as the step it was recorded from. All but one test need a GPU."""
+"""The training step as a CUDA graph: it trains as the step it was recorded from. They need a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sepnet.engine import TrainingStep, make_fabric
-from sepnet.engine._graph import WARM_UP, GraphedStep, _rates_on_device
+from sepnet.engine._graph import WARM_UP, GraphedStep
+from sepnet.engine._rates import rates_as_tensors
 from sepnet.engine.checkpoint import load_checkpoint
 from sepnet.models import create_model
 from training_tools import CrashError, Synthetic, config, run
@@ -20,14 +21,13 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 STEPS = WARM_UP + 5
 
 
+@needs_gpu
 def test_the_groups_have_rates_on_the_device_only_while_a_step_is_recorded() -> None:
-    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(2))], lr=0.25, fused=True)
-    rates = [torch.tensor(0.5)]
-    with _rates_on_device(optimizer, rates):
-        assert optimizer.param_groups[0]["lr"] is rates[0]
+    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(2).cuda())], lr=0.25, fused=True)
+    with rates_as_tensors(optimizer, [torch.tensor(0.5).cuda()]):
         assert optimizer.param_groups[0]["capturable"] is True
-    assert optimizer.param_groups[0]["lr"] == 0.25
     assert optimizer.param_groups[0]["capturable"] is False
+    assert optimizer.param_groups[0]["lr"] == 0.25
 
 
 def batches(count: int = STEPS, classes: int = 5) -> list[tuple[Tensor, Tensor]]:

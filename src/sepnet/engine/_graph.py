@@ -7,13 +7,13 @@ The networks here are so small that a GPU waits for Python between their kernels
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from sepnet.engine._rates import rates_as_tensors
 
 __all__ = ["WARM_UP", "GraphedStep", "Step"]
 
@@ -73,7 +73,7 @@ class GraphedStep:
         rates = [torch.full((), float(group["lr"]), device=self._device) for group in self._optimizer.param_groups]
         self._optimizer.zero_grad(set_to_none=True)  # gradients come to lie in the graph's own memory
         try:
-            with _rates_on_device(self._optimizer, rates):  # noqa: SIM117
+            with rates_as_tensors(self._optimizer, rates):  # noqa: SIM117
                 with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                     outputs = self._step(*inputs)
         except RuntimeError as error:
@@ -90,19 +90,3 @@ class GraphedStep:
         recording.graph.replay()
         first, second = recording.outputs
         return first.clone(), second.clone()
-
-
-@contextmanager
-def _rates_on_device(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> Iterator[None]:
-    """Give the optimiser its learning rates as tensors, which a replay reads anew, and only while its step is recorded: its state
-    and its checkpoints keep plain numbers.
-    """
-    groups: list[dict[str, Any]] = optimizer.param_groups
-    before: list[dict[str, Any]] = [{key: group[key] for key in ("lr", "capturable") if key in group} for group in groups]
-    for group, rate in zip(groups, rates, strict=True):
-        group |= {"lr": rate} | ({"capturable": True} if "capturable" in group else {})
-    try:
-        yield
-    finally:
-        for group, old in zip(groups, before, strict=True):
-            group |= old

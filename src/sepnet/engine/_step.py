@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sepnet.engine._graph import WARM_UP, GraphedStep, Step
+from sepnet.engine._recorded import RECORD_AFTER, RecordedStep, takes_rates_as_tensors
 from sepnet.engine.config import FitConfig
 from sepnet.engine.devices import Fabric, keep_large_buffers
 from sepnet.engine.ema import Ema
@@ -18,7 +19,8 @@ __all__ = ["TrainingStep"]
 class TrainingStep:
     """Forward pass, loss, backward pass, update of weights and of their average.
 
-    In a run of one process on a GPU the step is a CUDA graph after the first few calls.
+    In a run of one process the step is recorded after the first few calls: on a GPU as a CUDA graph, on a CPU as a list of
+    operations, whose last is the update, but for Muon's.
 
     Args:
         model: (B, C, H, W) -> logits, or a tuple of them, see ``classification_loss``; brought to the fabric's device and into
@@ -41,10 +43,17 @@ class TrainingStep:
         self.ema = Ema(model, config.ema) if config.ema else None
         self.warm_up = 2
         self._update: Step = self._compute
-        if fabric.device.type == "cuda" and fabric.world_size == 1:
+        self._gradients: Step = self._differentiate
+        if fabric.world_size == 1 and fabric.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # every batch has the same shape
             self._update = GraphedStep(self._compute, self.optimizer, fabric.device)
             self.warm_up = WARM_UP + 2
+        elif fabric.world_size == 1 and fabric.device.type == "cpu":
+            if takes_rates_as_tensors(self.optimizer):
+                self._update = RecordedStep(self._compute, model, self.optimizer)
+            else:
+                self._gradients = RecordedStep(self._differentiate, model)
+            self.warm_up = RECORD_AFTER + 2
 
     def __call__(self, x: Tensor, y: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:
         """Train by one batch at ``factor`` of the peak learning rates; its mean loss, and how many images it got right.
@@ -59,11 +68,16 @@ class TrainingStep:
         return loss, hits
 
     def _compute(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        loss, logits = classification_loss(self.wrapped(x), y, self.config.smoothing)
-        self.optimizer.zero_grad()
-        self.fabric.backward(loss)
+        loss, hits = self._gradients(x, y)
         if self.config.clip_grad:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad, foreach=True)
         self.optimizer.step()
+        return loss, hits
+
+    def _differentiate(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both passes: the gradients are left in the parameters."""
+        loss, logits = classification_loss(self.wrapped(x), y, self.config.smoothing)
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
         right = y if y.ndim == 1 else y.argmax(1)
         return loss.detach(), (logits.detach().argmax(1) == right).sum()

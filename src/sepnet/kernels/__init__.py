@@ -6,6 +6,7 @@ other types, without a compiler at installation, without triton. ``why_not_nativ
 ``use("reference")`` asks for it.
 """
 
+from sepnet.kernels._calls import watching
 from sepnet.kernels._choice import pooling_is_faster
 from sepnet.kernels._depthwise import depthwise_branches, depthwise_by_geometry, depthwise_conv2d, fits, native_for
 from sepnet.kernels._geometry import Geometry
@@ -48,5 +49,6 @@ __all__ = [
     "pooling_is_faster",
     "pools",
     "use",
+    "watching",
     "why_not_native",
 ]

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sepnet.kernels import _depthwise
 from sepnet.kernels._autograd import Function, once_differentiable
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library, Multiscale, library
-from sepnet.kernels._native import memory, pointer
+from sepnet.kernels._native_multiscale import SIDE, WIDE, compose_filters, filter_gradients
 
 __all__ = ["multiscale_branches"]
-
-_SIDE, _WIDE = 3, 5  # of a filter, and of two that are stacked
 
 
 def multiscale_branches(x: Tensor, small: Tensor, first: Tensor, second: Tensor, *, add: bool, residual: bool) -> Tensor:
@@ -38,7 +34,7 @@ def multiscale_branches(x: Tensor, small: Tensor, first: Tensor, second: Tensor,
     lib, filters = library(), (small, first, second)
     assert lib is not None
     shapes = [tuple(w.shape) for w in filters]
-    if x.dim() != 4 or any(shape != (x.shape[1], 1, _SIDE, _SIDE) for shape in shapes):
+    if x.dim() != 4 or any(shape != (x.shape[1], 1, SIDE, SIDE) for shape in shapes):
         raise ValueError(f"multiscale_branches wants (B, C, H, W) and filters (C, 1, 3, 3), got {tuple(x.shape)}, {shapes}")
     unit = Multiscale(x.shape[1], add, residual)
     composed: Tensor = _Filters.apply(*map(_exact, filters), unit, lib)
@@ -52,18 +48,8 @@ def _exact(weight: Tensor) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _geometry(add: bool) -> Geometry:
-    sides = (_WIDE,) if add else (_SIDE, _WIDE)
+    sides = (WIDE,) if add else (SIDE, WIDE)
     return Geometry((1, 1), tuple((k, k) for k in sides), tuple((k // 2, k // 2) for k in sides), ((1, 1),) * len(sides), False)
-
-
-def _compose(lib: Library, unit: Multiscale, small: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """All branches' filters: (C, 1, 5, 5), or one after the other."""
-    channels = unit.channels
-    filters = memory(channels, 1, _WIDE, _WIDE) if unit.add else memory(channels * (_SIDE**2 + _WIDE**2))
-    lib.handle.sepnet_multiscale_filters(
-        ctypes.addressof(unit), small.data_ptr(), first.data_ptr(), second.data_ptr(), filters.data_ptr()
-    )
-    return filters
 
 
 class _Filters(Function):
@@ -71,16 +57,11 @@ class _Filters(Function):
     def forward(ctx: Any, small: Tensor, first: Tensor, second: Tensor, unit: Multiscale, lib: Library) -> Tensor:
         ctx.save_for_backward(small, first, second)
         ctx.call = unit, lib
-        return _compose(lib, unit, small, first, second)
+        return compose_filters(lib, unit, small, first, second)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         unit, lib = ctx.call
         filters = [_exact(w) for w in ctx.saved_tensors]  # hooks of saved tensors may give them back in another layout
-        grad = grad.contiguous()
-        found = [torch.empty_like(w) if wanted else None for w, wanted in zip(filters, ctx.needs_input_grad[:3], strict=True)]
-        lib.handle.sepnet_multiscale_gradients(
-            ctypes.addressof(unit), filters[1].data_ptr(), filters[2].data_ptr(), grad.data_ptr(), *map(pointer, found)
-        )
-        return *found, None, None
+        return *filter_gradients(lib, unit, filters, grad.contiguous(), ctx.needs_input_grad[:3]), None, None

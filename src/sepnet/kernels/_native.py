@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sepnet.kernels._calls import native_call
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Branch, Depthwise, Joined, Library
 
@@ -111,11 +112,13 @@ class Side(NamedTuple):
     relu: bool
 
 
+@native_call
 def depthwise_forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Weight and bias: float32, contiguous."""
     return _depthwise_forward(lib, x, weight, bias, geometry, None)
 
 
+@native_call
 def depthwise_forward_joined(
     lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, before: Side | None, sums: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -157,6 +160,7 @@ def empty_gradients(x: Tensor, weight: Tensor, outputs: int, want: tuple[bool, b
     )
 
 
+@native_call
 def depthwise_backward(
     lib: Library, x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, want: tuple[bool, bool, bool]
 ) -> Gradients:
@@ -164,6 +168,7 @@ def depthwise_backward(
     return _depthwise_backward(lib, x, weight, grad, geometry, want, None)
 
 
+@native_call
 def depthwise_backward_joined(
     lib: Library,
     x: Tensor,

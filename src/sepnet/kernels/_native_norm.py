@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sepnet.kernels import _native
+from sepnet.kernels._calls import native_call
 from sepnet.kernels._library import Library, Norm, Running
 from sepnet.kernels._native import DTYPES, Call, Side, empty_like_map, memory, pointer, workspace
 
@@ -68,6 +69,7 @@ def as_running(averages: Averages | None) -> Running | None:
     return None if averages is None else Running(averages.mean.data_ptr(), averages.var.data_ptr(), averages.momentum)
 
 
+@native_call
 def norm_statistics(
     lib: Library, x: Tensor, sums: Tensor | None, weight: Tensor, bias: Tensor, averages: Averages | None, eps: float
 ) -> Tensor:
@@ -90,6 +92,7 @@ def norm_statistics(
     return constants
 
 
+@native_call
 def norm_forward(
     lib: Library,
     x: Tensor,
@@ -124,6 +127,7 @@ def norm_forward(
     return y, constants, argmax
 
 
+@native_call
 def norm_apply(
     lib: Library, x: Tensor, scale: Tensor, shift: Tensor, pool: bool, relu: bool, shortcut: Tensor | None = None
 ) -> Tensor:
@@ -142,11 +146,13 @@ def norm_apply(
     return y
 
 
+@native_call
 def norm_apply_constants(lib: Library, x: Tensor, side: Side) -> Tensor:
     """The normalisation, and ReLU, whose constants are known."""
     return norm_apply(lib, x, side.constants[_SCALE], side.constants[_SHIFT], False, side.relu)
 
 
+@native_call
 def norm_sums(lib: Library, x: Tensor, grad: Tensor, side: Side) -> Tensor:
     """Sums over a channel of the gradient that passes the ReLU, and of its product with x - mean: float64 (2, C)."""
     call = _describe_norm(lib, x, False, side.relu)
@@ -166,6 +172,7 @@ def norm_sums(lib: Library, x: Tensor, grad: Tensor, side: Side) -> Tensor:
     return rows
 
 
+@native_call
 def norm_gradients(lib: Library, x: Tensor, sums: Tensor, side: Side) -> tuple[Tensor, Tensor]:
     """Gradients of the normalisation's weight and bias; fills the last two rows of its constants."""
     call = _describe_norm(lib, x, False, side.relu)
@@ -176,6 +183,7 @@ def norm_gradients(lib: Library, x: Tensor, sums: Tensor, side: Side) -> tuple[T
     return grads[0], grads[1]
 
 
+@native_call
 def norm_input_gradient_(lib: Library, x: Tensor, grad: Tensor, side: Side) -> Tensor:
     """x's gradient, in place of ``grad``, with all constants known."""
     call = _describe_norm(lib, x, False, side.relu)
@@ -185,6 +193,7 @@ def norm_input_gradient_(lib: Library, x: Tensor, grad: Tensor, side: Side) -> T
     return grad
 
 
+@native_call
 def norm_backward(
     lib: Library,
     x: Tensor,

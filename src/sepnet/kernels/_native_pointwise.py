@@ -8,6 +8,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from sepnet.kernels import _native
+from sepnet.kernels._calls import native_call
 from sepnet.kernels._library import Library, Pointwise
 from sepnet.kernels._native import Call, Gradients, empty_gradients, empty_like_map, pointer, workspace
 
@@ -31,6 +32,7 @@ def _describe(lib: Library, x: Tensor, outputs: int) -> Call:
     return _call(lib, lib.isa_key, rows, inputs, outputs, _native.threads_for(rows * inputs * outputs // _PRODUCTS_A_VALUE))
 
 
+@native_call
 def pointwise_forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(B, C, H, W) by weight (N, C, 1, 1) and bias (N), both without gaps, to (B, N, H, W)."""
     call = _describe(lib, x, weight.shape[0])
@@ -47,6 +49,7 @@ def pointwise_forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | No
     return y
 
 
+@native_call
 def pointwise_backward(lib: Library, x: Tensor, weight: Tensor, grad: Tensor, want: tuple[bool, bool, bool]) -> Gradients:
     """Gradients of x, weight (with its strides) and bias, as far as they are wanted."""
     if grad.shape != (x.shape[0], weight.shape[0], *x.shape[2:]):

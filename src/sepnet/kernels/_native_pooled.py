@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sepnet.kernels import _native
+from sepnet.kernels._calls import native_call
 from sepnet.kernels._choice import MOST_FEW
 from sepnet.kernels._library import Library
 from sepnet.kernels._native import Call, Gradients, empty_gradients, empty_like_map, memory, pointer, workspace
@@ -45,6 +46,7 @@ def _describe(lib: Library, x: Tensor, outputs: int, relu: bool) -> Call:
     return _call(lib, lib.isa_key, tuple(x.shape), outputs, x.dtype, relu, threads)
 
 
+@native_call
 def pooled_pointwise_forward(
     lib: Library, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, averages: Averages | None, eps: float, relu: bool
 ) -> tuple[Tensor, Pooled]:
@@ -72,6 +74,7 @@ def pooled_pointwise_forward(
     return y, pooled
 
 
+@native_call
 def pooled_pointwise_backward(
     lib: Library, x: Tensor, weight: Tensor, pooled: Pooled, grad: Tensor, relu: bool, want: tuple[bool, bool]
 ) -> tuple[Gradients, Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from sepnet.kernels._calls import is_watched
+
 __all__ = ["is_traced", "is_written_down"]
 
 
@@ -15,7 +17,7 @@ def is_written_down() -> bool:
         return True
     if torch.compiler.is_compiling():  # which cannot read the rest, and has no need to
         return False
-    return torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
+    return torch._C._get_tracing_state() is not None or _has_dispatch_modes()
 
 
 def is_traced() -> bool:
@@ -23,6 +25,12 @@ def is_traced() -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
+        or _has_dispatch_modes()
         or torch._C._are_functorch_transforms_active()
     )
+
+
+def _has_dispatch_modes() -> bool:
+    """Whether there are others than the one that sees the kernels' calls too."""
+    modes: int = torch._C._len_torch_dispatch_stack()
+    return modes > 0 and (modes > 1 or not is_watched())
