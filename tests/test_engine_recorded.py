@@ -1,4 +1,4 @@
-"""Forward and backward pass as a recorded list of operations: they train as the step they were recorded from, to the bit."""
+"""A training step as a recorded list of operations: it trains as the step it was recorded from, to the bit."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sepnet.engine import TrainingStep, make_fabric
 from sepnet.engine._rates import rates_as_tensors
 from sepnet.engine._recorded import RECORD_AFTER, RecordedStep
-from sepnet.engine._recorder import UnrecordableError, record
+from sepnet.engine._recorder import Program, Recorder, UnrecordableError
 from sepnet.kernels import use
 from sepnet.models import create_model, list_models
 from training_tools import CLASSES, config, run, tiny_net
@@ -42,7 +44,7 @@ def recorded_part(step: TrainingStep) -> Any:
 
 
 def recordings(step: TrainingStep) -> int:
-    return sum(batches.recording is not None for batches in recorded_part(step)._batches.values())
+    return sum(shape.recording is not None for shape in recorded_part(step)._shapes.values())
 
 
 def both_ways(make: Callable[[], nn.Module], train: Callable[[TrainingStep], Any], **changes: Any) -> TrainingStep:
@@ -163,7 +165,7 @@ def frozen(model: nn.Module) -> None:
     next(model.parameters()).requires_grad_(False)
 
 
-def thawed_elsewhere(model: nn.Module) -> None:
+def moved(model: nn.Module) -> None:
     for p in model.parameters():
         p.data = p.data.clone()
 
@@ -208,11 +210,47 @@ def another_forward(model: nn.Module) -> None:
     classifier.forward = lambda x: F.linear(x, 2 * classifier.weight)
 
 
+def counter_replaced_by_its_equal(model: nn.Module) -> None:
+    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.num_batches_tracked = norm.num_batches_tracked.clone()  # type: ignore[union-attr]
+
+
+def turned(model: nn.Module) -> None:
+    """The same memory in another shape: the strides alone tell."""
+    weight = next(m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)).weight
+    weight.data = weight.data.transpose(2, 3)
+
+
+def annotated_by_arrays(model: nn.Module) -> None:
+    model.note = np.zeros(3) if not hasattr(model, "note") else np.ones(3)
+
+
+def of_another_kind(model: nn.Module) -> None:
+    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.__class__ = type("Doubled", (type(norm),), {"forward": lambda self, x: 2 * super(type(self), self).forward(x)})
+
+
+def an_activation_of_ones_own(model: nn.Module) -> None:
+    next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).activation = lambda x: x
+
+
+def numbers_of_numpy(model: nn.Module) -> None:
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum, m.eps = np.float64(0.2), np.float64(1e-4)
+
+
 @pytest.mark.parametrize(
     ("change", "recorded"),
     [
+        (counter_replaced_by_its_equal, 1),
+        (turned, 1),
+        (annotated_by_arrays, 1),
+        (of_another_kind, 0),
+        (an_activation_of_ones_own, 0),
+        (numbers_of_numpy, 1),
         (frozen, 1),
-        (thawed_elsewhere, 1),
+        (moved, 1),
         (slower, 1),
         (normalised_by_averages, 1),
         (one_more_layer, 1),
@@ -235,8 +273,162 @@ def test_a_model_that_is_changed_meanwhile(change: Callable[[nn.Module], None], 
     assert recordings(step) == recorded
 
 
+def hook_around_the_network(step: TrainingStep) -> Callable[[], None]:
+    return step.wrapped.register_forward_pre_hook(lambda module, args: (2 * args[0],)).remove
+
+
+def hook_of_every_optimizer(step: TrainingStep) -> Callable[[], None]:
+    def rescaled(optimizer: Any, args: Any, kwargs: Any) -> None:
+        for p in step.model.parameters():
+            p.grad.mul_(2)  # type: ignore[union-attr]
+
+    return register_optimizer_step_pre_hook(rescaled).remove
+
+
+def hook_of_this_optimizer(step: TrainingStep) -> Callable[[], None]:
+    def rescaled(optimizer: Any, args: Any, kwargs: Any) -> None:
+        for p in step.model.parameters():
+            p.grad.mul_(2)  # type: ignore[union-attr]
+
+    return step.optimizer.register_step_pre_hook(rescaled).remove
+
+
+def other_settings(step: TrainingStep) -> Callable[[], None]:
+    step.config = step.config.model_copy(update={"smoothing": 0.2, "clip_grad": 0.01})
+    return lambda: None
+
+
+def step_wrapped(step: TrainingStep) -> Callable[[], None]:
+    inner = step.optimizer.step
+
+    def twice(*args: Any) -> None:
+        inner()
+        inner()
+
+    step.optimizer.step = twice  # type: ignore[method-assign]
+    return lambda: None
+
+
+def decayed(step: TrainingStep) -> Callable[[], None]:
+    for group in step.optimizer.param_groups:
+        group["weight_decay"] = 0.1
+    return lambda: None
+
+
+def reordered(step: TrainingStep) -> Callable[[], None]:
+    step.optimizer.param_groups[0]["params"].reverse()
+    return lambda: None
+
+
+def state_read_back(step: TrainingStep) -> Callable[[], None]:
+    state = copy.deepcopy(step.optimizer.state_dict())
+    for values in state["state"].values():
+        values["momentum_buffer"].mul_(3)
+    step.optimizer.load_state_dict(state)
+    return lambda: None
+
+
+@pytest.mark.parametrize(
+    ("change", "recorded"),
+    [
+        (hook_around_the_network, 0),
+        (hook_of_every_optimizer, None),
+        (hook_of_this_optimizer, 0),
+        (other_settings, 1),
+        (step_wrapped, 0),
+        (decayed, 1),
+        (reordered, 1),
+        (state_read_back, 1),
+    ],
+)
+def test_surroundings_that_are_changed_meanwhile(
+    change: Callable[[TrainingStep], Callable[[], None]], recorded: int | None
+) -> None:
+    batches = list(images(2 * STEPS, 4, 3, 16, 16))
+
+    def train(step: TrainingStep) -> list[tuple[float, int]]:
+        before = steps(batches[:STEPS])(step)
+        undo = change(step)
+        after = steps(batches[STEPS:])(step)
+        undo()
+        return before + after
+
+    step = both_ways(lambda: create_model("mobilenet_units", units=(8, 16), num_classes=5, input_size=16), train)
+    assert recorded is None or recordings(step) == recorded
+
+
+class Marked(Tensor):
+    """Stands for the images of another library, which are a kind of tensor."""
+
+
+def test_batches_that_are_no_plain_tensors_are_not_for_the_recording() -> None:
+    batches = list(images(STEPS + 2, 4, 3, 16, 16))
+
+    def train(step: TrainingStep) -> list[Any]:
+        found = steps(batches[:STEPS])(step)
+        (x, y), (other, labels) = batches[STEPS:]
+        found += steps([(x.as_subclass(Marked), y)])(step)
+        trained = other.clone().requires_grad_()
+        found += steps([(trained, labels)])(step)
+        return [*found, trained.grad is not None and trained.grad.sum().item()]
+
+    assert recordings(both_ways(lambda: create_model("mobilenet_units", units=(8, 16), num_classes=5, input_size=16), train)) == 1
+    step = training(create_model("mobilenet_units", units=(8, 16), num_classes=5, input_size=16))
+    steps(batches[:STEPS])(step)
+    with pytest.raises((ValueError, RuntimeError, NotImplementedError)):
+        step(batches[0][0].to("meta"), batches[0][1])
+
+
+def test_recordings_that_hold_no_longer_keep_no_memory() -> None:
+    import gc
+    import weakref
+
+    step = training(create_model("mobilenet_units", units=(8, 16), num_classes=5, input_size=16))
+    for size in (4, 3):
+        steps(list(images(STEPS, size, 3, 16, 16)))(step)
+    assert recordings(step) == 2
+    old = [weakref.ref(values["momentum_buffer"]) for values in step.optimizer.state.values()]
+    step.optimizer.load_state_dict(copy.deepcopy(step.optimizer.state_dict()))
+    steps(list(images(1, 4, 3, 16, 16)))(step)
+    gc.collect()
+    assert recordings(step) == 0
+    assert all(ref() is None for ref in old)
+
+
+def test_what_stops_a_recording_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sepnet.kernels._calls import is_watched
+
+    step = training(create_model("mobilenet_units", units=(8, 16), num_classes=5, input_size=16))
+    batches = list(images(2 * STEPS, 4, 3, 16, 16))
+    steps(batches[:RECORD_AFTER])(step)
+    monkeypatch.setattr(step.fabric, "backward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        step(*batches[RECORD_AFTER])
+    monkeypatch.undo()
+    assert all(isinstance(group["lr"], float) for group in step.optimizer.param_groups)
+    assert not is_watched()
+    assert torch._C._len_torch_dispatch_stack() == 0
+    steps(batches)(step)
+    assert recordings(step) == 1
+
+
+def interrupted(loss: Tensor) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_program_that_cannot_be_made_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, outputs: Any) -> Any:
+        raise NotImplementedError("no such thing")
+
+    monkeypatch.setattr(Recorder, "program", broken)
+    batches = list(images(STEPS, 4, 3, 16, 16))
+    with pytest.warns(UserWarning, match="the training step is not recorded: no such thing"):
+        step = both_ways(lambda: create_model("mobilenet_units", units=(8, 16), num_classes=5, input_size=16), steps(batches))
+    assert recordings(step) == 0
+
+
 def test_a_model_that_changes_at_every_step_is_not_recorded_for_ever() -> None:
-    batches = list(images(20 * RECORD_AFTER, 4, 3, 16, 16))
+    batches = list(images(18 * RECORD_AFTER, 4, 3, 16, 16))
 
     def train(step: TrainingStep) -> list[tuple[float, int]]:
         norm = next(m for m in step.model.modules() if isinstance(m, nn.BatchNorm2d))
@@ -347,6 +539,11 @@ def test_the_groups_have_rates_that_are_tensors_only_while_a_step_is_recorded() 
 # --- the recorder itself ----------------------------------------------------------------------------------------------------
 
 
+def record(function: Callable[[Tensor, Tensor], tuple[Tensor, ...]], inputs: tuple[Tensor, Tensor], known: list[Tensor]) -> Program:
+    recorder = Recorder(inputs, known)
+    return recorder.program(recorder.run(function))  # type: ignore[arg-type]
+
+
 def test_tensors_from_nowhere_and_values_are_refused() -> None:
     x, y, outside = torch.ones(3), torch.arange(3), torch.ones(3)
     with pytest.raises(UnrecordableError, match=r"\(3,\) comes from nowhere"):
@@ -355,6 +552,8 @@ def test_tensors_from_nowhere_and_values_are_refused() -> None:
         record(lambda x, y: (x * x.sum().item(),), (x, y), [])
     with pytest.raises(UnrecordableError, match="depends on values"):
         record(lambda x, y: (x[y > 1],), (x, y), [])
+    with pytest.raises(UnrecordableError, match="taken for the same"):
+        record(lambda x, y: (y, (z := (x * 2)[None]).detach().t_(), z), (x, y), [])
     program = record(lambda x, y: (x + outside, x * 2), (x, y), [outside])
     outside.fill_(5)
     assert [t.tolist() for t in program(torch.zeros(3), y)] == [[5, 5, 5], [0, 0, 0]]

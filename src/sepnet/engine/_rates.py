@@ -19,9 +19,9 @@ def rates_as_tensors(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) 
     """
     groups: list[dict[str, Any]] = optimizer.param_groups
     before: list[dict[str, Any]] = [{key: group[key] for key in ("lr", "capturable") if key in group} for group in groups]
-    for group, rate in zip(groups, rates, strict=True):
-        group |= {"lr": rate} | ({"capturable": True} if rate.is_cuda and "capturable" in group else {})
     try:
+        for group, rate in zip(groups, rates, strict=True):
+            group |= {"lr": rate} | ({"capturable": True} if rate.is_cuda and "capturable" in group else {})
         yield
     finally:
         for group, old in zip(groups, before, strict=True):

@@ -1,6 +1,6 @@
-"""What a function does with tensors, written down as it runs: a list of operations that can be called again without it.
+"""What a function does with tensors, recorded as it runs: a list of operations that can be called again without it.
 
-A network's layers, autograd and autocast decide at every step what they decided at the step before. Written down are the operations
+A network's layers, autograd and autocast decide at every step what they decided at the step before. Recorded are the operations
 that come of it, PyTorch's as they are dispatched below all three, and the kernels' calls into their library.
 """
 
@@ -17,54 +17,64 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sepnet.kernels import watching
 
-__all__ = ["Program", "UnrecordableError", "record"]
+__all__ = ["Program", "Recorder", "UnrecordableError"]
 
 Program = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
-_WRITTEN_AS_THEY_ARE = (str, int, float, bool, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+_WRITTEN_AS_THEY_ARE = {str, int, float, bool, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
 _DEPENDS_ON_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-_SAME_TENSOR = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}  # to those who know nothing of autograd
+_SAME_TENSOR = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}  # where there is no autograd
 
 
 class UnrecordableError(Exception):
     """The function reads what is not there at the next call: a value, or a tensor that no recorded operation has made."""
 
 
-def record(
-    function: Callable[[Tensor, Tensor], tuple[Tensor, ...]], inputs: tuple[Tensor, Tensor], known: Iterable[Tensor]
-) -> Program:
-    """Call ``function`` with ``inputs`` and write down what it does.
+class Recorder(TorchDispatchMode):
+    """Records what a function does with two tensors that are plain ones on the CPU, not the same, and without gradients.
 
     Args:
-        function: what it reads apart from its inputs are ``known`` tensors.
-        known: tensors that stay where they are; their values may change.
-
-    Returns:
-        The same function without its decisions, to be called under ``torch.no_grad()`` and without autocast, with inputs of the
-        same shapes, strides and types. Random numbers are drawn anew, in the same order.
-
-    Raises:
-        UnrecordableError: the message says what was met. The call itself is not undone.
+        known: tensors that the function may read beside its inputs. They stay where they are; their values may change.
     """
-    recorder = _Recorder(inputs, known)
-    with recorder, watching(recorder.native_call):
-        outputs = function(*inputs)
-    return recorder.program(outputs)
 
-
-class _Recorder(TorchDispatchMode):
-    def __init__(self, inputs: Sequence[Tensor], known: Iterable[Tensor]) -> None:
+    def __init__(self, inputs: tuple[Tensor, Tensor], known: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._inputs = inputs
         self._graph = fx.Graph()
         # By weak references: who held the gradients here would make autograd copy them.
         self._nodes = WeakTensorKeyDictionary()
         for i, tensor in enumerate(inputs):
             self._nodes[tensor] = self._graph.placeholder(f"input_{i}")
         self._known = WeakTensorKeyDictionary(dict.fromkeys(known, True))
+        self._shared: set[Any] = set()
         self._constants: list[Any] = []
         self._last_placeholder = self._graph.placeholder("no_constant")
         self._inside = False
         self._problem: str | None = None
+
+    def run(self, function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The function's results, of a call that is recorded. What cannot be recorded is done as well."""
+        with self, watching(self.native_call):
+            return function(*self._inputs)
+
+    def program(self, outputs: Sequence[Tensor]) -> Program:
+        """From inputs to ``outputs``, tensors of the call that was recorded.
+
+        To be called under ``torch.no_grad()`` and without autocast, with inputs of the same shapes, strides and types. Random
+        numbers are drawn anew, in the same order.
+
+        Raises:
+            UnrecordableError: the message says what was met.
+        """
+        self._graph.output(self._written(tuple(outputs)))
+        if self._problem is not None:
+            raise UnrecordableError(self._problem)
+        for node in reversed(self._graph.nodes):
+            if node.target is operator.getitem and not node.users:
+                self._graph.erase_node(node)
+        call = fx.GraphModule({}, self._graph).forward
+        constants = tuple(self._constants)
+        return lambda x, y: call(x, y, None, *constants)
 
     # --- what runs -------------------------------------------------------------------------------------------------------------
 
@@ -89,9 +99,12 @@ class _Recorder(TorchDispatchMode):
     def _operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if _DEPENDS_ON_VALUES & set(func.tags):
             self._refuse(f"{func} depends on values")
+        elif torch.Tag.inplace_view in func.tags and args[0] in self._nodes and self._nodes[args[0]] in self._shared:
+            self._refuse(f"{func} changes the shape of one of two tensors that are taken for the same")
         elif func in _SAME_TENSOR and args[0] in self._nodes:
             self._nodes[result] = self._nodes[args[0]]
-        elif func.is_view and not kwargs and self._are_known(args):
+            self._shared.add(self._nodes[result])
+        elif func.is_view and isinstance(result, Tensor) and not kwargs and self._are_known(args):
             self._constant(result)
         else:
             self._write(func, args, kwargs, result)
@@ -117,7 +130,7 @@ class _Recorder(TorchDispatchMode):
             return type(value)(*map(self._written, value))
         if isinstance(value, tuple | list):
             return type(value)(map(self._written, value))
-        return value if isinstance(value, _WRITTEN_AS_THEY_ARE) else self._constant(value)
+        return value if type(value) in _WRITTEN_AS_THEY_ARE else self._constant(value)
 
     def _node(self, tensor: Tensor) -> Any:
         if tensor in self._nodes:
@@ -151,17 +164,3 @@ class _Recorder(TorchDispatchMode):
             for i, part in enumerate(result):
                 if isinstance(part, Tensor | tuple | list):
                     self._made(part, self._graph.call_function(operator.getitem, (node, i)))
-
-    # --- what can be called ----------------------------------------------------------------------------------------------------
-
-    def program(self, outputs: Sequence[Tensor]) -> Program:
-        """Raises UnrecordableError."""
-        self._graph.output(self._written(tuple(outputs)))
-        if self._problem is not None:
-            raise UnrecordableError(self._problem)
-        for node in reversed(self._graph.nodes):
-            if node.target is operator.getitem and not node.users:
-                self._graph.erase_node(node)
-        call = fx.GraphModule({}, self._graph).forward
-        constants = tuple(self._constants)
-        return lambda x, y: call(x, y, None, *constants)

@@ -50,9 +50,9 @@ class TrainingStep:
             self.warm_up = WARM_UP + 2
         elif fabric.world_size == 1 and fabric.device.type == "cpu":
             if takes_rates_as_tensors(self.optimizer):
-                self._update = RecordedStep(self._compute, model, self.optimizer)
+                self._update = RecordedStep(self._compute, self, self.wrapped, self.optimizer, updates=True)
             else:
-                self._gradients = RecordedStep(self._differentiate, model)
+                self._gradients = RecordedStep(self._differentiate, self, self.wrapped, self.optimizer, updates=False)
             self.warm_up = RECORD_AFTER + 2
 
     def __call__(self, x: Tensor, y: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -55,5 +55,5 @@ def watching(watcher: Watcher) -> Iterator[None]:
 
 
 def is_watched() -> bool:
-    """Whether the one dispatch mode that is at work in this thread sees native calls as well."""
+    """Whether this thread's native calls are seen: if it has one dispatch mode, by that one."""
     return _watched.by is not None

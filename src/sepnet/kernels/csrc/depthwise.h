@@ -102,11 +102,7 @@ static void weight_gradient(const job_state *s, const task *at, plane in, const 
                          .tap_col = b->dilation_w * in.pixel,
                          .sums_step = block_sums(s),
                          .sums = sums};
-        int64_t first = 0, last = b->kernel_h;
-        while (first < last && !row_is_alive(conv, b, first)) first++;
-        while (last > first && !row_is_alive(conv, b, last - 1)) last--;
-        c.x += first * c.tap_row, c.sums += first * b->kernel_w * VL;
-        correlate(&c, last - first, b->kernel_w);
+        correlate(&c, b->kernel_h, b->kernel_w);
         sums += b->kernel_h * b->kernel_w * VL;
     }
 }
@@ -196,26 +192,32 @@ static int64_t start_bytes(const job_state *s) { return aligned(s->conv->branche
 
 /* --- weights ------------------------------------------------------------------------------------------------------- */
 
+/* Taps of a branch's filter as it is in memory. */
+static int64_t memory_taps(const job_state *s, int branch) { return s->filter[branch].memory_h * s->filter[branch].memory_w; }
+
 /* Element of a weight array that holds the first tap of a channel. */
-static int64_t weight_element(const sepnet_depthwise *conv, int64_t channel, int branch) {
-    const sepnet_branch *b = conv->branch;
-    if (conv->interleaved) return (channel * conv->branches + branch) * b->kernel_h * b->kernel_w;
+static int64_t weight_element(const job_state *s, int64_t channel, int branch) {
+    const sepnet_depthwise *conv = s->conv;
+    if (conv->interleaved) return (channel * conv->branches + branch) * memory_taps(s, branch);
     int64_t base = 0;
-    for (int j = 0; j < branch; j++) base += b[j].kernel_h * b[j].kernel_w * conv->channels;
-    return base + channel * b[branch].kernel_h * b[branch].kernel_w;
+    for (int j = 0; j < branch; j++) base += memory_taps(s, j) * conv->channels;
+    return base + channel * memory_taps(s, branch);
 }
+
+/* From that one to the window's first tap of a row. */
+static int64_t row_in_memory(const window *w, int64_t row) { return (w->first_row + row) * w->memory_w + w->first_col; }
 
 static void pack_weights(const job_state *s, const float *weight) {
     const sepnet_depthwise *conv = s->conv;
     memset(s->packed, 0, (size_t)(s->blocks * s->filter_taps * VL) * sizeof *s->packed);
-    for (int64_t c = 0; c < conv->channels; c++) {
-        float *to = s->packed + c / VL * s->filter_taps * VL + c % VL;
-        for (int j = 0; j < conv->branches; j++) {
-            const float *from = weight + weight_element(conv, c, j);
-            int64_t size = conv->branch[j].kernel_h * conv->branch[j].kernel_w;
-            for (int64_t tap = 0; tap < size; tap++, to += VL)
-                for (int64_t i = 0; i < s->images; i++) to[i * conv->channels] = from[tap];
-        }
+    for (int64_t channel = 0; channel < conv->channels; channel++) {
+        float *to = s->packed + channel / VL * s->filter_taps * VL + channel % VL;
+        for (int j = 0; j < conv->branches; j++)
+            for (int64_t r = 0; r < conv->branch[j].kernel_h; r++) {
+                const float *from = weight + weight_element(s, channel, j) + row_in_memory(&s->filter[j], r);
+                for (int64_t c = 0; c < conv->branch[j].kernel_w; c++, to += VL)
+                    for (int64_t i = 0; i < s->images; i++) to[i * conv->channels] = from[c];
+            }
     }
 }
 
@@ -242,25 +244,27 @@ static void unpack_sums(const job_state *s, float *grad_weight, float *grad_bias
     int64_t floats = s->blocks * block_sums(s);
     for (int64_t part = 1; part < s->parts; part++)
         for (int64_t i = 0; i < floats; i += VL) *(vf *)(s->partial + i) += *(const vf *)(s->partial + part * floats + i);
-    for (int64_t c = 0; c < conv->channels; c++) {
-        const float *from = s->partial + c / VL * block_sums(s) + c % VL;
-        for (int j = 0; j < conv->branches; j++) {
-            int64_t size = conv->branch[j].kernel_h * conv->branch[j].kernel_w;
-            if (grad_weight) {
-                float *to = grad_weight + weight_element(conv, c, j);
-                for (int64_t tap = 0; tap < size; tap++) to[tap] = over_images(s, from + tap * VL);
+    int64_t in_memory = 0;
+    for (int j = 0; j < conv->branches; j++) in_memory += memory_taps(s, j);
+    if (grad_weight && s->filter_taps < in_memory) memset(grad_weight, 0, (size_t)(in_memory * conv->channels) * sizeof *grad_weight);
+    for (int64_t channel = 0; channel < conv->channels; channel++) {
+        const float *from = s->partial + channel / VL * block_sums(s) + channel % VL;
+        for (int j = 0; j < conv->branches; j++)
+            for (int64_t r = 0; r < conv->branch[j].kernel_h; r++) {
+                float *to = grad_weight ? grad_weight + weight_element(s, channel, j) + row_in_memory(&s->filter[j], r) : NULL;
+                for (int64_t c = 0; c < conv->branch[j].kernel_w; c++, from += VL)
+                    if (to) to[c] = over_images(s, from);
             }
-            from += size * VL;
-        }
         if (grad_bias)
-            for (int j = 0; j < conv->branches; j++) grad_bias[output_channel(conv, c, j)] = over_images(s, from + j * VL);
+            for (int j = 0; j < conv->branches; j++) grad_bias[output_channel(conv, channel, j)] = over_images(s, from + j * VL);
     }
 }
 
 /* --- entry points -------------------------------------------------------------------------------------------------- */
 
-static job_state make_state(const sepnet_depthwise *conv, int64_t images, int backward) {
-    job_state s = {.conv = conv, .images = images};
+static job_state make_state(const reduced *rest, int64_t images, int backward) {
+    const sepnet_depthwise *conv = &rest->conv;
+    job_state s = {.conv = conv, .seen = rest->seen, .filter = rest->filter, .images = images};
     s.blocks = count_blocks(conv);
     s.cut = cut_up(conv, images, backward);
     s.filter_taps = filter_taps(conv);
@@ -290,17 +294,17 @@ static int64_t joined_bytes(const job_state *s) {
 
 static int64_t count_workers(const job_state *s) { return sepnet_max(1, sepnet_min(s->parts, s->conv->threads)); }
 
-static int64_t workspace_bytes(const sepnet_depthwise *conv, int64_t images, int backward) {
-    job_state s = make_state(conv, images, backward);
+static int64_t workspace_bytes(const reduced *rest, int64_t images, int backward) {
+    const sepnet_depthwise *conv = &rest->conv;
+    job_state s = make_state(rest, images, backward);
     int64_t sums = backward ? sums_bytes(&s) : 0;
     return ALIGN + classes_bytes(conv, backward) + weight_bytes(&s) + start_bytes(&s) + sums + joined_bytes(&s) + count_workers(&s) * s.scratch_bytes;
 }
 
 /* For a call that is joined to its neighbours, and so takes images one by one, and for one that is not. */
 static int64_t depthwise_workspace(const sepnet_depthwise *whole, int backward) {
-    lattice seen;
-    const sepnet_depthwise of_seen = of_seen_pixels(whole, &seen), *conv = &of_seen;
-    return sepnet_max(workspace_bytes(conv, 1, backward), workspace_bytes(conv, count_images(conv), backward));
+    const reduced rest = reduce(whole);
+    return sepnet_max(workspace_bytes(&rest, 1, backward), workspace_bytes(&rest, count_images(&rest.conv), backward));
 }
 
 static void lay_out(job_state *s, void *workspace, int backward) {
@@ -324,11 +328,11 @@ static int is_streamed(const job_state *s, int64_t height, int64_t width, int64_
 
 static void depthwise_forward(const sepnet_depthwise *whole, const sepnet_joined *joined, const void *x, const float *weight,
                               const float *bias, void *y, void *workspace) {
-    lattice seen;
-    const sepnet_depthwise of_seen = of_seen_pixels(whole, &seen), *conv = &of_seen;
-    job_state s = make_state(conv, joined ? 1 : count_images(conv), 0);
+    const reduced rest = reduce(whole);
+    const sepnet_depthwise *conv = &rest.conv;
+    job_state s = make_state(&rest, joined ? 1 : count_images(conv), 0);
     lay_out(&s, workspace, 0);
-    s.seen = seen, s.joined = joined, s.x = x, s.bias = bias, s.y = y;
+    s.joined = joined, s.x = x, s.bias = bias, s.y = y;
     plane p = input_plane(conv, s.cut.pixel, 0, conv->out_h);
     for (int j = 0; j < conv->branches; j++) forward_taps(conv, p, j, &s.classes[j]);
     pack_weights(&s, weight);
@@ -342,11 +346,11 @@ static void depthwise_forward(const sepnet_depthwise *whole, const sepnet_joined
 
 static void depthwise_backward(const sepnet_depthwise *whole, const sepnet_joined *joined, const void *x, const float *weight,
                                const void *grad, void *grad_x, float *grad_weight, float *grad_bias, void *workspace) {
-    lattice seen;
-    const sepnet_depthwise of_seen = of_seen_pixels(whole, &seen), *conv = &of_seen;
-    job_state s = make_state(conv, joined ? 1 : count_images(conv), 1);
+    const reduced rest = reduce(whole);
+    const sepnet_depthwise *conv = &rest.conv;
+    job_state s = make_state(&rest, joined ? 1 : count_images(conv), 1);
     lay_out(&s, workspace, 1);
-    s.seen = seen, s.joined = joined, s.x = x, s.grad = grad, s.grad_x = grad_x;
+    s.joined = joined, s.x = x, s.grad = grad, s.grad_x = grad_x;
     s.want_x = grad_x != NULL, s.want_weight = grad_weight != NULL, s.want_bias = grad_bias != NULL;
     plane p = gradient_plane(conv, s.cut.pixel, 0, conv->in_h, 0, conv->out_h);
     for (int64_t r = 0; r < conv->stride_h; r++)
@@ -354,7 +358,7 @@ static void depthwise_backward(const sepnet_depthwise *whole, const sepnet_joine
             backward_taps(conv, p, s.grad_floats, r, c, &s.classes[r * conv->stride_w + c]);
     pack_weights(&s, weight);
     clear_joined_sums(&s);
-    s.stream = sees_all(&seen) && is_streamed(&s, conv->in_h, conv->in_w, conv->channels); /* else zeros have just been written */
+    s.stream = sees_all(&s.seen) && is_streamed(&s, conv->in_h, conv->in_w, conv->channels); /* else zeros have just been written */
     sepnet_run_parts(backward_part, &s, s.parts, conv->threads);
     unpack_sums(&s, grad_weight, grad_bias);
     if (sums_follow(&s)) reduce_joined_sums(&s, 1, joined->sums, joined->sums + conv->channels);

@@ -40,10 +40,23 @@ typedef struct {
     int64_t map_h, map_w, map_channels; /* of the map in memory */
 } lattice;
 
+/* The part of a filter whose taps meet the map at all, in the filter as it is in memory. */
+typedef struct {
+    int64_t first_row, first_col, memory_h, memory_w; /* of memory_h rows by memory_w columns */
+} window;
+
+/* A convolution without the taps that see nothing but padding and the pixels that no tap sees, and where its rest is in memory. */
+typedef struct {
+    sepnet_depthwise conv;
+    lattice seen;
+    window filter[SEPNET_MAX_BRANCHES];
+} reduced;
+
 /* What all tasks of a call share. */
 typedef struct {
-    const sepnet_depthwise *conv; /* of the lattice's pixels alone */
+    const sepnet_depthwise *conv; /* of the lattice's pixels and the windows' taps alone */
     lattice seen;
+    const window *filter; /* one a branch */
     const sepnet_joined *joined; /* may be NULL */
     const void *x, *grad;
     const float *bias;
@@ -84,20 +97,43 @@ static lattice find_seen(const sepnet_depthwise *conv) {
     return (lattice){first_seen(one->pad_h, rows), first_seen(one->pad_w, cols), rows, cols, conv->in_h, conv->in_w, conv->channels};
 }
 
-/* The convolution of the pixels that taps see, which is one of smaller stride and dilation: with stride 2 and dilation 2 three
- * quarters of the pixels are never looked at. */
-static sepnet_depthwise of_seen_pixels(const sepnet_depthwise *conv, lattice *seen) {
-    *seen = find_seen(conv);
-    const int64_t rows = seen->every_row, cols = seen->every_col;
-    sepnet_depthwise smaller = *conv;
-    smaller.in_h = (conv->in_h - seen->first_row + rows - 1) / rows, smaller.in_w = (conv->in_w - seen->first_col + cols - 1) / cols;
-    smaller.stride_h /= rows, smaller.stride_w /= cols;
-    for (int j = 0; j < conv->branches; j++) {
-        sepnet_branch *b = &smaller.branch[j];
-        b->pad_h = (b->pad_h + seen->first_row) / rows, b->pad_w = (b->pad_w + seen->first_col) / cols;
+/* Whether positions first, first + step, ... (count of them) meet [0, size): a tap that never does sees nothing but padding. */
+static int meets(int64_t first, int64_t step, int64_t count, int64_t size) {
+    return first < size && first + (count - 1) * step >= 0;
+}
+
+/* The taps of one dimension that do, which follow one another: narrows kernel and padding to them, and returns the first. All of them
+ * where none does. (The padding comes out negative where the first one that is left begins within the map.) */
+static int64_t keep_alive(int64_t *kernel, int64_t *pad, int64_t dilation, int64_t stride, int64_t out, int64_t in) {
+    int64_t first = 0, last = *kernel;
+    while (first < last && !meets(first * dilation - *pad, stride, out, in)) first++;
+    while (last > first && !meets((last - 1) * dilation - *pad, stride, out, in)) last--;
+    if (first == last) return 0;
+    *kernel = last - first, *pad -= first * dilation;
+    return first;
+}
+
+/* With dilation 5, one tap of nine meets a map of 4x4; with stride 2 and dilation 2 three quarters of the pixels are never looked at,
+ * and the convolution of the rest is one of smaller stride and dilation. */
+static reduced reduce(const sepnet_depthwise *whole) {
+    reduced r = {.conv = *whole};
+    for (int j = 0; j < whole->branches; j++) {
+        sepnet_branch *b = &r.conv.branch[j];
+        window *w = &r.filter[j];
+        w->memory_h = b->kernel_h, w->memory_w = b->kernel_w;
+        w->first_row = keep_alive(&b->kernel_h, &b->pad_h, b->dilation_h, whole->stride_h, whole->out_h, whole->in_h);
+        w->first_col = keep_alive(&b->kernel_w, &b->pad_w, b->dilation_w, whole->stride_w, whole->out_w, whole->in_w);
+    }
+    const lattice seen = r.seen = find_seen(&r.conv);
+    const int64_t rows = seen.every_row, cols = seen.every_col;
+    r.conv.in_h = (whole->in_h - seen.first_row + rows - 1) / rows, r.conv.in_w = (whole->in_w - seen.first_col + cols - 1) / cols;
+    r.conv.stride_h /= rows, r.conv.stride_w /= cols;
+    for (int j = 0; j < whole->branches; j++) {
+        sepnet_branch *b = &r.conv.branch[j];
+        b->pad_h = (b->pad_h + seen.first_row) / rows, b->pad_w = (b->pad_w + seen.first_col) / cols;
         b->dilation_h = sepnet_max(1, b->dilation_h / rows), b->dilation_w = sepnet_max(1, b->dilation_w / cols);
     }
-    return smaller;
+    return r;
 }
 
 static int sees_all(const lattice *l) { return l->every_row * l->every_col == 1; }
@@ -158,19 +194,6 @@ static band_rows nth_band(const sepnet_depthwise *conv, int64_t bands, int64_t b
                        sepnet_part_begin(conv->in_h, bands, band), sepnet_part_begin(conv->in_h, bands, band + 1)};
 }
 
-/* Whether positions first, first + step, ... (count of them) meet [0, size): a tap that never does sees nothing but padding. */
-static int meets(int64_t first, int64_t step, int64_t count, int64_t size) {
-    return first < size && first + (count - 1) * step >= 0;
-}
-
-static int row_is_alive(const sepnet_depthwise *conv, const sepnet_branch *b, int64_t row) {
-    return meets(row * b->dilation_h - b->pad_h, conv->stride_h, conv->out_h, conv->in_h);
-}
-
-static int col_is_alive(const sepnet_depthwise *conv, const sepnet_branch *b, int64_t col) {
-    return meets(col * b->dilation_w - b->pad_w, conv->stride_w, conv->out_w, conv->in_w);
-}
-
 static void add_tap(taps *to, segment *in, ptrdiff_t offset, ptrdiff_t weight) {
     if (in->width++ == 1) in->spacing = offset - to->offset[to->count - 1];
     to->offset[to->count] = offset;
@@ -194,10 +217,8 @@ static void forward_taps(const sepnet_depthwise *conv, plane p, int branch, taps
     out->count = out->segments = 0, out->segment[0] = (segment){0};
     for (int j = 0; j < branch; j++) weight += conv->branch[j].kernel_h * conv->branch[j].kernel_w * VL;
     for (int64_t r = 0; r < b->kernel_h; r++) {
-        if (!row_is_alive(conv, b, r)) continue;
         rows++;
         for (int64_t c = 0; c < b->kernel_w; c++) {
-            if (!col_is_alive(conv, b, c)) continue;
             int64_t row = r * b->dilation_h - b->pad_h, col = c * b->dilation_w - b->pad_w - p.first_col;
             add_tap(out, &in, (row * p.cols + col) * p.pixel, weight + (r * b->kernel_w + c) * VL);
         }
@@ -216,11 +237,11 @@ static void backward_taps(const sepnet_depthwise *conv, plane p, int64_t plane_s
         segment in = {0};
         for (int64_t kr = 0; kr < b->kernel_h; kr++) {
             int64_t row = r + b->pad_h - kr * b->dilation_h, to_row = sepnet_floor_div(row, conv->stride_h);
-            if (!row_is_alive(conv, b, kr) || to_row * conv->stride_h != row) continue;
+            if (to_row * conv->stride_h != row) continue;
             rows++;
             for (int64_t kc = b->kernel_w - 1; kc >= 0; kc--) {
                 int64_t col = c + b->pad_w - kc * b->dilation_w, to_col = sepnet_floor_div(col, conv->stride_w);
-                if (!col_is_alive(conv, b, kc) || to_col * conv->stride_w != col) continue;
+                if (to_col * conv->stride_w != col) continue;
                 add_tap(out, &in, j * plane_step + (to_row * p.cols + to_col - p.first_col) * p.pixel,
                         weight + (kr * b->kernel_w + kc) * VL);
             }
