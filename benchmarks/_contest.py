@@ -79,7 +79,8 @@ class Room(Enum):
 class Outcome:
     """One network: figures of each contender that ran, why the others did not, and versions of the peers.
 
-    ``ratios`` to sepnet are of steps that were taken in turns with it.
+    ``ratios`` to sepnet: median over the rounds of the median step of a turn to that of sepnet's turn in the same round, and the
+    standard deviation. A machine that changes its speed from minute to minute changes both.
     """
 
     network: str
@@ -87,14 +88,14 @@ class Outcome:
     figures: dict[str, Figures] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    ratios: dict[str, float] = field(default_factory=dict)
+    ratios: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def ratio(self, other: str, to: str = OURS) -> float | None:
         """How many times faster ``to`` is than ``other``; None where one of them did not run."""
         if other not in self.figures or to not in self.figures:
             return None
         if to == OURS:
-            return self.ratios.get(other)
+            return self.ratios[other][0] if other in self.ratios else None
         return self.figures[other]["median_ms"] / self.figures[to]["median_ms"]
 
 
@@ -182,11 +183,16 @@ def _measure(
     """Race those that run, and add their figures to the outcome; ``times`` are those of all groups."""
     taken, failed = race(running, rounds=args.rounds, seconds=args.seconds)
     outcome.failed |= failed
-    for name, values in taken.items():
-        times.setdefault(name, []).extend(values)
+    for name, turns in taken.items():
+        times.setdefault(name, []).extend(step for turn in turns for step in turn)
         outcome.figures[name] = _figures(times[name], batch, running[name])
         if OURS in taken:
-            outcome.ratios[name] = statistics.median(values) / statistics.median(taken[OURS])
+            outcome.ratios[name] = _ratio(turns, taken[OURS])
+
+
+def _ratio(turns: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]) -> tuple[float, float]:
+    of_rounds = [statistics.median(theirs) / statistics.median(own) for theirs, own in zip(turns, ours, strict=True)]
+    return statistics.median(of_rounds), statistics.stdev(of_rounds) if len(of_rounds) > 1 else 0.0
 
 
 def _room(running: int, needed: int) -> Room:

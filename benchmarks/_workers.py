@@ -102,15 +102,15 @@ def worker(script: str, job: Mapping[str, Any], python: str = sys.executable) ->
 
 def race(
     workers: Mapping[str, Worker], *, rounds: int, seconds: float, most: int = 200
-) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Milliseconds of each step, the workers taking turns in another order each round; and why those that failed did.
+) -> tuple[dict[str, list[list[float]]], dict[str, str]]:
+    """Milliseconds of each step of each turn, one a round, the workers in another order each; and why those that failed did.
 
     Args:
         workers: warmed up.
         seconds: length of a turn; a worker takes as many steps in it as fit by its pace, from 1 to ``most``. The first step of a
             turn, which finds the caches full of the others' data, is not counted.
     """
-    times: dict[str, list[float]] = {name: [] for name in workers}
+    times: dict[str, list[list[float]]] = {name: [] for name in workers}
     failed: dict[str, str] = {}
     names, order = list(workers), random.Random(0)
     for _ in range(rounds):
@@ -121,7 +121,7 @@ def race(
             time.sleep(SETTLE)
             count = max(1, min(most, round(1e3 * seconds / workers[name].pace)))
             try:
-                times[name] += workers[name].steps(1 + count)[1:]
+                times[name].append(workers[name].steps(1 + count)[1:])
             except WorkerError as error:
                 failed[name] = str(error)
     return {name: taken for name, taken in times.items() if name not in failed}, failed

@@ -77,13 +77,13 @@ def speed_table(found: Sequence[Outcome], names: Sequence[str]) -> str:
     peers = [name for name in names if name not in (OURS, FP32)]
     rows = []
     for outcome in found:
-        ratios = [outcome.ratio(peer) for peer in peers]
+        ratios = [outcome.ratios.get(peer) for peer in peers]
         rows.append(
             [
                 outcome.network,
                 str(outcome.batch),
                 *(speed(outcome, name) for name in names),
-                *("" if r is None else f"{r:.2f}" for r in ratios),
+                *("" if r is None else f"{r[0]:.2f} ± {r[1]:.2f}" for r in ratios),
             ]
         )
     return markdown_table(["network", "batch", *names, *(f"to {peer}" for peer in peers)], rows)
@@ -112,13 +112,17 @@ def verdicts(found: Sequence[Outcome]) -> list[str]:
     return lines
 
 
+def ratios_of(outcome: Outcome) -> dict[str, dict[str, float]]:
+    return {name: {"median": round(median, 3), "sd": round(sd, 3)} for name, (median, sd) in outcome.ratios.items()}
+
+
 def report(found: Sequence[Outcome], args: argparse.Namespace, machine: Mapping[str, Any]) -> Report:
     names = [name for name in args.contenders if any(name in o.figures for o in found)]
     failures = list(dict.fromkeys(f"{name} did not run: {reason}" for o in found for name, reason in o.failed.items()))
     sections = [
         "\n".join(f"- **{name}:** {CONTENDERS[name].explained}" for name in names),
         "## Images per second",
-        "Median ± standard deviation over the steps; then how many times faster sepnet is.",
+        "Median ± standard deviation over the steps; then how many times faster sepnet is, the same over the rounds.",
         speed_table(found, names),
         "## Peak memory",
         "MiB held at most, and before the first step.",
@@ -130,7 +134,10 @@ def report(found: Sequence[Outcome], args: argparse.Namespace, machine: Mapping[
         intro=method(__doc__),
         body="\n\n".join(sections),
         headline=[*verdicts(found), *failures],
-        figures=[{"network": o.network, "batch": o.batch, "contenders": o.figures, "failed": o.failed} for o in found],
+        figures=[
+            {"network": o.network, "batch": o.batch, "contenders": o.figures, "ratios": ratios_of(o), "failed": o.failed}
+            for o in found
+        ],
         options=settings(args),
         precision="bf16 and fp32",
         machine=machine,

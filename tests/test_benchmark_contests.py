@@ -47,7 +47,7 @@ def test_workers_step_in_turns(child: str) -> None:
         assert good.facts["parameters"] == 3
         assert good.ask({"steps": 2})["notes"] == [{"step": 0}, {"step": 1}]
         times, failed = workers.race({"good": good, "dies": dies}, rounds=3, seconds=0.0)
-        assert len(times["good"]) == 3
+        assert [len(turn) for turn in times["good"]] == [1, 1, 1]
         assert list(times) == ["good"]
         assert failed == {"dies": "ended with status 7: last words"}
         assert good.ask({"end": True})["peak_mib"] > 1
@@ -116,6 +116,7 @@ def test_train_step(tmp_path: Path) -> None:
     assert row["failed"] == {}
     assert {name: f["parameters"] for name, f in row["contenders"].items()} == {"sepnet": 1_084_938, "PyTorch": 1_084_938}
     assert all(f["peak_mib"] >= f["idle_mib"] > 10 and f["images_per_s"] > 0 for f in row["contenders"].values())
+    assert row["ratios"]["PyTorch"]["median"] > 0
     assert re.match(r"times faster than PyTorch: separable_cnn \d+\.\d\dx; ", content["headline"][0])
 
 
@@ -140,9 +141,11 @@ def test_contenders_that_do_not_fit_into_memory_run_in_groups(
         def ask(self, _: object) -> dict[str, float]:
             return {"peak_mib": 2.0}
 
-    def race(running: dict[str, Any], **_: object) -> tuple[dict[str, list[float]], dict[str, str]]:
+    def race(running: dict[str, Any], **_: object) -> tuple[dict[str, list[list[float]]], dict[str, str]]:
         raced.append(list(running))
-        return {name: [2.0 * len(raced) if name == "PyTorch" else 1.0 * len(raced)] for name in running}, {}
+        pace = len(raced)
+        # three turns, between which the machine changes its speed
+        return {name: [[s * pace * (2.0 if name == "PyTorch" else 1.0)] * 2 for s in (1, 5, 3)] for name in running}, {}
 
     monkeypatch.setattr(contest, "_available_bytes", lambda: int(free_gib * 2**30))
     monkeypatch.setattr(contest, "_expected_bytes", lambda *_: 2**30)
@@ -156,12 +159,13 @@ def test_contenders_that_do_not_fit_into_memory_run_in_groups(
     assert list(outcome.failed) == failed
     if not failed:
         assert outcome.ratio("PyTorch") == 2.0
+        assert outcome.ratios["PyTorch"][1] == 0.0  # in every round
         assert outcome.ratio("Keras") == 1.0  # to the sepnet of its own group
 
 
 def test_inference_names_the_best_peer() -> None:
     inference, contest = script("inference"), script("_contest")
-    outcome = contest.Outcome("net", 1, ratios={"PyTorch": 4.0, "PyTorch cl": 2.0, "sepnet fp32": 0.5})
+    outcome = contest.Outcome("net", 1, ratios={"PyTorch": (4.0, 0.1), "PyTorch cl": (2.0, 0.1), "sepnet fp32": (0.5, 0.1)})
     for name, ms in (("sepnet", 1.0), ("sepnet fp32", 0.5), ("PyTorch", 4.0), ("PyTorch cl", 2.0)):
         figures = {"median_ms": ms, "p50_ms": ms, "p90_ms": ms, "p99_ms": ms, "images_per_s": 1 / ms, "images_per_s_sd": 0.0}
         outcome.figures[name] = figures
