@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from sepnet.engine._recorded import RECORD_AFTER, RecordedStep
 from sepnet.engine._recorder import Recorder
 from sepnet.kernels import use
 from sepnet.models import create_model, list_models
-from training_tools import CLASSES, config, run, tiny_net
+from training_tools import CLASSES, CrashError, Crashing, Synthetic, config, run, tiny_net
 
 SMALL = ("mobilenet_units", "googlenet_units", "alexnet_units", "squeezenet", "dilated_separable", "separable_cnn")
 
@@ -169,19 +170,36 @@ def test_a_recorded_step_leaves_no_memory_behind() -> None:
     assert all(ref() is None for ref in watched)
 
 
+def known_layers(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(128, CLASSES))
+
+
 def test_a_run_with_a_recorded_step_is_the_run_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through fit, with evaluation, average and a last batch of another size."""
-    make = lambda: nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, CLASSES))
-    torch.manual_seed(0)
-    first = make()
-    second = copy.deepcopy(first)
-    one = run(config(ema=0.9), model=first)
+    """Through fit, with evaluation and average."""
+    first, second = known_layers(), known_layers()
+    one = run(config(ema=0.9), model=first, evaluation=Synthetic(seed=1))
     monkeypatch.setattr(RecordedStep, "__call__", lambda self, x, y: self._compute(x, y))
-    other = run(config(ema=0.9), model=second)
+    other = run(config(ema=0.9), model=second, evaluation=Synthetic(seed=1))
     assert [row["train_loss"] for row in one.history] == [row["train_loss"] for row in other.history]
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
     assert one.iterations == other.iterations
+
+
+@pytest.mark.parametrize("changes", [{"opt": "sgd"}, {"opt": "adamw"}, {"opt": "muon"}])
+@pytest.mark.parametrize("left_at", [2, 7])
+def test_a_run_that_ended_in_a_recorded_step_goes_on_to_the_same_bits(
+    left_at: int, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = config(ema=0.9, checkpoint_seconds=0, **changes)
+    whole, second = known_layers(), known_layers(seed=1)  # whose weights come from the checkpoint
+    run(settings, model=whole, evaluation=Synthetic(seed=1), run_dir=tmp_path / "whole")
+    with pytest.raises(CrashError):
+        run(settings, model=known_layers(), loader=Crashing(left_at), evaluation=Synthetic(seed=1), run_dir=tmp_path / "run")
+    run(settings, model=second, evaluation=Synthetic(seed=1), run_dir=tmp_path / "run", resume=True)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
 
 
 def test_the_groups_have_rates_that_are_tensors_only_while_a_step_is_recorded() -> None:

@@ -212,12 +212,14 @@ static void pack_weights(const job_state *s, const float *weight) {
     memset(s->packed, 0, (size_t)(s->blocks * s->filter_taps * VL) * sizeof *s->packed);
     for (int64_t channel = 0; channel < conv->channels; channel++) {
         float *to = s->packed + channel / VL * s->filter_taps * VL + channel % VL;
-        for (int j = 0; j < conv->branches; j++)
+        for (int j = 0; j < conv->branches; j++) {
+            const float *filter = weight + weight_element(s, channel, j);
             for (int64_t r = 0; r < conv->branch[j].kernel_h; r++) {
-                const float *from = weight + weight_element(s, channel, j) + row_in_memory(&s->filter[j], r);
+                const float *from = filter + row_in_memory(&s->filter[j], r);
                 for (int64_t c = 0; c < conv->branch[j].kernel_w; c++, to += VL)
                     for (int64_t i = 0; i < s->images; i++) to[i * conv->channels] = from[c];
             }
+        }
     }
 }
 
@@ -249,12 +251,12 @@ static void unpack_sums(const job_state *s, float *grad_weight, float *grad_bias
     if (grad_weight && s->filter_taps < in_memory) memset(grad_weight, 0, (size_t)(in_memory * conv->channels) * sizeof *grad_weight);
     for (int64_t channel = 0; channel < conv->channels; channel++) {
         const float *from = s->partial + channel / VL * block_sums(s) + channel % VL;
-        for (int j = 0; j < conv->branches; j++)
-            for (int64_t r = 0; r < conv->branch[j].kernel_h; r++) {
-                float *to = grad_weight ? grad_weight + weight_element(s, channel, j) + row_in_memory(&s->filter[j], r) : NULL;
+        for (int j = 0; j < conv->branches; j++) {
+            float *filter = grad_weight ? grad_weight + weight_element(s, channel, j) : NULL;
+            for (int64_t r = 0; r < conv->branch[j].kernel_h; r++)
                 for (int64_t c = 0; c < conv->branch[j].kernel_w; c++, from += VL)
-                    if (to) to[c] = over_images(s, from);
-            }
+                    if (filter) filter[row_in_memory(&s->filter[j], r) + c] = over_images(s, from);
+        }
         if (grad_bias)
             for (int j = 0; j < conv->branches; j++) grad_bias[output_channel(conv, channel, j)] = over_images(s, from + j * VL);
     }
