@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -19,10 +21,12 @@ def plain(kernel: int, dilation: int = 1, stride: int = 1) -> Geometry:
 
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """Its instructions, with oneDNN's bf16 where AVX-512 is."""
-    monkeypatch.setattr(_choice, "_instructions", lambda: request.param)
-    monkeypatch.setattr(_choice, "_onednn_has", lambda dtype: dtype == FLOAT or request.param == "AVX512")
-    return str(request.param)
+    """Its instructions, with oneDNN's bf16 where AVX-512 is; "AVX512 pairs" has the instruction that multiplies pairs of it."""
+    name, _, pairs = str(request.param).partition(" ")
+    monkeypatch.setattr(_choice, "_instructions", lambda: name)
+    monkeypatch.setattr(_choice, "_multiplies_pairs", lambda: bool(pairs))
+    monkeypatch.setattr(_choice, "_onednn_has", lambda dtype: dtype == FLOAT or name == "AVX512")
+    return name
 
 
 @pytest.mark.parametrize("processor", ["AVX512", "AVX2", "DEFAULT"], indirect=True)
@@ -130,6 +134,39 @@ def test_backward(processor: str, geometry: Geometry, side: int, avx2: bool, oth
     assert _choice.torch_backward_is_faster(BF16, (8, 64, side, side), geometry) == (wanted and processor == "AVX512")
 
 
+@pytest.mark.parametrize("processor", ["AVX512", "AVX512 pairs"], indirect=True)
+@pytest.mark.parametrize(
+    ("geometry", "shape", "with_pairs"),
+    [
+        (plain(5), (32, 256, 8, 8), False),
+        (plain(7), (1, 64, 56, 56), False),
+        (plain(7, stride=2), (8, 48, 16, 16), False),
+        (plain(7, stride=2), (8, 48, 14, 14), True),  # whose output is 7x7
+        (plain(5, stride=2), (8, 64, 32, 32), True),
+        (plain(5), (8, 40, 32, 32), True),
+        (plain(5), (8, 272, 32, 32), True),
+        (plain(5, dilation=2), (8, 64, 32, 32), True),
+        (plain(3), (8, 64, 32, 32), True),
+        (Geometry((1, 1), ((5, 5),), ((0, 0),), ((1, 1),), False), (4, 32, 4, 300), True),  # no output: PyTorch refuses
+    ],
+    ids=str,
+)
+def test_forward_with_pairs(
+    request: pytest.FixtureRequest, processor: str, geometry: Geometry, shape: tuple[int, ...], with_pairs: bool
+) -> None:
+    pairs = "pairs" in request.node.callspec.params["processor"]
+    assert _choice.torch_forward_is_faster(BF16, shape, geometry) == (with_pairs or not pairs)
+    assert _choice.torch_forward_is_faster(FLOAT, shape, geometry)
+
+
+@pytest.mark.parametrize("processor", ["AVX512 pairs"], indirect=True)
+def test_backward_with_pairs(processor: str) -> None:
+    assert not _choice.torch_backward_is_faster(BF16, (8, 64, 4, 4), plain(3))
+    assert _choice.torch_backward_is_faster(FLOAT, (8, 64, 4, 4), plain(3))
+    assert _choice.torch_backward_is_faster(BF16, (8, 64, 5, 5), plain(3))
+    assert _choice.torch_backward_is_faster(BF16, (8, 64, 8, 8), plain(3))
+
+
 @pytest.mark.parametrize("processor", ["AVX2"], indirect=True)
 def test_few_channels_a_pixel_are_left_to_onednn_with_avx2(processor: str) -> None:
     assert _choice.torch_forward_is_faster(FLOAT, (8, 32, 32, 32), plain(3))
@@ -153,5 +190,7 @@ def test_the_choice_is_kept_for_each_type_shape_and_geometry() -> None:
                 assert choose(dtype, torch.Size(shape), geometry) is choose(dtype, shape, geometry)
 
 
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo here")
 def test_this_processor_has_a_name() -> None:
     assert _choice._instructions() == torch.backends.cpu.get_cpu_capability()
+    assert _choice._multiplies_pairs() == ("avx512_bf16" in Path("/proc/cpuinfo").read_text())

@@ -99,7 +99,8 @@ def check_native(problem: Problem, dtype: torch.dtype) -> None:
     spread = float((x.double() - x.double().mean((0, 2, 3), keepdim=True)).abs().max())
     exact = [leaf.grad for leaf in leaves]
     assert all(t is not None for t in exact)
-    near("dx", grad_x, exact[0], through, dtype)
+    rounded = 2.0**-9 if dtype == torch.bfloat16 else 0.0  # of the weights, where the processor multiplies pairs of bfloat16
+    near("dx", grad_x, exact[0], through * (1 + rounded / 1e-5), dtype)
     near("dweight", grad_weight, exact[1], spread * (added * scale.flatten() + 1e-3)[:, None, None, None] * size, torch.float32)
     near("dgamma", affine[0], exact[2], size * (added + 1e-3), torch.float32)
     near("dbeta", affine[1], exact[3], added + 1e-3, torch.float32)

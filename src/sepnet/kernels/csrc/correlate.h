@@ -6,23 +6,36 @@ typedef struct {
     int64_t rows, cols, blocks;
     ptrdiff_t x_row, x_col, grad_row, grad_col, tap_row, tap_col, sums_step; /* sums_step: from block to block */
     float *sums;
+    int paired, odd; /* the planes hold pairs, and `rows` counts pairs of rows; after them comes a row that is alone */
 } correlation;
 
-/* Any columns: R filter rows by K filter columns of one block, kept in R * K registers. */
-INLINE void correlate_strip(const correlation *c, int64_t first, const int R, const int K) {
+/* Any columns: what rows [begin, end) give to R filter rows by K filter columns of one block. */
+INLINE void correlate_some(const correlation *c, vf *sum, int64_t begin, int64_t end, int64_t first, const int R, const int K,
+                           const int mode) {
     const ptrdiff_t tap_row = c->tap_row, tap_col = c->tap_col, x_col = c->x_col, grad_col = c->grad_col;
-    vf sum[16];
-    vf *to = (vf *)(c->sums + first * K * VL);
-    for (int i = 0; i < R * K; i++) sum[i] = to[i];
-    for (int64_t row = 0; row < c->rows; row++) {
+    for (int64_t row = begin; row < end; row++) {
         const float *from = c->x + first * tap_row + row * c->x_row, *g = c->grad + row * c->grad_row;
         for (int64_t col = 0; col < c->cols; col++, from += x_col, g += grad_col) {
-            vf value = *(const vf *)g;
+            const vf value = load_factor(g, mode);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-                for (int k = 0; k < K; k++) sum[r * K + k] += *(const vf *)(from + r * tap_row + k * tap_col) * value;
+                for (int k = 0; k < K; k++)
+                    sum[r * K + k] = add_product(sum[r * K + k], load_factor(from + r * tap_row + k * tap_col, mode), value, mode);
         }
+    }
+}
+
+/* The sums are kept in R * K registers. */
+INLINE void correlate_strip(const correlation *c, int64_t first, const int R, const int K) {
+    vf sum[16];
+    vf *to = (vf *)(c->sums + first * K * VL);
+    for (int i = 0; i < R * K; i++) sum[i] = to[i];
+    if (HAVE_PAIRS && c->paired) {
+        correlate_some(c, sum, 0, c->rows, first, R, K, PAIRS);
+        correlate_some(c, sum, c->rows, c->rows + c->odd, first, R, K, FIRST_HALF);
+    } else {
+        correlate_some(c, sum, 0, c->rows, first, R, K, FLOATS);
     }
     for (int i = 0; i < R * K; i++) to[i] = sum[i];
 }
@@ -46,17 +59,17 @@ DEFINE_STRIP(7, 1)
 
 /* What the value at position `at` of a filter row's x gives to the sums. Constants to the compiler's front end as in tiles.h. */
 #define PRODUCT(k, at) \
-    if (k < K && at >= k && (at - k) % S == 0 && (at - k) / S < C) sum[r * K + k] += x * g[(at - k) / S % C];
+    if (k < K && at >= k && (at - k) % S == 0 && (at - k) / S < C) sum[r * K + k] = add_product(sum[r * K + k], x, g[(at - k) / S % C], mode);
 #define PRODUCTS(at) PRODUCT(0, at) PRODUCT(1, at) PRODUCT(2, at) PRODUCT(3, at) PRODUCT(4, at) PRODUCT(5, at) PRODUCT(6, at)
-#define FILTER_ROW(r_, at)                                  \
-    if (r_ < R) {                                           \
-        enum { r = r_ };                                    \
-        const vf x = *(const vf *)(from + r_ * c->tap_row); \
-        PRODUCTS(at)                                        \
+#define FILTER_ROW(r_, at)                                        \
+    if (r_ < R) {                                                 \
+        enum { r = r_ };                                          \
+        const vf x = load_factor(from + r_ * c->tap_row, mode);   \
+        PRODUCTS(at)                                              \
     }
 #define CROSS(at)                                                                                  \
     if (at < S * (C - 1) + K) {                                                                    \
-        if (at % S == 0 && at / S < C) g[at / S % C] = *(const vf *)(grad + at / S * c->grad_col); \
+        if (at % S == 0 && at / S < C) g[at / S % C] = load_factor(grad + at / S * c->grad_col, mode); \
         FILTER_ROW(0, at) FILTER_ROW(1, at) FILTER_ROW(2, at)                                      \
         from += c->tap_col;                                                                        \
     }
@@ -86,18 +99,33 @@ DEFINE_STRIP(7, 1)
 #define S 2
 #include "correlate_rows.h"
 
-/* All blocks: a few columns at a time, whose values stay in the L1 cache for all filter rows and for the other half of a line. */
-static void correlate(const correlation *whole, int64_t height, int64_t width) {
-    typedef void (*kernel)(const correlation *, int64_t);
-    static const kernel strips[] = {NULL, strip_1, strip_2, strip_3, strip_4, strip_5, strip_6, strip_7};
-    static const kernel rows[2][2][8] = {
+typedef void (*correlate_kernel)(const correlation *, int64_t);
+
+/* For so many columns of a filter so wide, that stand so many apart; NULL where there is none. */
+static correlate_kernel rows_kernel(int paired, int64_t columns, int64_t stride, int64_t width) {
+    static const correlate_kernel floats[2][2][8] = {
         {{[3] = rows_4_3_1, [5] = rows_4_5_1, [7] = rows_4_7_1}, {[3] = rows_8_3_1, [5] = rows_8_5_1, [7] = rows_8_7_1}},
         {{[3] = rows_4_3_2, [5] = rows_4_5_2, [7] = rows_4_7_2}, {[3] = rows_8_3_2, [5] = rows_8_5_2, [7] = rows_8_7_2}},
     };
-    const int stride = whole->x_col == whole->tap_col ? 0 : whole->x_col == 2 * whole->tap_col ? 1 : -1;
+#ifdef HAVE_AVX512_BF16
+    static const correlate_kernel pairs[2][2][8] = {
+        {{[3] = pairs_4_3_1, [5] = pairs_4_5_1, [7] = pairs_4_7_1}, {[3] = pairs_8_3_1, [5] = pairs_8_5_1, [7] = pairs_8_7_1}},
+        {{[3] = pairs_4_3_2, [5] = pairs_4_5_2, [7] = pairs_4_7_2}, {[3] = pairs_8_3_2, [5] = pairs_8_5_2, [7] = pairs_8_7_2}},
+    };
+    if (paired) return pairs[stride - 1][columns == 8][width];
+#else
+    (void)paired;
+#endif
+    return floats[stride - 1][columns == 8][width];
+}
+
+/* All blocks: a few columns at a time, whose values stay in the L1 cache for all filter rows and for the other half of a line. */
+static void correlate(const correlation *whole, int64_t height, int64_t width) {
+    static const correlate_kernel strips[] = {NULL, strip_1, strip_2, strip_3, strip_4, strip_5, strip_6, strip_7};
+    const int64_t stride = whole->x_col == whole->tap_col ? 1 : whole->x_col == 2 * whole->tap_col ? 2 : 0;
     for (int64_t col = 0, step; col < whole->cols; col += step) {
-        const int64_t left = whole->cols - col;
-        const kernel run = stride < 0 || left < 4 ? NULL : rows[stride][left >= 8][width];
+        const int64_t left = whole->cols - col, many = left >= 8 ? 8 : 4;
+        const correlate_kernel run = stride == 0 || left < 4 ? NULL : rows_kernel(whole->paired, many, stride, width);
         step = left >= 8 ? 8 : run ? 4 : left;
         correlation c = *whole;
         c.cols = step;

@@ -11,7 +11,7 @@
 
 static patch task_patch(const job_state *s, const task *at) {
     static const vf zero = {0};
-    return (patch){.weight = s->packed + at->block * s->filter_taps * VL, .weight_step = s->filter_taps * VL,
+    return (patch){.weight = s->packed + at->block * s->weight_vectors * VL, .weight_step = s->weight_vectors * VL,
                    .start = (const float *)&zero, .blocks = at->blocks};
 }
 
@@ -25,7 +25,7 @@ static void task_output_sums(const job_state *s, const task *at, const destinati
 static void forward_task(const job_state *s, const task *at, float *scratch, int64_t part) {
     const sepnet_depthwise *conv = s->conv;
     plane in = input_plane(conv, s->cut.pixel, at->rows.out0, at->rows.out1);
-    window_plane x = open_input(s, at, in, scratch);
+    window_plane x = open_input(s, at, in, scratch, scratch + s->x_floats + s->spare_floats);
     int64_t step = output_step(conv), out_col = conv->channels * conv->branches, out_row = conv->out_w * out_col;
     int64_t beyond = in.rows - (at->rows.out1 - at->rows.out0 - 1) * conv->stride_h, chunk = chunk_rows(in), next;
     for (int64_t row = at->rows.out0; row < at->rows.out1; row = next) {
@@ -82,8 +82,6 @@ static void input_gradient(const job_state *s, const task *at, plane g, const fl
         }
 }
 
-static int64_t block_sums(const job_state *s) { return (s->filter_taps + s->conv->branches) * VL; }
-
 static void weight_gradient(const job_state *s, const task *at, plane in, const float *x, plane g, const float *grad, int64_t row0,
                             int64_t row1, float *sums) {
     const sepnet_depthwise *conv = s->conv;
@@ -102,6 +100,7 @@ static void weight_gradient(const job_state *s, const task *at, plane in, const 
                          .tap_col = b->dilation_w * in.pixel,
                          .sums_step = block_sums(s),
                          .sums = sums};
+        if (s->pairs.grad) c.paired = 1, c.odd = c.rows % 2, c.rows /= 2, c.x_row *= 2, c.grad_row *= 2;
         correlate(&c, b->kernel_h, b->kernel_w);
         sums += b->kernel_h * b->kernel_w * VL;
     }
@@ -114,10 +113,17 @@ static void bias_gradient(const job_state *s, const task *at, plane g, const flo
             vf sum = splat(0);
             for (int64_t row = row0; row < row1; row++) {
                 const float *from = grad + j * s->grad_floats + ((row - g.first_row) * g.cols - g.first_col) * g.pixel + b * VL;
-                for (int64_t col = 0; col < s->conv->out_w; col++) sum += *(const vf *)(from + col * g.pixel);
+                for (int64_t col = 0; col < s->conv->out_w; col++) 
+                    sum += load_factor(from + col * g.pixel, s->pairs.grad ? FIRST_HALF : FLOATS);
             }
             *(vf *)(sums + b * block_sums(s) + j * VL) += sum;
         }
+}
+
+/* The first output row of a chunk, for pairs an even one of the band's. */
+static int64_t chunk_begin(const job_state *s, int64_t rows, int64_t chunks, int64_t chunk) {
+    const int64_t begin = sepnet_part_begin(rows, chunks, chunk);
+    return s->pairs.grad && chunk < chunks ? begin & ~(int64_t)1 : begin;
 }
 
 static void backward_task(const job_state *s, const task *at, float *scratch, float *sums, int64_t part) {
@@ -125,18 +131,19 @@ static void backward_task(const job_state *s, const task *at, float *scratch, fl
     band_rows b = at->rows;
     plane g = gradient_plane(conv, s->cut.pixel, b.in0, b.in1, b.out0, b.out1), in = input_plane(conv, s->cut.pixel, b.out0, b.out1);
     float *grad_start = scratch + s->x_floats, *spare = grad_start + conv->branches * s->grad_floats;
-    window_plane x = open_input(s, at, in, scratch), grad[SEPNET_MAX_BRANCHES];
+    float *halves = spare + s->spare_floats;
+    window_plane x = open_input(s, at, in, scratch, halves), grad[SEPNET_MAX_BRANCHES];
     int64_t reach = 0; /* of an input row: output rows beyond row / stride that its gradient takes from */
     for (int j = 0; j < conv->branches; j++) {
-        grad[j] = open_gradient(s, at, g, j, grad_start + j * s->grad_floats);
+        grad[j] = open_gradient(s, at, g, j, grad_start + j * s->grad_floats, halves + s->x_halves + j * s->grad_halves);
         reach = sepnet_max(reach, conv->branch[j].pad_h);
     }
     int64_t beyond = in.rows - (b.out1 - b.out0 - 1) * conv->stride_h;
     int64_t chunks = sepnet_max(1, (b.out1 - b.out0) / chunk_rows(in));
     float *block = sums + at->block * block_sums(s);
     for (int64_t i = 0; i < chunks; i++) {
-        int64_t out0 = b.out0 + sepnet_part_begin(b.out1 - b.out0, chunks, i);
-        int64_t out1 = b.out0 + sepnet_part_begin(b.out1 - b.out0, chunks, i + 1);
+        int64_t out0 = b.out0 + chunk_begin(s, b.out1 - b.out0, chunks, i);
+        int64_t out1 = b.out0 + chunk_begin(s, b.out1 - b.out0, chunks, i + 1);
         int64_t in0 = b.in0 + sepnet_part_begin(b.in1 - b.in0, chunks, i);
         int64_t in1 = b.in0 + sepnet_part_begin(b.in1 - b.in0, chunks, i + 1);
         int64_t rows = sepnet_max(out1, sepnet_floor_div(in1 - 1 + reach, conv->stride_h) + 1) - g.first_row;
@@ -184,84 +191,6 @@ static void backward_part(void *context, int64_t part, sepnet_worker worker) {
     if (s->stream) stream_fence();
 }
 
-enum { ALIGN = 64 };
-
-static int64_t aligned(int64_t bytes) { return sepnet_round_up(bytes, ALIGN); }
-
-static int64_t start_bytes(const job_state *s) { return aligned(s->conv->branches * s->blocks * VL * (int64_t)sizeof(float)); }
-
-/* --- weights ------------------------------------------------------------------------------------------------------- */
-
-/* Taps of a branch's filter as it is in memory. */
-static int64_t memory_taps(const job_state *s, int branch) { return s->filter[branch].memory_h * s->filter[branch].memory_w; }
-
-/* Element of a weight array that holds the first tap of a channel. */
-static int64_t weight_element(const job_state *s, int64_t channel, int branch) {
-    const sepnet_depthwise *conv = s->conv;
-    if (conv->interleaved) return (channel * conv->branches + branch) * memory_taps(s, branch);
-    int64_t base = 0;
-    for (int j = 0; j < branch; j++) base += memory_taps(s, j) * conv->channels;
-    return base + channel * memory_taps(s, branch);
-}
-
-/* From that one to the window's first tap of a row. */
-static int64_t row_in_memory(const window *w, int64_t row) { return (w->first_row + row) * w->memory_w + w->first_col; }
-
-static void pack_weights(const job_state *s, const float *weight) {
-    const sepnet_depthwise *conv = s->conv;
-    memset(s->packed, 0, (size_t)(s->blocks * s->filter_taps * VL) * sizeof *s->packed);
-    for (int64_t channel = 0; channel < conv->channels; channel++) {
-        float *to = s->packed + channel / VL * s->filter_taps * VL + channel % VL;
-        for (int j = 0; j < conv->branches; j++) {
-            const float *filter = weight + weight_element(s, channel, j);
-            for (int64_t r = 0; r < conv->branch[j].kernel_h; r++) {
-                const float *from = filter + row_in_memory(&s->filter[j], r);
-                for (int64_t c = 0; c < conv->branch[j].kernel_w; c++, to += VL)
-                    for (int64_t i = 0; i < s->images; i++) to[i * conv->channels] = from[c];
-            }
-        }
-    }
-}
-
-/* Biases as the lanes of the sums' first values; zeros where there are none. */
-static void pack_biases(const job_state *s) {
-    const sepnet_depthwise *conv = s->conv;
-    memset(s->start, 0, (size_t)start_bytes(s));
-    for (int j = 0; s->bias && j < conv->branches; j++)
-        for (int64_t c = 0; c < conv->channels; c++)
-            for (int64_t i = 0; i < s->images; i++)
-                s->start[j * s->blocks * VL + c + i * conv->channels] = s->bias[output_channel(conv, c, j)];
-}
-
-/* A channel's sum, of all images that share a vector. */
-static float over_images(const job_state *s, const float *from) {
-    float sum = 0;
-    for (int64_t i = 0; i < s->images; i++) sum += from[i * s->conv->channels];
-    return sum;
-}
-
-/* Sums of the parts, in their order, into the layouts of weight and bias. */
-static void unpack_sums(const job_state *s, float *grad_weight, float *grad_bias) {
-    const sepnet_depthwise *conv = s->conv;
-    int64_t floats = s->blocks * block_sums(s);
-    for (int64_t part = 1; part < s->parts; part++)
-        for (int64_t i = 0; i < floats; i += VL) *(vf *)(s->partial + i) += *(const vf *)(s->partial + part * floats + i);
-    int64_t in_memory = 0;
-    for (int j = 0; j < conv->branches; j++) in_memory += memory_taps(s, j);
-    if (grad_weight && s->filter_taps < in_memory) memset(grad_weight, 0, (size_t)(in_memory * conv->channels) * sizeof *grad_weight);
-    for (int64_t channel = 0; channel < conv->channels; channel++) {
-        const float *from = s->partial + channel / VL * block_sums(s) + channel % VL;
-        for (int j = 0; j < conv->branches; j++) {
-            float *filter = grad_weight ? grad_weight + weight_element(s, channel, j) : NULL;
-            for (int64_t r = 0; r < conv->branch[j].kernel_h; r++)
-                for (int64_t c = 0; c < conv->branch[j].kernel_w; c++, from += VL)
-                    if (filter) filter[row_in_memory(&s->filter[j], r) + c] = over_images(s, from);
-        }
-        if (grad_bias)
-            for (int j = 0; j < conv->branches; j++) grad_bias[output_channel(conv, channel, j)] = over_images(s, from + j * VL);
-    }
-}
-
 /* --- entry points -------------------------------------------------------------------------------------------------- */
 
 static job_state make_state(const reduced *rest, int64_t images, int backward) {
@@ -270,12 +199,17 @@ static job_state make_state(const reduced *rest, int64_t images, int backward) {
     s.blocks = count_blocks(conv);
     s.cut = cut_up(conv, images, backward);
     s.filter_taps = filter_taps(conv);
+    s.pairs = find_pairs(conv, images, backward);
+    s.weight_vectors = packed_before(conv, &s.pairs, conv->branches);
     s.parts = count_parts(&s);
     measure_bands(conv, s.cut.pixel, s.cut.bands, &s.x_floats, &s.grad_floats);
     int64_t floats = s.x_floats, rows = conv->out_h, cols = conv->out_w;
     if (backward) floats += conv->branches * s.grad_floats, rows = conv->in_h, cols = conv->in_w;
     int whole_vectors = conv->channels % VL == 0 && (backward ? conv->branches == 1 : output_step(conv) == 1);
-    s.scratch_bytes = aligned((floats + (whole_vectors ? 0 : rows * cols * VL)) * (int64_t)sizeof(float));
+    if (!whole_vectors) s.spare_floats = rows * cols * VL;
+    if (s.pairs.x) s.x_halves = halves_floats(&s, s.pairs.x, conv->in_w);
+    if (s.pairs.grad) s.grad_halves = halves_floats(&s, s.pairs.grad, conv->out_w);
+    s.scratch_bytes = aligned((floats + s.spare_floats + s.x_halves + conv->branches * s.grad_halves) * (int64_t)sizeof(float));
     return s;
 }
 
@@ -284,7 +218,7 @@ static int64_t classes_bytes(const sepnet_depthwise *conv, int backward) {
     return aligned(classes * (int64_t)sizeof(taps));
 }
 
-static int64_t weight_bytes(const job_state *s) { return aligned(s->blocks * s->filter_taps * VL * (int64_t)sizeof(float)); }
+static int64_t weight_bytes(const job_state *s) { return aligned(s->blocks * s->weight_vectors * VL * (int64_t)sizeof(float)); }
 
 static int64_t sums_bytes(const job_state *s) { return aligned(s->parts * s->blocks * block_sums(s) * (int64_t)sizeof(float)); }
 
@@ -334,10 +268,10 @@ static void depthwise_forward(const sepnet_depthwise *whole, const sepnet_joined
     const sepnet_depthwise *conv = &rest.conv;
     job_state s = make_state(&rest, joined ? 1 : count_images(conv), 0);
     lay_out(&s, workspace, 0);
-    s.joined = joined, s.x = x, s.bias = bias, s.y = y;
+    s.joined = joined, s.x = x, s.weight = weight, s.bias = bias, s.y = y;
     plane p = input_plane(conv, s.cut.pixel, 0, conv->out_h);
-    for (int j = 0; j < conv->branches; j++) forward_taps(conv, p, j, &s.classes[j]);
-    pack_weights(&s, weight);
+    for (int j = 0; j < conv->branches; j++) forward_taps(conv, &s.pairs, p, j, &s.classes[j]);
+    pack_weights(&s, 0);
     pack_biases(&s);
     clear_joined_sums(&s);
     if (sums_follow(&s)) find_origins(&s);
@@ -352,13 +286,13 @@ static void depthwise_backward(const sepnet_depthwise *whole, const sepnet_joine
     const sepnet_depthwise *conv = &rest.conv;
     job_state s = make_state(&rest, joined ? 1 : count_images(conv), 1);
     lay_out(&s, workspace, 1);
-    s.joined = joined, s.x = x, s.grad = grad, s.grad_x = grad_x;
+    s.joined = joined, s.x = x, s.weight = weight, s.grad = grad, s.grad_x = grad_x;
     s.want_x = grad_x != NULL, s.want_weight = grad_weight != NULL, s.want_bias = grad_bias != NULL;
     plane p = gradient_plane(conv, s.cut.pixel, 0, conv->in_h, 0, conv->out_h);
     for (int64_t r = 0; r < conv->stride_h; r++)
         for (int64_t c = 0; c < conv->stride_w; c++)
-            backward_taps(conv, p, s.grad_floats, r, c, &s.classes[r * conv->stride_w + c]);
-    pack_weights(&s, weight);
+            backward_taps(conv, &s.pairs, p, s.grad_floats, r, c, &s.classes[r * conv->stride_w + c]);
+    pack_weights(&s, 1);
     clear_joined_sums(&s);
     s.stream = sees_all(&s.seen) && is_streamed(&s, conv->in_h, conv->in_w, conv->channels); /* else zeros have just been written */
     sepnet_run_parts(backward_part, &s, s.parts, conv->threads);

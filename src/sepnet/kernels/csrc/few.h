@@ -3,6 +3,7 @@
  * about the mean of those near by, and added up in float64: about 7 digits of the largest covariance. Weights that see nothing but the
  * difference of two channels which are alike to one part in n lose 2 log10(n) of them in its variance. */
 
+enum { STRIP = 8 }; /* windows that the backward pass takes at once: their dealt gradients stay in the L1 cache */
 enum { FEW = SEPNET_MAX_FEW, FEW_WINDOWS = 32, FEW_RUN = 16, FEW_MOMENTS = SEPNET_FEW_MOMENTS };
 
 typedef float few __attribute__((vector_size(FEW * 4), may_alias, aligned(4)));
@@ -17,7 +18,7 @@ typedef struct {
     const uint8_t *kept;
     few centre, constant, matrix[FEW]; /* of the input's channels; of dL/dx: matrix[j] is what input j adds */
     few_bits mask;                     /* the inputs among FEW */
-    float *weights, *shift;            /* times the normalisation's scale: forward [inputs][stride], backward [channel][FEW]; [stride] */
+    float *weights, *shift;            /* times the normalisation's scale: forward [inputs][stride], backward [channel, or two][FEW]; [stride] */
     float *partial;                    /* dL/dx as far as it passes the results, [pixel][FEW], or NULL */
     void *out;
     uint8_t *kept_out;
@@ -26,7 +27,7 @@ typedef struct {
 
 /* --- memory ----------------------------------------------------------------------------------------------------------------- */
 
-/* Sums of a part: of g a channel, then of g z, FEW a channel. */
+/* Sums of a part, a channel each: of g, then of g z for each of FEW inputs. */
 static int64_t few_sums(const few_job *s) { return s->stride * (1 + FEW); }
 
 /* The job with its memory laid out, if there is any; the partial gradients are last, as only the backward pass has them. */
@@ -36,8 +37,8 @@ static few_job make_few_job(const sepnet_norm *norm, int64_t inputs, const void 
     s.parts = sepnet_min(s.lines, most_parts(norm));
     s.stride = sepnet_round_up(norm->channels, 16);
     for (int k = 0; k < FEW; k++) s.mask[k] = k < inputs ? ~0u : 0;
-    /* behind the doubles the sums of a line and the four parts of a gradient, which are floats */
-    s.part_doubles = sepnet_max(FEW_MOMENTS, few_sums(&s) / 2 * 3 + 2 * s.stride);
+    /* behind the doubles the sums of a line and the four parts of STRIP windows' gradients, which are floats */
+    s.part_doubles = sepnet_max(FEW_MOMENTS, few_sums(&s) / 2 * 3 + 2 * STRIP * s.stride);
     if (!workspace) return s;
     s.rows = s.sums + most_parts(norm) * s.part_doubles;
     s.weights = (float *)(s.rows + 3 * s.stride);
@@ -136,10 +137,23 @@ INLINE few mean_of(const few *pixels, int64_t count) {
     return sum / (float)count;
 }
 
+/* What differs by how many inputs there are has a loop of its own for the networks' 3 and 6; K of them, or more, are computed. */
+#define BY_INPUTS(s, call)         \
+    do {                           \
+        if ((s)->inputs <= 3) {    \
+            enum { K = 3 };        \
+            call;                  \
+        } else if ((s)->inputs <= 6) { \
+            enum { K = 6 };        \
+            call;                  \
+        } else {                   \
+            enum { K = FEW };      \
+            call;                  \
+        }                          \
+    } while (0)
+
 /* The job's centre is zero: what is unpacked are the values. */
-static void few_moments_part(void *context, int64_t part, sepnet_worker worker) {
-    (void)worker;
-    const few_job *s = context;
+INLINE void sum_moments(const few_job *s, int64_t part, const int K) {
     const few_doubles origin = in_doubles(load_pixel(s, 0, s->norm->dtype));
     few_doubles sums[1 + FEW] = {{0}};
     few pixels[2 * FEW_WINDOWS];
@@ -153,12 +167,18 @@ static void few_moments_part(void *context, int64_t part, sepnet_worker worker) 
                 few apart = pixels[i] - centre;
                 sum += apart;
 #pragma GCC unroll 8
-                for (int k = 0; k < FEW; k++) product[k] += apart[k] * apart;
+                for (int k = 0; k < K; k++) product[k] += apart[k] * apart;
             }
             add_run(sums, sum, product, in_doubles(centre) - origin, to - from);
         }
     }
     memcpy(s->sums + part * s->part_doubles, sums, sizeof sums);
+}
+
+static void few_moments_part(void *context, int64_t part, sepnet_worker worker) {
+    (void)worker;
+    const few_job *s = context;
+    BY_INPUTS(s, sum_moments(s, part, K));
 }
 
 /* Mean and covariance of the input's channels; they are found about its first pixel. */

@@ -21,10 +21,12 @@ typedef struct {
 typedef struct {
     int64_t rows, width;
     ptrdiff_t spacing;
+    int odd; /* of pairs: the last row is of first halves alone */
 } segment;
 
 typedef struct {
     int64_t count, segments;
+    int paired; /* the planes hold pairs, and each tap is two of the filter's, one above the other */
     segment segment[SEPNET_MAX_BRANCHES];
     ptrdiff_t offset[SEPNET_MAX_TAPS], weight[SEPNET_MAX_TAPS];
 } taps;
@@ -59,7 +61,7 @@ typedef struct {
     const window *filter; /* one a branch */
     const sepnet_joined *joined; /* may be NULL */
     const void *x, *grad;
-    const float *bias;
+    const float *weight, *bias;
     void *y, *grad_x;
     taps *classes;           /* forward: one a branch; backward: one for each remainder of row and column by the strides */
     float *packed, *partial; /* weights by [block][tap][VL]; gradients' sums by [part][block][tap, then branch's bias][VL] */
@@ -69,6 +71,8 @@ typedef struct {
     char *scratch;           /* one piece a thread */
     int64_t images; /* that share a vector, more than one where channels are few: lane i * channels + c is the i-th one's channel c */
     int64_t blocks, filter_taps, parts, scratch_bytes, x_floats, grad_floats; /* floats: of the largest band's plane */
+    pairing pairs;
+    int64_t weight_vectors, spare_floats, x_halves, grad_halves; /* vectors of packed weights a block; halves: see pairs.h */
     cut cut;
     int want_x, want_weight, want_bias;
     int stream; /* results are written past the caches */
@@ -208,19 +212,22 @@ static void end_segment(taps *to, segment in, int64_t rows) {
     if (in.width > 0) to->segment[to->segments++] = in;
 }
 
+static void open_taps(taps *out, const pairing *pairs) {
+    out->count = out->segments = 0, out->segment[0] = (segment){0}, out->paired = pairs->filter > 0;
+}
+
 /* Taps of a branch, for all output pixels. The plane begins where the most padded branch does. */
-static void forward_taps(const sepnet_depthwise *conv, plane p, int branch, taps *out) {
+static void forward_taps(const sepnet_depthwise *conv, const pairing *pairs, plane p, int branch, taps *out) {
     const sepnet_branch *b = &conv->branch[branch];
-    ptrdiff_t weight = 0;
+    const ptrdiff_t weight = packed_before(conv, pairs, branch) * VL;
     int64_t rows = 0;
     segment in = {0};
-    out->count = out->segments = 0, out->segment[0] = (segment){0};
-    for (int j = 0; j < branch; j++) weight += conv->branch[j].kernel_h * conv->branch[j].kernel_w * VL;
-    for (int64_t r = 0; r < b->kernel_h; r++) {
-        rows++;
+    open_taps(out, pairs);
+    for (int64_t r = 0; r < b->kernel_h; r += 1 + out->paired) {
+        rows++, in.odd = out->paired && r + 1 == b->kernel_h;
         for (int64_t c = 0; c < b->kernel_w; c++) {
             int64_t row = r * b->dilation_h - b->pad_h, col = c * b->dilation_w - b->pad_w - p.first_col;
-            add_tap(out, &in, (row * p.cols + col) * p.pixel, weight + (r * b->kernel_w + c) * VL);
+            add_tap(out, &in, (row * p.cols + col) * p.pixel, weight + (packed_row(pairs, b->kernel_h, r) * b->kernel_w + c) * VL);
         }
     }
     end_segment(out, in, rows);
@@ -228,26 +235,31 @@ static void forward_taps(const sepnet_depthwise *conv, plane p, int branch, taps
 
 /* Taps of the input pixels whose row and column leave the remainders (r, c) modulo the strides; the branches' planes lie
  * `plane_step` floats apart. The last column of a filter reaches the leftmost gradient. */
-static void backward_taps(const sepnet_depthwise *conv, plane p, int64_t plane_step, int64_t r, int64_t c, taps *out) {
-    ptrdiff_t weight = 0;
-    out->count = out->segments = 0, out->segment[0] = (segment){0};
+static void backward_taps(const sepnet_depthwise *conv, const pairing *pairs, plane p, int64_t plane_step, int64_t r, int64_t c,
+                          taps *out) {
+    open_taps(out, pairs);
     for (int j = 0; j < conv->branches; j++) {
         const sepnet_branch *b = &conv->branch[j];
+        const ptrdiff_t weight = packed_before(conv, pairs, j) * VL;
         int64_t rows = 0;
         segment in = {0};
         for (int64_t kr = 0; kr < b->kernel_h; kr++) {
             int64_t row = r + b->pad_h - kr * b->dilation_h, to_row = sepnet_floor_div(row, conv->stride_h);
             if (to_row * conv->stride_h != row) continue;
+            const int64_t vector = packed_row(pairs, b->kernel_h, kr) * b->kernel_w;
             rows++;
+            if (out->paired) {
+                in.odd = kr + pairs->filter >= b->kernel_h;
+                if (!in.odd) to_row--, kr += pairs->filter; /* with the next tap of the filter, which sees the row above */
+            }
             for (int64_t kc = b->kernel_w - 1; kc >= 0; kc--) {
                 int64_t col = c + b->pad_w - kc * b->dilation_w, to_col = sepnet_floor_div(col, conv->stride_w);
                 if (to_col * conv->stride_w != col) continue;
                 add_tap(out, &in, j * plane_step + (to_row * p.cols + to_col - p.first_col) * p.pixel,
-                        weight + (kr * b->kernel_w + kc) * VL);
+                        weight + (vector + kc) * VL);
             }
         }
         end_segment(out, in, rows);
-        weight += b->kernel_h * b->kernel_w * VL;
     }
 }
 

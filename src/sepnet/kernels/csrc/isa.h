@@ -6,14 +6,18 @@
 #include "pool.h"
 #include "norm.h"
 #include "few.h"
+#include "few_gather.h"
 #include "pooled_pointwise.h"
 #include "pointwise.h"
 
+#include "pairing.h"
 #include "geometry.h"
 #include "unpack.h"
+#include "unpack_pairs.h"
 #include "tiles.h"
 #include "results.h"
 #include "correlate.h"
+#include "weights.h"
 #include "joined.h"
 #include "depthwise.h"
 

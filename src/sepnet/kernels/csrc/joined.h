@@ -107,17 +107,18 @@ static void reduce_joined_sums(const job_state *s, int branches, double *first, 
 static float first_output(const job_state *s, int64_t channel, int branch) {
     const sepnet_depthwise *conv = s->conv;
     const sepnet_branch *b = &conv->branch[branch];
-    const entry e = open_input(s, &(task){.channel = channel, .blocks = 1, .lanes = 1, .images = 1}, (plane){0}, NULL).from.entry;
-    const float *weight = s->packed + channel / VL * s->filter_taps * VL + channel % VL;
-    for (int j = 0; j < branch; j++) weight += conv->branch[j].kernel_h * conv->branch[j].kernel_w * VL;
+    const entry e = open_input(s, &(task){.channel = channel, .blocks = 1, .lanes = 1, .images = 1}, (plane){0}, NULL, NULL).from.entry;
+    const float *filter = s->weight + weight_element(s, channel, branch);
     float sum = s->bias ? s->bias[output_channel(conv, channel, branch)] : 0;
-    for (int64_t r = 0; r < b->kernel_h; r++)
-        for (int64_t c = 0; c < b->kernel_w; c++, weight += VL) {
+    for (int64_t r = 0; r < b->kernel_h; r++) {
+        const float *weight = filter + row_in_memory(&s->filter[branch], r);
+        for (int64_t c = 0; c < b->kernel_w; c++) {
             int64_t row = r * b->dilation_h - b->pad_h, col = c * b->dilation_w - b->pad_w;
             if (row < 0 || row >= conv->in_h || col < 0 || col >= conv->in_w) continue;
             vf value = load_lanes(s->x, seen_element(&s->seen, 0, row, col) + channel, 1, conv->dtype);
-            sum += *weight * enter(&e, 0, 1, value, value, e.way)[0];
+            sum += weight[c] * enter(&e, 0, 1, value, value, e.way)[0];
         }
+    }
     return sum;
 }
 

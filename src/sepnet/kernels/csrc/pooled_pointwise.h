@@ -29,35 +29,29 @@ static void lay_forward(few_job *s, const double *of_x, const float *weight, con
     }
 }
 
-static void lay_backward(few_job *s, const float *weight, const float *scale) {
-    memset(s->weights, 0, (size_t)(s->norm->channels * FEW) * sizeof(float));
-    for (int64_t c = 0; c < s->norm->channels; c++)
-        for (int64_t k = 0; k < s->inputs; k++) s->weights[c * FEW + k] = weight[c * s->inputs + k] * scale[c];
-}
-
 /* --- windows ---------------------------------------------------------------------------------------------------------------- */
 
-/* body for each window of a line: window[] are its four pixels, less the centre, the first of which is pixel `corner` of the map, and
- * the result's channel 0 is element `result`. */
-#define FOR_FEW_WINDOWS(s, line, body)                                                                             \
+/* body for each strip of a line, of up to FEW_WINDOWS windows from the `left`-th on: pixels[] are the rows above and below, less the
+ * centre; the line's first pixel is the map's `top`-th. */
+#define FOR_FEW_STRIPS(s, line, ...)                                                                               \
     do {                                                                                                           \
         const int64_t half = (s)->norm->width / 2, across = (s)->norm->width, down = (s)->norm->height / 2;        \
         const int64_t top = ((line) / down * (s)->norm->height + (line) % down * 2) * across;                      \
         few pixels[2][2 * FEW_WINDOWS];                                                                            \
         for (int64_t left = 0; left < half; left += FEW_WINDOWS) {                                                 \
             const int64_t windows = sepnet_min(FEW_WINDOWS, half - left);                                          \
+            const int64_t result = ((line) * half + left) * (s)->norm->channels;                                   \
             centre_pixels(s, top + 2 * left, 2 * windows, pixels[0]);                                              \
             centre_pixels(s, top + across + 2 * left, 2 * windows, pixels[1]);                                     \
-            for (int64_t i = 0; i < windows; i++) {                                                                \
-                const few *const above = pixels[0] + 2 * i, *const below = pixels[1] + 2 * i;                      \
-                const few *const window[4] = {above, above + 1, below, below + 1};                                 \
-                const int64_t corner = top + 2 * (left + i), result = ((line) * half + left + i) * (s)->norm->channels; \
-                (void)corner;                                                                                      \
-                body;                                                                                              \
-            }                                                                                                      \
+            __VA_ARGS__;                                                                                           \
         }                                                                                                          \
     } while (0)
 
+/* The four pixels of a strip's i-th window. */
+#define WINDOW_OF(pixels, i) \
+    { (pixels)[0] + 2 * (i), (pixels)[0] + 2 * (i) + 1, (pixels)[1] + 2 * (i), (pixels)[1] + 2 * (i) + 1 }
+
+/* `result`: element of the window's channel 0. */
 INLINE void few_forward_block(const few_job *s, const few *const window[4], int64_t result, int64_t channel, int lanes, int dtype) {
     vf shift = *(const vfu *)(s->shift + channel), value[4] = {shift, shift, shift, shift};
     for (int64_t k = 0; k < s->inputs; k++) {
@@ -76,16 +70,22 @@ INLINE void few_forward_block(const few_job *s, const few *const window[4], int6
     store_index(s->kept_out, result + channel, lanes, index);
 }
 
+static void few_forward_windows(const few_job *s, few (*pixels)[2 * FEW_WINDOWS], int64_t windows, int64_t result) {
+    const sepnet_norm norm = *s->norm;
+    for (int64_t i = 0; i < windows; i++, result += norm.channels) {
+        const few *const window[4] = WINDOW_OF(pixels, i);
+#define BLOCK(lanes, dtype) few_forward_block(s, window, result, channel, lanes, dtype)
+        FOR_CHANNELS(&norm, BLOCK);
+#undef BLOCK
+    }
+}
+
 static void few_forward_part(void *context, int64_t part, sepnet_worker worker) {
     (void)worker;
     const few_job copy = *(const few_job *)context, *s = &copy; /* of our own, which no store can alias */
-    const sepnet_norm norm = *s->norm;
     int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
-    for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
-#define BLOCK(lanes, dtype) few_forward_block(s, window, result, channel, lanes, dtype)
-        FOR_FEW_WINDOWS(s, line, FOR_CHANNELS(&norm, BLOCK));
-#undef BLOCK
-    }
+    for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++)
+        FOR_FEW_STRIPS(s, line, few_forward_windows(s, pixels, windows, result));
 }
 
 static void pooled_pointwise_forward(const sepnet_norm *norm, int64_t inputs, const void *x, const float *weight, const float *gamma,
@@ -104,66 +104,52 @@ static void pooled_pointwise_forward(const sepnet_norm *norm, int64_t inputs, co
 
 /* --- backward --------------------------------------------------------------------------------------------------------------- */
 
-/* The gradient of a vector of results, dealt out to the four pixels: that of the kept one, and zero. They stand behind the line's sums. */
-INLINE void deal_gradient(const few_job *s, int64_t result, int64_t channel, float *sums, int lanes, int dtype) {
-    vf grad = load_lanes(s->grad, result + channel, lanes, dtype), sum = splat(0);
-    vi index = load_index(s->kept, result + channel, lanes);
-    float *dealt = sums + few_sums(s) + channel;
-#pragma GCC unroll 4
-    for (int q = 0; q < 4; q++) {
-        vf part = choose((vi)(index == q), grad, splat(0));
-        *(vfu *)(dealt + q * s->stride) = part;
-        sum += part;
-    }
-    *(vfu *)(sums + channel) += sum;
-}
+enum { SUMMED = 64 }; /* windows, about, whose sums are taken in float32 */
 
-/* All inputs of a pixel are one vector: sums and gradients are gathered channel by channel, multiplying with zero for the pixels that
- * were not kept. (To go by the index instead is slower: a load follows a store whose place is not known yet.) */
-INLINE void gather_window(const few_job *s, const few *const window[4], float *sums, few passed[4]) {
-    const int64_t channels = s->norm->channels, stride = s->stride;
-    const float *dealt = sums + few_sums(s);
-    const few *weight = (const few *)s->weights, a = *window[0], b = *window[1], c = *window[2], d = *window[3];
-    few *with_pixel = (few *)(sums + stride), to_a = {0}, to_b = {0}, to_c = {0}, to_d = {0};
-    for (int64_t i = 0; i < channels; i++) {
-        float of_a = dealt[i], of_b = dealt[i + stride], of_c = dealt[i + 2 * stride], of_d = dealt[i + 3 * stride];
-        few row = weight[i];
-        to_a += of_a * row, to_b += of_b * row, to_c += of_c * row, to_d += of_d * row;
-        with_pixel[i] += (of_a * a + of_b * b) + (of_c * c + of_d * d);
-    }
-    passed[0] = to_a, passed[1] = to_b, passed[2] = to_c, passed[3] = to_d;
-}
-
-/* dL/dx as far as it passes the window's results. */
+/* dL/dx of a window's pixels, the first of which is pixel `corner` of the map, as far as it passes the results. */
 INLINE void put_partial(const few_job *s, int64_t corner, const few passed[4]) {
     few *above = (few *)s->partial + corner, *below = above + s->norm->width;
     above[0] = passed[0], above[1] = passed[1], below[0] = passed[2], below[1] = passed[3];
+}
+
+/* Windows of a line, a few at a time; `corner` is their first pixel. */
+static void few_backward_windows(const few_job *s, few (*pixels)[2 * FEW_WINDOWS], int64_t windows, int64_t result, int64_t corner,
+                                 float *sums) {
+    few_strip strip = {.sums = sums, .dealt = sums + few_sums(s)};
+    few passed[STRIP][4];
+    for (int64_t i = 0; i < windows; i += STRIP) {
+        strip.windows = sepnet_min(STRIP, windows - i), strip.result = result + i * s->norm->channels;
+        for (int64_t w = 0; w < strip.windows; w++) {
+            const few *const window[4] = WINDOW_OF(pixels, i + w);
+            lay_quads(window, strip.quads[w]);
+        }
+        gather_strip(s, &strip);
+        if (!s->partial) continue;
+        spread_strip(s, &strip, passed);
+        for (int64_t w = 0; w < strip.windows; w++) put_partial(s, corner + 2 * (i + w), passed[w]);
+    }
 }
 
 static void few_backward_part(void *context, int64_t part, sepnet_worker worker) {
     (void)worker;
     const few_job copy = *(const few_job *)context, *s = &copy;
     const sepnet_norm norm = *s->norm;
-    const int64_t values = few_sums(s);
+    const int64_t values = (1 + s->inputs) * s->stride, run = sepnet_max(1, SUMMED / sepnet_max(1, norm.width / 2)); /* lines */
     double *sums = s->sums + part * s->part_doubles;
-    float *line_sums = (float *)(sums + values);
-    memset(sums, 0, (size_t)values * sizeof *sums);
-    int64_t end = sepnet_part_begin(s->lines, s->parts, part + 1);
-    for (int64_t line = sepnet_part_begin(s->lines, s->parts, part); line < end; line++) {
-        memset(line_sums, 0, (size_t)values * sizeof *line_sums);
+    float *line_sums = (float *)(sums + few_sums(s));
+    memset(sums, 0, (size_t)few_sums(s) * sizeof *sums);
+    memset(line_sums, 0, (size_t)few_sums(s) * sizeof *line_sums);
+    int64_t begin = sepnet_part_begin(s->lines, s->parts, part), end = sepnet_part_begin(s->lines, s->parts, part + 1);
+    for (int64_t line = begin; line < end; line++) {
 #define CLEAR(first, last) memset(s->partial + (first) * FEW, 0, (size_t)(((last) - (first)) * FEW) * sizeof *s->partial)
         if (s->partial) FOR_OUTSIDE(&norm, line, CLEAR);
 #undef CLEAR
-#define DEAL(lanes, dtype) deal_gradient(s, result, channel, line_sums, lanes, dtype)
-#define WINDOW                                     \
-    few passed[4];                                 \
-    FOR_CHANNELS(&norm, DEAL);                     \
-    gather_window(s, window, line_sums, passed);   \
-    if (s->partial) put_partial(s, corner, passed)
-        FOR_FEW_WINDOWS(s, line, WINDOW);
-#undef WINDOW
-#undef DEAL
-        for (int64_t i = 0; i < values; i += VL) add_doubles(sums + i, *(const vfu *)(line_sums + i));
+        FOR_FEW_STRIPS(s, line, few_backward_windows(s, pixels, windows, result, top + 2 * left, line_sums));
+        if ((line + 1 - begin) % run && line + 1 < end) continue;
+        for (int64_t i = 0; i < values; i += VL) {
+            add_doubles(sums + i, *(const vfu *)(line_sums + i));
+            *(vfu *)(line_sums + i) = splat(0);
+        }
     }
 }
 
@@ -198,10 +184,10 @@ static void reduce_few(few_job *s, const double *of_x, const float *weight) {
     for (int64_t part = 1; part < s->parts; part++)
         for (int64_t i = 0; i < few_sums(s); i++) s->sums[i] += s->sums[part * s->part_doubles + i];
     for (int64_t c = 0; c < channels; c++) {
-        double sum = s->sums[c], product = 0, *with_pixel = s->sums + s->stride + c * FEW;
+        double sum = s->sums[c], product = 0, *with_pixel = s->sums + s->stride + c;
         for (int64_t k = 0; k < s->inputs; k++) {
-            with_pixel[k] += sum * ((double)s->centre[k] - of_x[k]);
-            product += with_pixel[k] * (double)weight[c * s->inputs + k];
+            with_pixel[k * s->stride] += sum * ((double)s->centre[k] - of_x[k]);
+            product += with_pixel[k * s->stride] * (double)weight[c * s->inputs + k];
         }
         s->rows[c] = sum, s->rows[channels + c] = product;
     }
@@ -212,21 +198,22 @@ static void few_grad_weight(const few_job *s, const double *of_x, const float *w
     for (int64_t c = 0; c < s->norm->channels; c++)
         for (int64_t k = 0; k < s->inputs; k++)
             grad_weight[c * s->inputs + k] =
-                (float)((double)to.scale[c] * s->sums[s->stride + c * FEW + k] +
+                (float)((double)to.scale[c] * s->sums[(1 + k) * s->stride + c] +
                         (double)to.slope[c] * count * times_covariance(s, of_x, weight + c * s->inputs, k));
 }
 
 /* dL/dx's linear function of a pixel less the centre. */
 static void find_rest(few_job *s, const double *of_x, const float *weight, norm_constants to) {
     for (int64_t k = 0; k < s->inputs; k++) {
-        double constant = 0;
-        for (int64_t c = 0; c < s->norm->channels; c++) constant += (double)weight[c * s->inputs + k] * (double)to.constant[c];
+        double constant = 0, sum[FEW] = {0};
+        for (int64_t c = 0; c < s->norm->channels; c++) {
+            const double w = weight_of_dx(s, weight, to.scale, c, k);
+            constant += w * (double)to.constant[c];
+            for (int64_t j = 0; j < s->inputs; j++) sum[j] += w * (double)to.slope[c] * (double)weight[c * s->inputs + j];
+        }
         for (int64_t j = 0; j < s->inputs; j++) {
-            double sum = 0;
-            for (int64_t c = 0; c < s->norm->channels; c++)
-                sum += (double)weight[c * s->inputs + k] * (double)to.slope[c] * (double)weight[c * s->inputs + j];
-            s->matrix[j][k] = (float)sum;
-            constant += sum * ((double)s->centre[j] - of_x[j]);
+            s->matrix[j][k] = (float)sum[j];
+            constant += sum[j] * ((double)s->centre[j] - of_x[j]);
         }
         s->constant[k] = (float)constant;
     }

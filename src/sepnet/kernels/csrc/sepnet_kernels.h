@@ -1,6 +1,7 @@
 /* Plain C interface of sepnet's CPU kernels. All tensors are dense and channels-last: element (n, h, w, c) of a map of
  * C channels lies at ((n * H + h) * W + w) * C + c. Activations are float32 or bfloat16; weights, biases, statistics
- * and their gradients are float32, and every sum is accumulated in float32 (statistics over a batch in float64).
+ * and their gradients are float32, and every sum is accumulated in float32 (statistics over a batch in float64). With maps of
+ * bfloat16 a depthwise convolution may round its weights to it, as PyTorch does under autocast.
  * Nothing here allocates: the caller hands in a workspace of the size that it asks for. */
 #ifndef SEPNET_KERNELS_H
 #define SEPNET_KERNELS_H

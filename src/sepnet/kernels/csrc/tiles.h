@@ -97,19 +97,18 @@ INLINE void finish_tile(const vf *sum, const patch *p, char *to, char *lines, in
 
 /* The distances d of the results from the first one are opaque to the compiler, which would make one pointer of the one before, in
  * a chain longer than the arithmetic; those of results 8 to 15 are the first 8's from a second pointer. */
-INLINE void add_taps(vf *sum, const float *at, const patch *p, const taps *t, const float *weights, const int R, const int C) {
-    const segment *in = &t->segment[p->segment];
-    const int64_t last = p->first_tap + in->rows * in->width;
+INLINE void add_taps(vf *sum, const float *at, const patch *p, const taps *t, int64_t first, int64_t last, const float *weights,
+                     const int R, const int C, const int mode) {
     const ptrdiff_t half = 8 / C * p->row + 8 % C * p->col;
 #define DISTANCE(i)                                                       \
     ptrdiff_t d##i = i < R * C ? (i / C) * p->row + (i % C) * p->col : 0; \
     __asm__("" : "+r"(d##i));
 #define ADD(i) \
-    if (i < R * C) sum[i] += *(const vf *)(from + d##i) * w;
+    if (i < R * C) sum[i] = add_product(sum[i], load_factor(from + d##i, mode), w, mode);
 #define ADD_MORE(i) \
-    if (i + 8 < R * C) sum[i + 8] += *(const vf *)(more + d##i) * w;
+    if (i + 8 < R * C) sum[i + 8] = add_product(sum[i + 8], load_factor(more + d##i, mode), w, mode);
     TIMES_8(DISTANCE)
-    for (int64_t k = p->first_tap; k < last; k++) {
+    for (int64_t k = first; k < last; k++) {
         const float *from = at + t->offset[k], *more = from + half;
         const vf w = *(const vf *)(weights + t->weight[k]);
         TIMES_8(ADD)
@@ -143,18 +142,40 @@ INLINE void add_taps(vf *sum, const float *at, const patch *p, const taps *t, co
         }                                                                        \
     } while (0)
 
-INLINE void tile_any(const patch *p, const taps *t, int64_t r, int64_t c, const int R, const int C) {
-    FOR_BLOCKS(p, r, c, R, C, add_taps(sum, at, p, t, weights, R, C));
+INLINE void tile_floats(const patch *p, const taps *t, int64_t r, int64_t c, const int R, const int C) {
+    const segment *in = &t->segment[p->segment];
+    const int64_t first = p->first_tap, last = first + in->rows * in->width;
+    FOR_BLOCKS(p, r, c, R, C, add_taps(sum, at, p, t, first, last, weights, R, C, FLOATS));
 }
 
+INLINE void tile_pairs(const patch *p, const taps *t, int64_t r, int64_t c, const int R, const int C) {
+    const segment *in = &t->segment[p->segment];
+    const int64_t first = p->first_tap, last = first + in->rows * in->width, odd = last - in->odd * in->width;
+    FOR_BLOCKS(p, r, c, R, C, {
+        add_taps(sum, at, p, t, first, odd, weights, R, C, PAIRS);
+        add_taps(sum, at, p, t, odd, last, weights, R, C, FIRST_HALF);
+    });
+}
+
+#define NARROW_COLUMNS(tile)                          \
+    do {                                              \
+        if (p->cols - c >= 2) COLUMNS(tile, 4, 2);    \
+        if (p->cols - c >= 1) COLUMNS(tile, 8, 1);    \
+    } while (0)
+
 static __attribute__((noinline)) void narrow_columns(const patch *p, const taps *t, int64_t c) {
-    if (p->cols - c >= 2) COLUMNS(tile_any, 4, 2);
-    if (p->cols - c >= 1) COLUMNS(tile_any, 8, 1);
+    if (HAVE_PAIRS && t->paired)
+        NARROW_COLUMNS(tile_pairs);
+    else
+        NARROW_COLUMNS(tile_floats);
 }
 
 static void any_columns(const patch *p, const taps *t) {
     int64_t c = 0;
-    WIDE_COLUMNS(tile_any);
+    if (HAVE_PAIRS && t->paired)
+        WIDE_COLUMNS(tile_pairs);
+    else
+        WIDE_COLUMNS(tile_floats);
     narrow_columns(p, t, c);
 }
 
@@ -163,7 +184,7 @@ static void any_columns(const patch *p, const taps *t) {
 /* Result i's share of the value at position `at` of a row. K, S and C are constants to the compiler's front end (see rows.h), so
  * that of all these conditions only the K * C products are left. */
 #define TERM(i, at) \
-    if (i < C && at - S * i >= 0 && at - S * i < K) sum[i] += x * w[(at - S * i) % K];
+    if (i < C && at - S * i >= 0 && at - S * i < K) sum[i] = add_product(sum[i], x, w[(at - S * i) % K], mode);
 #define TERMS_8(at) TERM(0, at) TERM(1, at) TERM(2, at) TERM(3, at) TERM(4, at) TERM(5, at) TERM(6, at) TERM(7, at)
 #if VL >= 16
 #define TERMS(at) \
@@ -171,11 +192,11 @@ static void any_columns(const patch *p, const taps *t) {
 #else
 #define TERMS TERMS_8
 #endif
-#define VALUE(at)                       \
-    if (at < S * (C - 1) + K) {         \
-        const vf x = *(const vf *)from; \
-        from += spacing;                \
-        TERMS(at)                       \
+#define VALUE(at)                             \
+    if (at < S * (C - 1) + K) {               \
+        const vf x = load_factor(from, mode); \
+        from += spacing;                      \
+        TERMS(at)                             \
     }
 #define VALUES_7(a, b, c, d, e, f, g) VALUE(a) VALUE(b) VALUE(c) VALUE(d) VALUE(e) VALUE(f) VALUE(g)
 #define VALUES_21 VALUES_7(0, 1, 2, 3, 4, 5, 6) VALUES_7(7, 8, 9, 10, 11, 12, 13) VALUES_7(14, 15, 16, 17, 18, 19, 20)
@@ -211,10 +232,20 @@ static void any_columns(const patch *p, const taps *t) {
 #include "rows.h"
 
 static void compute_segment(const patch *p, const taps *t) {
-    static void (*const rows[2][8])(const patch *, const taps *) = {
+    typedef void (*const kernel)(const patch *, const taps *);
+    static kernel floats[2][8] = {
         {NULL, NULL, columns_2_1, columns_3_1, columns_4_1, columns_5_1, NULL, columns_7_1},
         {NULL, NULL, NULL, columns_3_2, NULL, columns_5_2, NULL, columns_7_2},
     };
+#ifdef HAVE_AVX512_BF16
+    static kernel pairs[2][8] = {
+        {NULL, NULL, pair_columns_2_1, pair_columns_3_1, pair_columns_4_1, pair_columns_5_1, NULL, pair_columns_7_1},
+        {NULL, NULL, NULL, pair_columns_3_2, NULL, pair_columns_5_2, NULL, pair_columns_7_2},
+    };
+    kernel(*rows)[8] = t->paired ? pairs : floats;
+#else
+    kernel(*rows)[8] = floats;
+#endif
     const segment *in = &t->segment[p->segment];
     const int stride = p->col == in->spacing ? 0 : p->col == 2 * in->spacing ? 1 : -1;
     (stride >= 0 && rows[stride][in->width] ? rows[stride][in->width] : any_columns)(p, t);

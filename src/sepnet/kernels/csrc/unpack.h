@@ -1,4 +1,5 @@
-/* From a map in memory to a float32 plane in cache, and what a normalisation does to values on that way. */
+/* From a map in memory to a plane in cache, of float32 or of what pairs are made of, and what a normalisation does to values on
+ * that way. */
 
 enum { CHUNK_BYTES = 12 << 10, CHUNK_ROWS = 4 }; /* unpacked before they are used: as many bytes, but so many rows at least */
 enum { PREFETCH = 32 };                          /* pixels ahead, where a slab is one cache line of each, too sparse for the hardware */
@@ -21,6 +22,7 @@ typedef struct {
     int64_t start, image, row, pixel, images, height, width, step, blocks;
     int lanes, dtype, zeroed; /* lanes: of the last block; zeroed: the plane's border and the lanes that stay empty hold zeros */
     int large;                /* the map: LARGE_MAP_BYTES and more */
+    int halves;               /* to bfloat16, a slab's blocks side by side, not to float32 */
     entry entry;
 } source;
 
@@ -49,66 +51,101 @@ INLINE vf enter(const entry *e, int64_t channel, int lanes, vf value, vf other, 
     return (vf)((vu)value & alive) * scale + ((other - mean) * slope + constant_lanes(e->constant, channel, lanes));
 }
 
+/* How a slab's pixels are prefetched: `sparse`, each a cache line or less; `fetched`, every `line` blocks those `next` elements on. */
+typedef struct {
+    int sparse, fetched;
+    int64_t next, line;
+} foresight;
+
+INLINE foresight look_ahead(const source *from, int64_t size) {
+    const int64_t bytes = from->blocks * VL * size;
+    const int sparse = bytes <= CACHE_LINE, fetched = !sparse && (from->large || from->pixel > from->blocks * VL);
+    return (foresight){sparse, fetched, sepnet_max(1, AHEAD_BYTES / bytes) * from->pixel, sepnet_max(1, CACHE_LINE / (VL * size))};
+}
+
 /* Blocks [first, last) of a row's pixels [left, right). What comes is prefetched where a slab is no more than a cache line of a pixel, where
  * something lies between the slabs of two pixels, and in large maps; the rest is a stream that the hardware follows. */
 INLINE void unpack_blocks(const source *from, int64_t index, int64_t left, int64_t right, int64_t first, int64_t last, plane p,
-                          float *out, int64_t step, int lanes, int dtype, int way) {
+                          float *out, int64_t step, int lanes, int dtype, int way, int halves) {
     const int64_t size = (int64_t)element_size(dtype);
-    const int sparse = from->blocks * VL * size <= CACHE_LINE;
-    const int fetched = !sparse && (from->large || from->pixel > from->blocks * VL);
-    const int64_t next = sepnet_max(1, AHEAD_BYTES / (from->blocks * VL * size)) * from->pixel;
-    const int64_t line = sepnet_max(1, CACHE_LINE / (VL * size)); /* blocks */
+    const foresight f = look_ahead(from, size);
     const char *ahead = (const char *)from->map + (index + PREFETCH * from->pixel) * size;
     const entry e = from->entry; /* of our own, which no store can alias */
     const ptrdiff_t other = way == THROUGH_NORM ? (const char *)e.of - (const char *)from->map : 0;
     for (int64_t c = left; c < right; c++) {
-        if (sparse) {
+        if (f.sparse) {
             __builtin_prefetch(ahead + c * from->pixel * size);
             if (way == THROUGH_NORM) __builtin_prefetch(ahead + other + c * from->pixel * size);
         }
         for (int64_t b = first; b < last; b++) {
             int64_t at = index + c * from->pixel + b * VL * step;
-            if (fetched && b % line == 0) {
-                __builtin_prefetch((const char *)from->map + (at + next) * size);
-                if (way == THROUGH_NORM) __builtin_prefetch((const char *)e.of + (at + next) * size);
+            if (f.fetched && b % f.line == 0) {
+                __builtin_prefetch((const char *)from->map + (at + f.next) * size);
+                if (way == THROUGH_NORM) __builtin_prefetch((const char *)e.of + (at + f.next) * size);
             }
-            vf value = load_strided(from->map, at, step, lanes, dtype);
-            *(vf *)(out + c * p.pixel + b * VL) =
-                enter(&e, b * VL, lanes, value, way == THROUGH_NORM ? load_strided(e.of, at, step, lanes, dtype) : value, way);
+            const vf value = load_strided(from->map, at, step, lanes, dtype);
+            const vf other = way == THROUGH_NORM ? load_strided(e.of, at, step, lanes, dtype) : value;
+            const vf entered = enter(&e, b * VL, lanes, value, other, way);
+            if (halves)
+                *(vhu *)((uint16_t *)out + c * p.pixel + b * VL) = narrow(entered);
+            else
+                *(vf *)(out + c * p.pixel + b * VL) = entered;
         }
     }
 }
 
 /* Whole vectors of neighbouring channels have loops of their own for each type and way. */
 static void unpack_whole(const source *from, int64_t index, int64_t left, int64_t right, int64_t blocks, plane p, float *out) {
-    switch (2 * from->entry.way + (from->dtype == SEPNET_BFLOAT16)) {
-        case 2 * AS_IS: unpack_blocks(from, index, left, right, 0, blocks, p, out, 1, VL, SEPNET_FLOAT32, AS_IS); break;
-        case 2 * AS_IS + 1: unpack_blocks(from, index, left, right, 0, blocks, p, out, 1, VL, SEPNET_BFLOAT16, AS_IS); break;
-        case 2 * NORMALISED: unpack_blocks(from, index, left, right, 0, blocks, p, out, 1, VL, SEPNET_FLOAT32, NORMALISED); break;
-        case 2 * NORMALISED + 1:
-            unpack_blocks(from, index, left, right, 0, blocks, p, out, 1, VL, SEPNET_BFLOAT16, NORMALISED);
-            break;
-        case 2 * THROUGH_NORM:
-            unpack_blocks(from, index, left, right, 0, blocks, p, out, 1, VL, SEPNET_FLOAT32, THROUGH_NORM);
-            break;
-        default: unpack_blocks(from, index, left, right, 0, blocks, p, out, 1, VL, SEPNET_BFLOAT16, THROUGH_NORM);
+#define CASE(way, dtype, halves)                                                                         \
+    case 4 * way + 2 * (dtype == SEPNET_BFLOAT16) + halves:                                              \
+        unpack_blocks(from, index, left, right, 0, blocks, p, out, 1, VL, dtype, way, halves);           \
+        break;
+    switch (4 * from->entry.way + 2 * (from->dtype == SEPNET_BFLOAT16) + from->halves) {
+        CASE(AS_IS, SEPNET_FLOAT32, 0)
+        CASE(AS_IS, SEPNET_BFLOAT16, 0)
+        CASE(AS_IS, SEPNET_BFLOAT16, 1)
+        CASE(NORMALISED, SEPNET_FLOAT32, 0)
+        CASE(NORMALISED, SEPNET_BFLOAT16, 0)
+        CASE(NORMALISED, SEPNET_BFLOAT16, 1)
+        CASE(THROUGH_NORM, SEPNET_FLOAT32, 0)
+        CASE(THROUGH_NORM, SEPNET_BFLOAT16, 0)
+        CASE(THROUGH_NORM, SEPNET_BFLOAT16, 1)
     }
+#undef CASE
+}
+
+/* Blocks [first, last), of `lanes` lanes and any type and way. */
+static void unpack_rest(const source *from, int64_t index, int64_t left, int64_t right, int64_t first, int64_t last, plane p, float *out,
+                        int lanes) {
+    if (HAVE_PAIRS && from->halves)
+        unpack_blocks(from, index, left, right, first, last, p, out, from->step, lanes, SEPNET_BFLOAT16, from->entry.way, 1);
+    else
+        unpack_blocks(from, index, left, right, first, last, p, out, from->step, lanes, from->dtype, from->entry.way, 0);
+}
+
+static void clear_sides(plane p, int64_t left, int64_t right, float *out) {
+    memset(out, 0, (size_t)(left * p.pixel) * sizeof *out);
+    memset(out + right * p.pixel, 0, (size_t)((p.cols - right) * p.pixel) * sizeof *out);
+}
+
+/* The plane's columns that are within the map. */
+static int64_t left_column(plane p) {
+    return sepnet_min(sepnet_max(-p.first_col, 0), p.cols);
+}
+
+static int64_t right_column(const source *from, plane p) {
+    return sepnet_max(left_column(p), sepnet_min(from->width - p.first_col, p.cols));
 }
 
 static void unpack_row(const source *from, int64_t row, plane p, float *out) {
-    int64_t left = sepnet_min(sepnet_max(-p.first_col, 0), p.cols);
-    int64_t right = sepnet_max(left, sepnet_min(from->width - p.first_col, p.cols));
-    int64_t index = from->start + row * from->row + p.first_col * from->pixel;
-    int64_t whole = from->step == 1 ? from->blocks - (from->lanes < VL) : 0;
+    const int64_t left = left_column(p), right = right_column(from, p);
+    const int64_t index = from->start + row * from->row + p.first_col * from->pixel;
+    const int64_t whole = from->step == 1 ? from->blocks - (from->lanes < VL) : 0;
     if (whole > 0) unpack_whole(from, index, left, right, whole, p, out);
-    if (from->step != 1 && from->lanes < VL && from->blocks > 1)
-        unpack_blocks(from, index, left, right, 0, from->blocks - 1, p, out, from->step, VL, from->dtype, from->entry.way);
-    int64_t first = from->step == 1 ? whole : from->lanes < VL ? from->blocks - 1 : 0;
-    if (first < from->blocks)
-        unpack_blocks(from, index, left, right, first, from->blocks, p, out, from->step, from->lanes, from->dtype, from->entry.way);
-    if (from->zeroed) return;
-    memset(out, 0, (size_t)(left * p.pixel) * sizeof *out);
-    memset(out + right * p.pixel, 0, (size_t)((p.cols - right) * p.pixel) * sizeof *out);
+    if (from->step != 1 && from->lanes < VL && from->blocks > 1) unpack_rest(from, index, left, right, 0, from->blocks - 1, p, out, VL);
+    const int64_t first = from->step == 1 ? whole : from->lanes < VL ? from->blocks - 1 : 0;
+    if (first < from->blocks) unpack_rest(from, index, left, right, first, from->blocks, p, out, from->lanes);
+    if (!from->zeroed) clear_sides(p, left, right, out);
 }
 
 /* A row of several images; what is not in `lanes` lanes an image stays as it is. */
@@ -148,52 +185,4 @@ static void unpack_rows(const source *from, plane p, int64_t first, int64_t last
             unpack_row(from, row, p, out);
         }
     }
-}
-
-/* A plane that is unpacked as far as it is needed. */
-typedef struct {
-    source from;
-    plane shape;
-    float *start;
-    int64_t ready; /* rows */
-} window_plane;
-
-static void need_rows(window_plane *w, int64_t rows) {
-    rows = sepnet_min(rows, w->shape.rows);
-    if (rows <= w->ready) return;
-    unpack_rows(&w->from, w->shape, w->ready, rows, w->start);
-    w->ready = rows;
-}
-
-/* Rows to compute between unpackings. */
-static int64_t chunk_rows(plane p) { return sepnet_max(CHUNK_ROWS, CHUNK_BYTES / (p.cols * p.pixel * (int64_t)sizeof(float))); }
-
-/* The scratch memory is cleared once where all tasks use the same rows and lanes of it. */
-static int is_zeroed(const job_state *s, const task *at) { return s->cut.bands == 1 && at->images == s->images; }
-
-static int is_large(const sepnet_depthwise *conv, int64_t image_values) {
-    return conv->batch * image_values * (int64_t)element_size(conv->dtype) >= LARGE_MAP_BYTES;
-}
-
-static window_plane open_input(const job_state *s, const task *at, plane p, float *start) {
-    const sepnet_depthwise *c = s->conv;
-    const sepnet_joined *j = s->joined;
-    const lattice *l = &s->seen;
-    source from = {s->x, seen_element(l, at->image, 0, 0) + at->channel, image_step(l), row_step(l), col_step(l), at->images,
-                   c->in_h, c->in_w, 1, at->blocks, at->lanes, c->dtype, is_zeroed(s, at), is_large(c, image_step(l)),
-                   open_entry(j && j->before ? NORMALISED : AS_IS, j ? j->before : NULL, c->channels, at->channel,
-                              j && j->before_relu, NULL)};
-    return (window_plane){from, p, start, 0};
-}
-
-static window_plane open_gradient(const job_state *s, const task *at, plane p, int branch, float *start) {
-    const sepnet_depthwise *c = s->conv;
-    const sepnet_joined *j = s->joined;
-    int64_t outputs = c->channels * c->branches, channel = output_channel(c, at->channel, branch);
-    int64_t row = c->out_w * outputs, image = c->out_h * row;
-    source from = {s->grad, at->image * image + channel, image, row, outputs, at->images, c->out_h, c->out_w, output_step(c),
-                   at->blocks, at->lanes, c->dtype, is_zeroed(s, at), is_large(c, image),
-                   open_entry(j && j->after ? THROUGH_NORM : AS_IS, j ? j->after : NULL, outputs, channel,
-                              j && j->after_relu, j ? j->y : NULL)};
-    return (window_plane){from, p, start, 0};
 }

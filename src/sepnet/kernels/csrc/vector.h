@@ -159,6 +159,62 @@ INLINE void store_strided(void *base, int64_t index, int64_t step, int lanes, in
     }
 }
 
+/* --- pairs: two bfloat16 values in a float's place ------------------------------------------------------------------------- */
+
+#ifdef HAVE_AVX512_BF16
+enum { HAVE_PAIRS = 1 }; /* multiplied by one instruction, where floats take two */
+#else
+enum { HAVE_PAIRS = 0 };
+#endif
+
+/* What a plane holds, and so how its vectors are multiplied by weights: floats; pairs, both halves; pairs, the first half alone. */
+enum { FLOATS, PAIRS, FIRST_HALF };
+
+INLINE vf first_half(vf pairs) { return (vf)((vu)pairs << 16); }
+
+INLINE vf second_half(vf pairs) { return (vf)((vu)pairs & 0xffff0000u); }
+
+/* As it is to be multiplied. */
+INLINE vf load_factor(const float *from, const int mode) {
+    const vf value = *(const vf *)from;
+    return mode == FIRST_HALF ? first_half(value) : value;
+}
+
+INLINE vf add_product(vf sum, vf x, vf y, const int mode) {
+    if (mode != PAIRS) return sum + x * y;
+#ifdef HAVE_AVX512_BF16
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+#else
+    return sum + first_half(x) * first_half(y) + second_half(x) * second_half(y);
+#endif
+}
+
+/* VL pairs of the values at `first` and at `second`. */
+INLINE vf load_pairs(const uint16_t *first, const uint16_t *second) {
+#ifdef HAVE_AVX512_BF16
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                           19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(*(const __m256i_u *)first), *(const __m256i_u *)second, 1);
+    return (vf)_mm512_permutexvar_epi16(order, both);
+#else
+    return (vf)((vu)widen(*(const vhu *)second) | ((vu)widen(*(const vhu *)first) >> 16));
+#endif
+}
+
+INLINE uint32_t half_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const uint32_t nan = value != value ? ~0u : 0;
+    return HALF_BITS(bits, nan);
+}
+
+INLINE float pair_of(float first, float second) {
+    const uint32_t bits = half_bits(first) | half_bits(second) << 16;
+    float pair;
+    memcpy(&pair, &bits, sizeof pair);
+    return pair;
+}
+
 INLINE float load_one(const void *base, int64_t index, int dtype) {
     if (dtype == SEPNET_FLOAT32) return ((const float *)base)[index];
     uint32_t bits = (uint32_t)((const uint16_t *)base)[index] << 16;
