@@ -39,7 +39,11 @@ _LARGE_BYTES, _LARGE_BYTES_STRIDE_2 = 12 << 20, 32 << 20
 _LARGE_RESULTS, _CACHE_LINE = 16 << 20, 64  # bytes: from which on the kernels gain most by writing whole lines past the caches
 _FEWEST_CHANNELS_3X3 = 32  # from which on their forward pass is faster there in fp32
 _FEWEST_DILATED, _MOST_DILATED = 64, 256  # the same with dilation 2
-_PAIRED_OUTPUT, _PAIRED_BLOCK, _MOST_PAIRED = 8, 16, 256  # with bf16's pairs and 5x5 or 7x7: least output, channels (a multiple, and at most)
+_PAIRED_OUTPUT, _PAIRED_BLOCK, _MOST_PAIRED = (
+    8,
+    16,
+    256,
+)  # with bf16's pairs and 5x5 or 7x7: least output, channels (a multiple, and at most)
 _SMALL_MAP = 16  # pixels of a map up to which a pointwise convolution in bf16 is a matrix product
 # channels, pixels of a batch and multiplications from which on the kernels' pointwise convolutions are faster than oneDNN's
 _FEWEST_CHANNELS, _FEWEST_PIXELS, _FEWEST_PRODUCTS = 32, 512, 1 << 23

@@ -1,11 +1,12 @@
 /* Depthwise convolution, forward and both gradients, for one vector length. Included once by each instruction-set file.
  *
  * Work is cut into tasks: one image (where channels are few: as many as fill a vector), one slab of blocks of VL channels (all
- * of them, where the cache allows), one band of rows. A task unpacks its channels of the input into a float32 plane in cache,
- * zero-padded, so that every tap of every output pixel is a load at a fixed offset: padding, dilation, stride, element type and
- * channel remainders are dealt with there and at the final store, and the inner loops see none of them. They run over up to 16
- * output pixels of a block at a time, held in registers. A few rows are unpacked, then the results that they complete are
- * computed, while they are in cache. Both gradients come from one pass: x and dL/dy are unpacked once and serve both. */
+ * of them, where the cache allows), one band of rows. A task unpacks its channels of the input into a plane of float32 in cache
+ * (or of bfloat16 pairs, pairing.h), zero-padded, so that every tap of every output pixel is a load at a fixed offset: padding,
+ * dilation, stride, element type and channel remainders are dealt with there and at the final store, and the inner loops see
+ * none of them. They run over up to 16 output pixels of a block at a time, held in registers. A few rows are unpacked, then the
+ * results that they complete are computed, while they are in cache. Both gradients come from one pass: x and dL/dy are unpacked
+ * once and serve both. */
 
 /* --- tasks --------------------------------------------------------------------------------------------------------- */
 

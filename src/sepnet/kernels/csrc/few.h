@@ -37,7 +37,7 @@ static few_job make_few_job(const sepnet_norm *norm, int64_t inputs, const void 
     s.parts = sepnet_min(s.lines, most_parts(norm));
     s.stride = sepnet_round_up(norm->channels, 16);
     for (int k = 0; k < FEW; k++) s.mask[k] = k < inputs ? ~0u : 0;
-    /* behind the doubles the sums of a line and the four parts of STRIP windows' gradients, which are floats */
+    /* behind the doubles the sums of a run of lines and the four parts of STRIP windows' gradients, which are floats */
     s.part_doubles = sepnet_max(FEW_MOMENTS, few_sums(&s) / 2 * 3 + 2 * STRIP * s.stride);
     if (!workspace) return s;
     s.rows = s.sums + most_parts(norm) * s.part_doubles;

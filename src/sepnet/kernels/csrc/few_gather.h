@@ -9,7 +9,7 @@
 typedef struct {
     float quads[STRIP][FEW][4] __attribute__((aligned(64)));
     int64_t windows, result; /* how many; element of the first one's result */
-    float *sums, *dealt;     /* of the line; [window][pixel][stride], floats or bfloat16 */
+    float *sums, *dealt;     /* of the run of lines; [window][pixel][stride], floats or bfloat16 */
 } few_strip;
 
 static int deals_pairs(const few_job *s) { return HAVE_PAIRS && s->norm->dtype == SEPNET_BFLOAT16; }
@@ -166,6 +166,5 @@ static void lay_backward(few_job *s, const float *weight, const float *scale) {
 static double weight_of_dx(const few_job *s, const float *weight, const float *scale, int64_t channel, int64_t k) {
     const float value = weight[channel * s->inputs + k], scaled = value * scale[channel];
     if (!deals_pairs(s) || scaled == 0) return (double)value;
-    const uint16_t half = (uint16_t)half_bits(scaled);
-    return (double)load_one(&half, 0, SEPNET_BFLOAT16) / (double)scale[channel];
+    return (double)rounded_to_half(scaled) / (double)scale[channel];
 }

@@ -26,7 +26,7 @@ typedef struct {
 
 typedef struct {
     int64_t count, segments;
-    int paired; /* the planes hold pairs, and each tap is two of the filter's, one above the other */
+    int paired; /* the planes hold pairs, and each tap is two of the filter's in one column, but for an odd last row's */
     segment segment[SEPNET_MAX_BRANCHES];
     ptrdiff_t offset[SEPNET_MAX_TAPS], weight[SEPNET_MAX_TAPS];
 } taps;
@@ -64,7 +64,7 @@ typedef struct {
     const float *weight, *bias;
     void *y, *grad_x;
     taps *classes;           /* forward: one a branch; backward: one for each remainder of row and column by the strides */
-    float *packed, *partial; /* weights by [block][tap][VL]; gradients' sums by [part][block][tap, then branch's bias][VL] */
+    float *packed, *partial; /* weights by [block][packed row, column][VL]; gradients' sums by [part][block][tap, then branch's bias][VL] */
     float *start;            /* forward: biases by [branch][block][VL] */
     float *origin;           /* a value of each output channel, [branch][block][VL] */
     double *joined_sums;     /* [part][first or second][branch][block][VL] */
@@ -72,7 +72,7 @@ typedef struct {
     int64_t images; /* that share a vector, more than one where channels are few: lane i * channels + c is the i-th one's channel c */
     int64_t blocks, filter_taps, parts, scratch_bytes, x_floats, grad_floats; /* floats: of the largest band's plane */
     pairing pairs;
-    int64_t weight_vectors, spare_floats, x_halves, grad_halves; /* vectors of packed weights a block; halves: see pairs.h */
+    int64_t weight_vectors, spare_floats, x_halves, grad_halves; /* vectors of packed weights a block; halves: see unpack_pairs.h */
     cut cut;
     int want_x, want_weight, want_bias;
     int stream; /* results are written past the caches */

@@ -6,9 +6,10 @@ typedef struct {
     int64_t x, grad, filter;
 } pairing;
 
-/* Two taps, one above the other, are multiplied at once where a processor multiplies pairs of bfloat16 values. (dL/dy's of dilated filters
- * would need pairs of other rows for dL/dx than for dL/dweight.) Low filters save too few products for what pairing costs: forward, and
- * backward with strides, where few of their rows are two that one pixel sees. */
+/* Two taps of a column, neighbours among those that one pixel sees, are multiplied at once where a processor multiplies pairs
+ * of bfloat16 values. (dL/dy's of dilated filters would need pairs of other rows for dL/dx than for dL/dweight.) Low filters
+ * save too few products for what pairing costs: forward, and backward with strides, where few of their rows are two that one
+ * pixel sees. */
 static pairing find_pairs(const sepnet_depthwise *conv, int64_t images, int backward) {
     int64_t tallest = 1, dilation = 0;
     if (!HAVE_PAIRS || conv->dtype != SEPNET_BFLOAT16 || images > 1) return (pairing){0};

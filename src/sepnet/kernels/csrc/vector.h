@@ -215,6 +215,13 @@ INLINE float pair_of(float first, float second) {
     return pair;
 }
 
+/* To the nearest bfloat16. */
+INLINE float rounded_to_half(float value) {
+    const uint32_t bits = half_bits(value) << 16;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 INLINE float load_one(const void *base, int64_t index, int dtype) {
     if (dtype == SEPNET_FLOAT32) return ((const float *)base)[index];
     uint32_t bits = (uint32_t)((const uint16_t *)base)[index] << 16;

@@ -24,10 +24,11 @@ static int64_t weight_element(const job_state *s, int64_t channel, int branch) {
 /* From that one to the window's first tap of a row. */
 static int64_t row_in_memory(const window *w, int64_t row) { return (w->first_row + row) * w->memory_w + w->first_col; }
 
-/* A row of a channel's filter, in each image's lane; floats, or pairs with the same of another row. */
+/* A row of a channel's filter, in each image's lane: floats; or pairs with the same of another row, or alone, rounded likewise. */
 static void pack_row(const job_state *s, const float *first, const float *second, int64_t width, float *to) {
     for (int64_t c = 0; c < width; c++, to += VL) {
-        const float value = second ? pair_of(first[c], second[c]) : first[c];
+        const float alone = s->pairs.filter ? rounded_to_half(first[c]) : first[c];
+        const float value = second ? pair_of(first[c], second[c]) : alone;
         for (int64_t i = 0; i < s->images; i++) to[i * s->conv->channels] = value;
     }
 }
