@@ -12,6 +12,7 @@
 
 #include "pairing.h"
 #include "geometry.h"
+#include "colour.h"
 #include "unpack.h"
 #include "unpack_pairs.h"
 #include "tiles.h"

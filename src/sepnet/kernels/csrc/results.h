@@ -26,6 +26,13 @@ INLINE void deal_row(const destination *to, int64_t index, const vf *from, int64
 }
 
 static void deal_by_kind(const destination *to, int64_t index, const vf *from, int64_t cols) {
+#ifdef HAVE_AVX512
+    if (are_colours(to->images, to->lanes, to->step, to->dtype)) {
+        uint16_t *at = (uint16_t *)to->map + index;
+        for (int64_t c = 0; c < cols; c++, at += to->col) scatter_colours(at, to->image, from[c]);
+        return;
+    }
+#endif
     switch (2 * to->lanes + (to->dtype == SEPNET_BFLOAT16)) {
         case 2 * 1: deal_row(to, index, from, cols, 1, SEPNET_FLOAT32); break;
         case 2 * 1 + 1: deal_row(to, index, from, cols, 1, SEPNET_BFLOAT16); break;

@@ -158,8 +158,28 @@ INLINE void interleave_row(const source *from, int64_t row, plane p, float *out,
     }
 }
 
+#ifdef HAVE_AVX512
+/* The map's last column is taken value by value: what lies behind it may not be the map's. */
+static void interleave_colours(const source *from, int64_t row, plane p, float *out) {
+    const int64_t left = left_column(p), right = right_column(from, p), first = from->start + row * from->row;
+    const int64_t whole = sepnet_min(right, from->width - 1 - p.first_col);
+    const uint16_t *map = (const uint16_t *)from->map + first + p.first_col * from->pixel;
+    for (int64_t c = left; c < whole; c++) *(vf *)(out + c * VL) = gather_colours(map + c * from->pixel, from->image);
+    for (int64_t c = sepnet_max(left, whole); c < right; c++)
+        for (int64_t i = 0; i < COLOUR_IMAGES; i++)
+            for (int k = 0; k < COLOURS; k++)
+                out[c * VL + i * COLOURS + k] = load_one(map, i * from->image + c * from->pixel + k, SEPNET_BFLOAT16);
+}
+#endif
+
 static void interleave_by_kind(const source *from, int64_t row, plane p, float *out) {
     if (!from->zeroed) memset(out, 0, (size_t)p.cols * sizeof(vf));
+#ifdef HAVE_AVX512
+    if (are_colours(from->images, from->lanes, from->step, from->dtype)) {
+        interleave_colours(from, row, p, out);
+        return;
+    }
+#endif
     switch (2 * from->lanes + (from->dtype == SEPNET_BFLOAT16)) {
         case 2 * 1: interleave_row(from, row, p, out, 1, SEPNET_FLOAT32); break;
         case 2 * 1 + 1: interleave_row(from, row, p, out, 1, SEPNET_BFLOAT16); break;
