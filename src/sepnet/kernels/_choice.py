@@ -39,11 +39,8 @@ _LARGE_BYTES, _LARGE_BYTES_STRIDE_2 = 12 << 20, 32 << 20
 _LARGE_RESULTS, _CACHE_LINE = 16 << 20, 64  # bytes: from which on the kernels gain most by writing whole lines past the caches
 _FEWEST_CHANNELS_3X3 = 32  # from which on their forward pass is faster there in fp32
 _FEWEST_DILATED, _MOST_DILATED = 64, 256  # the same with dilation 2
-_PAIRED_OUTPUT, _PAIRED_BLOCK, _MOST_PAIRED = (
-    8,
-    16,
-    256,
-)  # with bf16's pairs and 5x5 or 7x7: least output, channels (a multiple, and at most)
+# where pairs of bf16 are multiplied, with 5x5 and 7x7: the least output, and channels, a multiple and at most
+_PAIRED_OUTPUT, _PAIRED_BLOCK, _MOST_PAIRED = 8, 16, 256
 _SMALL_MAP = 16  # pixels of a map up to which a pointwise convolution in bf16 is a matrix product
 # channels, pixels of a batch and multiplications from which on the kernels' pointwise convolutions are faster than oneDNN's
 _FEWEST_CHANNELS, _FEWEST_PIXELS, _FEWEST_PRODUCTS = 32, 512, 1 << 23
@@ -253,4 +250,5 @@ def _instructions() -> str:
 @cache
 def _multiplies_pairs() -> bool:
     """Whether the processor has an instruction for sums of two products of bf16 values, which the kernels use."""
-    return _instructions() == "AVX512" and bool(torch.cpu._is_avx512_bf16_supported())
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return _instructions() == "AVX512" and bool(capabilities.get("avx512_bf16"))

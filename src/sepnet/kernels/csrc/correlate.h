@@ -58,14 +58,15 @@ DEFINE_STRIP(7, 1)
 /* --- columns S taps apart: a load for each value ------------------------------------------------------------------- */
 
 /* What the value at position `at` of a filter row's x gives to the sums. Constants to the compiler's front end as in tiles.h. */
-#define PRODUCT(k, at) \
-    if (k < K && at >= k && (at - k) % S == 0 && (at - k) / S < C) sum[r * K + k] = add_product(sum[r * K + k], x, g[(at - k) / S % C], mode);
+#define PRODUCT(k, at)                                             \
+    if (k < K && at >= k && (at - k) % S == 0 && (at - k) / S < C) \
+        sum[r * K + k] = add_product(sum[r * K + k], x, g[(at - k) / S % C], mode);
 #define PRODUCTS(at) PRODUCT(0, at) PRODUCT(1, at) PRODUCT(2, at) PRODUCT(3, at) PRODUCT(4, at) PRODUCT(5, at) PRODUCT(6, at)
-#define FILTER_ROW(r_, at)                                        \
-    if (r_ < R) {                                                 \
-        enum { r = r_ };                                          \
-        const vf x = load_factor(from + r_ * c->tap_row, mode);   \
-        PRODUCTS(at)                                              \
+#define FILTER_ROW(r_, at)                                      \
+    if (r_ < R) {                                               \
+        enum { r = r_ };                                        \
+        const vf x = load_factor(from + r_ * c->tap_row, mode); \
+        PRODUCTS(at)                                            \
     }
 #define CROSS(at)                                                                                  \
     if (at < S * (C - 1) + K) {                                                                    \

@@ -114,7 +114,7 @@ static void bias_gradient(const job_state *s, const task *at, plane g, const flo
             vf sum = splat(0);
             for (int64_t row = row0; row < row1; row++) {
                 const float *from = grad + j * s->grad_floats + ((row - g.first_row) * g.cols - g.first_col) * g.pixel + b * VL;
-                for (int64_t col = 0; col < s->conv->out_w; col++) 
+                for (int64_t col = 0; col < s->conv->out_w; col++)
                     sum += load_factor(from + col * g.pixel, s->pairs.grad ? FIRST_HALF : FLOATS);
             }
             *(vf *)(sums + b * block_sums(s) + j * VL) += sum;

@@ -4,7 +4,7 @@
 #define NAME(name) NAME_(name, K, S)
 
 /* C results from one row. */
-#define DEFINE_ROW(name, c_)                                                             \
+#define DEFINE_ROW(name, c_)                                                                       \
     INLINE void name(vf *sum, const float *from, ptrdiff_t spacing, const vf *w, const int mode) { \
         enum { C = c_ };                                                                           \
         VALUES                                                                                     \
@@ -48,27 +48,20 @@ INLINE void NAME(add_rows)(vf *sum, const float *at, const patch *p, const taps 
     if (whole < in->rows) NAME(add_tap_row)(sum, at, p, t, whole, weights, rows, columns, FIRST_HALF);
 }
 
-INLINE void NAME(tile)(const patch *p, const taps *t, int64_t r, int64_t c, const int rows, const int columns) {
-    FOR_BLOCKS(p, r, c, rows, columns, NAME(add_rows)(sum, at, p, t, weights, rows, columns, FLOATS));
-}
-
-static __attribute__((noinline)) void NAME(columns)(const patch *p, const taps *t) {
-    int64_t c = 0;
-    WIDE_COLUMNS(NAME(tile));
-    narrow_columns(p, t, c);
-}
-
+#define DEFINE_COLUMNS(name, tile, mode)                                                                                     \
+    INLINE void tile(const patch *p, const taps *t, int64_t r, int64_t c, const int rows, const int columns) {               \
+        FOR_BLOCKS(p, r, c, rows, columns, NAME(add_rows)(sum, at, p, t, weights, rows, columns, mode));                     \
+    }                                                                                                                        \
+    static __attribute__((noinline)) void name(const patch *p, const taps *t) {                                              \
+        int64_t c = 0;                                                                                                       \
+        WIDE_COLUMNS(tile);                                                                                                  \
+        narrow_columns(p, t, c);                                                                                             \
+    }
+DEFINE_COLUMNS(NAME(columns), NAME(tile), FLOATS)
 #ifdef HAVE_AVX512_BF16
-INLINE void NAME(pair_tile)(const patch *p, const taps *t, int64_t r, int64_t c, const int rows, const int columns) {
-    FOR_BLOCKS(p, r, c, rows, columns, NAME(add_rows)(sum, at, p, t, weights, rows, columns, PAIRS));
-}
-
-static __attribute__((noinline)) void NAME(pair_columns)(const patch *p, const taps *t) {
-    int64_t c = 0;
-    WIDE_COLUMNS(NAME(pair_tile));
-    narrow_columns(p, t, c);
-}
+DEFINE_COLUMNS(NAME(pair_columns), NAME(pair_tile), PAIRS)
 #endif
+#undef DEFINE_COLUMNS
 
 #undef NAME
 #undef NAME_
