@@ -2,9 +2,9 @@
  * that way. */
 
 enum { CHUNK_BYTES = 12 << 10, CHUNK_ROWS = 4 }; /* unpacked before they are used: as many bytes, but so many rows at least */
-enum { PREFETCH = 32 };                          /* pixels ahead, where a slab is one cache line of each, too sparse for the hardware */
-enum { AHEAD_BYTES = 2 << 10 };                  /* as much is fetched ahead where a slab is more, and there are gaps or the map is large */
-enum { LARGE_MAP_BYTES = 8 << 20 };              /* from which on that is repaid, as it is not where the caches hold the map */
+enum { AHEAD_BYTES = 8 << 10 };                  /* fetched ahead of what is unpacked: while results are computed, nothing is read */
+enum { AHEAD_BYTES_APART = 2 << 10 };            /* the same of pixels with something between them: what follows their last one is another slab */
+enum { LARGE_MAP_BYTES = 8 << 20, SMALL_WIDTH = 4 }; /* it is not repaid where rows are so short, but for large maps */
 
 /* What becomes of a map's values on their way into a plane: constants a channel, from the first one unpacked on. */
 enum { AS_IS, NORMALISED, THROUGH_NORM };
@@ -51,32 +51,26 @@ INLINE vf enter(const entry *e, int64_t channel, int lanes, vf value, vf other, 
     return (vf)((vu)value & alive) * scale + ((other - mean) * slope + constant_lanes(e->constant, channel, lanes));
 }
 
-/* How a slab's pixels are prefetched: `sparse`, each a cache line or less; `fetched`, every `line` blocks those `next` elements on. */
+/* How a slab's pixels are prefetched: every `line` blocks, those `next` elements on. */
 typedef struct {
-    int sparse, fetched;
+    int fetched;
     int64_t next, line;
 } foresight;
 
 INLINE foresight look_ahead(const source *from, int64_t size) {
     const int64_t bytes = from->blocks * VL * size;
-    const int sparse = bytes <= CACHE_LINE, fetched = !sparse && (from->large || from->pixel > from->blocks * VL);
-    return (foresight){sparse, fetched, sepnet_max(1, AHEAD_BYTES / bytes) * from->pixel, sepnet_max(1, CACHE_LINE / (VL * size))};
+    const int apart = from->pixel > from->blocks * VL, fetched = from->width > SMALL_WIDTH || from->large || apart || bytes <= CACHE_LINE;
+    const int64_t pixels = sepnet_max(1, (apart ? AHEAD_BYTES_APART : AHEAD_BYTES) / bytes);
+    return (foresight){fetched, pixels * from->pixel, sepnet_max(1, CACHE_LINE / (VL * size))};
 }
 
-/* Blocks [first, last) of a row's pixels [left, right). What comes is prefetched where a slab is no more than a cache line of a pixel, where
- * something lies between the slabs of two pixels, and in large maps; the rest is a stream that the hardware follows. */
+/* Blocks [first, last) of a row's pixels [left, right). */
 INLINE void unpack_blocks(const source *from, int64_t index, int64_t left, int64_t right, int64_t first, int64_t last, plane p,
                           float *out, int64_t step, int lanes, int dtype, int way, int halves) {
     const int64_t size = (int64_t)element_size(dtype);
     const foresight f = look_ahead(from, size);
-    const char *ahead = (const char *)from->map + (index + PREFETCH * from->pixel) * size;
     const entry e = from->entry; /* of our own, which no store can alias */
-    const ptrdiff_t other = way == THROUGH_NORM ? (const char *)e.of - (const char *)from->map : 0;
     for (int64_t c = left; c < right; c++) {
-        if (f.sparse) {
-            __builtin_prefetch(ahead + c * from->pixel * size);
-            if (way == THROUGH_NORM) __builtin_prefetch(ahead + other + c * from->pixel * size);
-        }
         for (int64_t b = first; b < last; b++) {
             int64_t at = index + c * from->pixel + b * VL * step;
             if (f.fetched && b % f.line == 0) {

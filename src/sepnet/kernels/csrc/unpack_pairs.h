@@ -50,7 +50,6 @@ INLINE void pair_columns(const source *from, half_row first, half_row second, pl
     first.at += p.first_col * first.pixel, second.at += p.first_col * second.pixel;
     for (int64_t c = left; c < right; c++) {
         const uint16_t *upper = first.at + c * first.pixel, *lower = second.at + c * second.pixel;
-        if (plain && f.sparse) __builtin_prefetch(lower + PREFETCH * from->pixel);
         for (int64_t b = 0; b < blocks; b++) {
             if (plain && f.fetched && b % f.line == 0) __builtin_prefetch(lower + f.next);
             *(vf *)(out + c * p.pixel + b * VL) = load_pairs(upper, lower);
