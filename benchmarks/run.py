@@ -5,8 +5,8 @@
     python benchmarks/run.py --index-only
 
 On two quiet cores all of it takes about an hour for each number of threads (train_step 10 minutes, roofline 1, inference 7,
-time_to_accuracy 22, kernels 25, pointwise 5), augment once a minute and same_accuracy once 20. A benchmark that fails is named at
-the end; the others run. The index is drawn from the JSON files that lie in the folder, whenever they were made.
+time_to_accuracy 22, kernels 25, pointwise 5, muon 1), augment once a minute and same_accuracy once 20. A benchmark that fails is
+named at the end; the others run. The index is drawn from the JSON files that lie in the folder, whenever they were made.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sepnet.engine import atomic_write
 from sepnet.report import Environment, markdown_table, provenance
 
 HERE = Path(__file__).parent
-WITH_THREADS = ("train_step", "roofline", "inference", "time_to_accuracy", "kernels", "pointwise")
+WITH_THREADS = ("train_step", "roofline", "inference", "time_to_accuracy", "kernels", "pointwise", "muon")
 ON_DATA = ("time_to_accuracy", "same_accuracy")
 BENCHMARKS = (*WITH_THREADS, "augment", "same_accuracy")
 INDEX = "README.md"

@@ -539,6 +539,65 @@ static void try_filters(void) {
     free(small), free(first), free(second), free(filters), free(grad), free(grad_small), free(grad_first), free(grad_second);
 }
 
+/* --- a step of Muon ---------------------------------------------------------------------------------------------------------- */
+
+/* to (n, m) = a (n, n) * x (n, m) */
+static void times(double *to, const double *a, const double *x, int64_t n, int64_t m) {
+    memset(to, 0, (size_t)(n * m) * sizeof *to);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t k = 0; k < n; k++)
+            for (int64_t j = 0; j < m; j++) to[i * m + j] += a[i * n + k] * x[k * m + j];
+}
+
+/* The iterations of the (rows, cols) matrix x, in its place. */
+static void iterate_exactly(const sepnet_muon *s, double *x) {
+    const int64_t n = s->rows, m = s->cols, values = n * m;
+    double *gram = block(n * n * 8), *once = block(values * 8), *twice = block(values * 8), norm = 0;
+    for (int64_t i = 0; i < values; i++) norm += x[i] * x[i];
+    for (int64_t i = 0; i < values; i++) x[i] /= fmax(sqrt(norm), 1e-7);
+    for (int step = 0; step < s->steps; step++) {
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < n; j++) {
+                gram[i * n + j] = 0;
+                for (int64_t k = 0; k < m; k++) gram[i * n + j] += x[i * m + k] * x[j * m + k];
+            }
+        times(once, gram, x, n, m), times(twice, gram, once, n, m);
+        for (int64_t i = 0; i < values; i++) x[i] = s->a * x[i] + s->b * once[i] + s->c * twice[i];
+    }
+    free(gram), free(once), free(twice);
+}
+
+/* Rounding is a matter of the whole matrix: of its size, which the iterations may make less than the sum of their terms. */
+static void try_muon(void) {
+    const int wide = (int)pick(0, 3);
+    sepnet_muon s = {pick(1, wide == 1 ? 20 : 90), pick(1, wide == 2 ? 20 : 90), (int32_t)pick(1, 3), (int32_t)pick(0, 1), the_threads,
+                     3.4445, -4.7750, 2.0315, 0.9, (double)pick(0, 1) * 0.75, -0.5};
+    if (s.dtype == SEPNET_BFLOAT16 && strcmp(sepnet_isa(), "avx512_bf16") != 0) {
+        expect(sepnet_muon_workspace(&s) == -1, "products of bfloat16 are promised");
+        s.dtype = SEPNET_FLOAT32;
+    }
+    const int64_t values = s.rows * s.cols;
+    float *grad = floats(values), *mean = pick(0, 1) ? floats(values) : NULL, *weight = s.keep == 0 ? block(values * 4) : floats(values);
+    float *before = block(values * 4), *moved = block(values * 4);
+    double *x = block(values * 8), error = 0, size = 0;
+    memcpy(before, weight, (size_t)values * 4);
+    for (int64_t i = 0; i < values; i++) {
+        moved[i] = mean ? (float)(0.9 * (double)mean[i] + 0.1 * (double)grad[i]) : grad[i];
+        x[i] = mean ? 0.9 * (double)moved[i] + 0.1 * (double)grad[i] : (double)grad[i];
+    }
+    iterate_exactly(&s, x);
+    void *workspace = block(sepnet_muon_workspace(&s));
+    expect(sepnet_muon_step(&s, grad, mean, weight, workspace) == 0, "a step of Muon is refused");
+    for (int64_t i = 0; i < values; i++) {
+        if (mean) check("the gradient's mean", mean[i], moved[i], 1e-6, SEPNET_FLOAT32);
+        const double got = (weight[i] - (s.keep == 0 ? 0 : s.keep * before[i])) / s.rate;
+        error += (got - x[i]) * (got - x[i]), size += x[i] * x[i];
+    }
+    check("Muon's direction", sqrt(error / size), 0, s.dtype == SEPNET_BFLOAT16 ? 0.25 : 1e-4, SEPNET_FLOAT32);
+    void *all[] = {grad, mean, weight, before, moved, x, workspace};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
 /* --- a pointwise convolution that is pooled --------------------------------------------------------------------------------- */
 
 static float *widened(const void *map, int dtype, int64_t count) {
@@ -659,6 +718,11 @@ static void try_nonsense(void) {
 #undef REFUSED
     expect(sepnet_pointwise_forward(&p, NULL, NULL, NULL, NULL, NULL) == -1, "pointwise forward accepts");
     expect(sepnet_pointwise_backward(&p, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "pointwise backward accepts");
+    sepnet_muon usual = {5, 4, 3, SEPNET_FLOAT32, 1, 3, -4, 2, 0.9, 0.5, 1}, step;
+#define REFUSED(change) step = usual, step.change, expect(sepnet_muon_workspace(&step) == -1, "accepted: " #change)
+    REFUSED(rows = 0), REFUSED(cols = -1), REFUSED(steps = 0), REFUSED(threads = 0), REFUSED(dtype = 2);
+#undef REFUSED
+    expect(sepnet_muon_step(&step, NULL, NULL, NULL, NULL) == -1, "Muon accepts");
     sepnet_multiscale none = {0, 0, 1};
     expect(sepnet_multiscale_filters(&none, NULL, NULL, NULL, NULL) == -1, "filters accept");
     expect(sepnet_multiscale_gradients(&none, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "their gradients accept");
@@ -674,7 +738,10 @@ typedef struct {
 static void *call(void *argument) {
     const share *mine = argument;
     state = mine->seed;
-    for (long i = 0; i < mine->cases; i++) try_depthwise(), try_norm(), try_shortcut(), try_joined(), try_pointwise(), try_pooled(), try_filters();
+    for (long i = 0; i < mine->cases; i++) {
+        try_depthwise(), try_norm(), try_shortcut(), try_joined();
+        try_pointwise(), try_pooled(), try_filters(), try_muon();
+    }
     return NULL;
 }
 

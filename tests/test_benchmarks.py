@@ -18,7 +18,18 @@ from benchmark_scripts import FOLDER, script, written
 from sepnet.kernels import library
 from sepnet.kernels._library import reference_wanted
 
-SCRIPTS = ("augment", "inference", "kernels", "pointwise", "roofline", "run", "same_accuracy", "time_to_accuracy", "train_step")
+SCRIPTS = (
+    "augment",
+    "inference",
+    "kernels",
+    "muon",
+    "pointwise",
+    "roofline",
+    "run",
+    "same_accuracy",
+    "time_to_accuracy",
+    "train_step",
+)
 ON_A_GPU = ("gpu_kernels", "gpu_train_step")  # not among those of run.py
 DESCRIBED = (
     "multiscale_concat",

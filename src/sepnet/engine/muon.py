@@ -5,18 +5,21 @@ The hidden matrices (pointwise and standard convolutions, hidden linear layers) 
 matrices of two dimensions only, so it cannot train the convolutions; the update here is the same (momentum as an
 exponential mean, Nesterov, decoupled weight decay, step scaled by sqrt(max(1, rows / columns))), except that three
 Newton-Schulz iterations are enough here and halve its cost, and that those of a wide matrix run on its Gram matrix (LOG.md).
-They run in bf16 where the device computes in it, else in float32; on a GPU, matrices of about one size go through them together.
+They run in bf16 where the device computes in it, else in float32; on a CPU by the kernels, on a GPU those of matrices of about one
+size together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sepnet.engine.devices import prefers_bf16
+from sepnet.kernels import Iterations, muon_step, same_places
 
 __all__ = ["Muon", "orthogonalise"]
 
@@ -32,7 +35,12 @@ def orthogonalise(matrix: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
     Shape: (rows, columns) -> (rows, columns), or a stack of them (n, rows, columns); singular values come to lie about 1,
     between 0.3 and 1.5 where the matrix is well conditioned. A matrix of zeros stays zero.
     """
-    x = matrix.to(torch.bfloat16 if prefers_bf16(matrix.device) else torch.float32)
+    dtype = _iterated_type(matrix.device)
+    if matrix.ndim == 2:
+        direction = torch.empty_like(matrix)
+        if muon_step(direction, matrix, None, iterations=Iterations(*QUINTIC, steps, dtype)):
+            return direction
+    x = matrix.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -42,6 +50,10 @@ def orthogonalise(matrix: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
         x = _iterate_gram(x, on_gram)
     x = _iterate(x, steps - on_gram)
     return x.mT if tall else x
+
+
+def _iterated_type(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if prefers_bf16(device) else torch.float32
 
 
 def _iterate(x: Tensor, steps: int) -> Tensor:
@@ -100,37 +112,71 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _orthogonal(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        lr, momentum = group["lr"], group["momentum"]
         gradients, means = self._gradients_and_buffers(params)
+        if not isinstance(group["lr"], Tensor):
+            iterations = Iterations(*QUINTIC, NEWTON_SCHULZ_STEPS, _iterated_type(params[0].device))
+            call = partial(
+                muon_step, iterations=iterations, momentum=group["momentum"], keep=1 - group["lr"] * group["weight_decay"]
+            )
+            rest = [
+                (p, gradient, mean)
+                for p, gradient, mean in zip(params, gradients, means, strict=True)
+                if not call(p, gradient, mean, rate=-group["lr"] * _factor(p))
+            ]
+            if not rest:
+                return
+            params, gradients, means = map(list, zip(*rest, strict=True))
+        self._orthogonal_by_torch(group, params, gradients, means)
+
+    def _orthogonal_by_torch(
+        self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor], means: list[Tensor]
+    ) -> None:
+        lr, momentum = group["lr"], group["momentum"]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, means, momentum)
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
         for p, direction in zip(params, _directions(ahead), strict=True):
-            rate = -lr * max(1.0, p.shape[0] / (p.numel() // p.shape[0])) ** 0.5
+            rate = -lr * _factor(p)
             if isinstance(rate, Tensor):  # of a step that is recorded: it must stay on its device
                 p.add_(direction.to(p.dtype) * rate)  # not rounded to bf16 once more
             else:
                 p.add_(direction, alpha=rate)
 
     def _sgd(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        momentum = group["momentum"]
+        momentum, decay, lr = group["momentum"], group["weight_decay"], group["lr"]
         gradients, buffers = self._gradients_and_buffers(params)
-        if group["weight_decay"]:
-            gradients = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
+        if not isinstance(lr, Tensor) and all(map(_is_in_memory, params, gradients, buffers)):
+            torch._fused_sgd_(
+                params, gradients, buffers, weight_decay=decay, momentum=momentum, lr=lr, dampening=0.0, nesterov=True,
+                maximize=False, is_first_step=False,
+            )  # fmt: skip
+            return
+        if decay:
+            gradients = list(torch._foreach_add(gradients, params, alpha=decay))
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, gradients)
         ahead = torch._foreach_add(gradients, buffers, alpha=momentum)
-        if isinstance(group["lr"], Tensor):
-            torch._foreach_mul_(ahead, -group["lr"])
+        if isinstance(lr, Tensor):
+            torch._foreach_mul_(ahead, -lr)
             torch._foreach_add_(params, ahead)
         else:
-            torch._foreach_add_(params, ahead, alpha=-group["lr"])
+            torch._foreach_add_(params, ahead, alpha=-lr)
 
     def _gradients_and_buffers(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return [p.grad for p in params if p.grad is not None], [self.state[p]["momentum_buffer"] for p in params]
+
+
+def _factor(p: Tensor) -> float:
+    """Of the rate of a weight's step, by its shape."""
+    return float(max(1.0, p.shape[0] / (p.numel() // p.shape[0])) ** 0.5)
+
+
+def _is_in_memory(*tensors: Tensor) -> bool:
+    """Whether a fused update on a CPU, which goes through all of them in the order of their values in memory, takes them."""
+    return all(t.is_cpu and t.dtype == torch.float32 for t in tensors) and same_places(*tensors)
 
 
 def _directions(updates: Sequence[Tensor]) -> list[Tensor]:

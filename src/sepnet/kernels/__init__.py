@@ -13,6 +13,7 @@ from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._joined import joined_depthwise, joins
 from sepnet.kernels._library import isa_names, library, use, why_not_native
 from sepnet.kernels._multiscale import multiscale_branches
+from sepnet.kernels._muon import Iterations, muon_step, same_places
 from sepnet.kernels._native_norm import Averages
 from sepnet.kernels._norm import Normalisation, batch_norm_relu
 from sepnet.kernels._pixels import global_average
@@ -25,6 +26,7 @@ from sepnet.kernels._tracing import is_written_down
 __all__ = [
     "Averages",
     "Geometry",
+    "Iterations",
     "KernelPath",
     "Normalisation",
     "batch_norm_relu",
@@ -43,11 +45,13 @@ __all__ = [
     "kernels_in_use",
     "library",
     "multiscale_branches",
+    "muon_step",
     "native_for",
     "pointwise_conv2d",
     "pooled_pointwise",
     "pooling_is_faster",
     "pools",
+    "same_places",
     "use",
     "watching",
     "why_not_native",

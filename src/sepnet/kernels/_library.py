@@ -29,6 +29,7 @@ __all__ = [
     "Library",
     "Mode",
     "Multiscale",
+    "Muon",
     "Norm",
     "Running",
     "isa_names",
@@ -40,7 +41,7 @@ __all__ = [
 
 Mode = Literal["native", "reference"]
 
-ABI = 6
+ABI = 7
 MAX_BRANCHES = 4
 MAX_KERNEL = 7
 isa_names = ("avx512_bf16", "avx512", "avx2", "baseline")
@@ -87,6 +88,16 @@ class Pointwise(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_int64) for name in ("rows", "in", "out")), ("threads", ctypes.c_int32)]
 
 
+class Muon(ctypes.Structure):
+    """``sepnet_muon`` of csrc/sepnet_kernels.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "cols")),
+        *((name, ctypes.c_int32) for name in ("steps", "dtype", "threads")),
+        *((name, ctypes.c_double) for name in ("a", "b", "c", "momentum", "keep", "rate")),
+    ]
+
+
 class Multiscale(ctypes.Structure):
     """``sepnet_multiscale`` of csrc/sepnet_kernels.h."""
 
@@ -124,6 +135,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "sepnet_pointwise_workspace": (ctypes.c_int64, [_P, ctypes.c_int]),
     "sepnet_pointwise_forward": (ctypes.c_int, [_P] * 6),
     "sepnet_pointwise_backward": (ctypes.c_int, [_P] * 8),
+    "sepnet_muon_workspace": (ctypes.c_int64, [_P]),
+    "sepnet_muon_step": (ctypes.c_int, [_P] * 5),
 }
 
 

@@ -11,6 +11,7 @@ from sepnet.kernels._depthwise import choose
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._gpu import why_not_triton
 from sepnet.kernels._library import library, why_not_native
+from sepnet.kernels._muon import why_torch_iterates
 
 __all__ = ["KernelPath", "gpu_path", "kernel_paths", "kernels_in_use"]
 
@@ -125,4 +126,7 @@ def kernel_paths() -> list[KernelPath]:
         rows.append(KernelPath(name, label, native, native, why))
         why = reason or "joined in training: the convolution takes over part of the normalisations' passes"
         rows.append(KernelPath("batch norm, ReLU, depthwise, batch norm, ReLU", label, native, native, why))
+        against = reason if lib is None else why_torch_iterates(lib, dtype)
+        how, why = "PyTorch" if against else native, against or "one call, and half of each symmetric product"
+        rows.append(KernelPath("Muon's iterations and update", label, how, how, why))
     return rows

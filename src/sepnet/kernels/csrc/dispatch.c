@@ -208,3 +208,16 @@ int sepnet_pointwise_backward(const sepnet_pointwise *conv, const float *x, cons
     ops()->pointwise_backward(conv, x, weight, grad, grad_x, grad_weight, grad_bias, workspace);
     return 0;
 }
+
+static int valid_muon(const sepnet_muon *step) {
+    if (step->rows < 1 || step->cols < 1 || step->steps < 1 || step->threads < 1) return 0;
+    return step->dtype == SEPNET_FLOAT32 || (step->dtype == SEPNET_BFLOAT16 && ops()->has_pairs);
+}
+
+int64_t sepnet_muon_workspace(const sepnet_muon *step) { return valid_muon(step) ? ops()->muon_workspace(step) : -1; }
+
+int sepnet_muon_step(const sepnet_muon *step, const float *grad, float *mean, float *weight, void *workspace) {
+    if (!valid_muon(step)) return -1;
+    ops()->muon_step(step, grad, mean, weight, workspace);
+    return 0;
+}

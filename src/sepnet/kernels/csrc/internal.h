@@ -8,6 +8,7 @@
 typedef struct {
     const char *name;
     int64_t vector_floats;
+    int has_pairs; /* and so multiplies bfloat16 values */
     int64_t (*depthwise_workspace)(const sepnet_depthwise *, int);
     void (*depthwise_forward)(const sepnet_depthwise *, const sepnet_joined *, const void *, const float *, const float *, void *,
                               void *);
@@ -34,6 +35,8 @@ typedef struct {
     int64_t (*pointwise_workspace)(const sepnet_pointwise *, int);
     void (*pointwise_forward)(const sepnet_pointwise *, const float *, const float *, const float *, float *, void *);
     void (*pointwise_backward)(const sepnet_pointwise *, const float *, const float *, const float *, float *, float *, float *, void *);
+    int64_t (*muon_workspace)(const sepnet_muon *);
+    void (*muon_step)(const sepnet_muon *, const float *, float *, float *, void *);
 } sepnet_ops;
 
 extern const sepnet_ops sepnet_ops_baseline;

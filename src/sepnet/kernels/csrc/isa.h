@@ -22,6 +22,9 @@
 #include "joined.h"
 #include "depthwise.h"
 
+#include "products.h"
+#include "orthogonal.h"
+
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 #define QUOTE_(a) #a
@@ -30,6 +33,7 @@
 const sepnet_ops JOIN(sepnet_ops_, ISA) = {
     .name = QUOTE(ISA),
     .vector_floats = VL,
+    .has_pairs = HAVE_PAIRS,
     .depthwise_workspace = depthwise_workspace,
     .depthwise_forward = depthwise_forward,
     .depthwise_backward = depthwise_backward,
@@ -47,4 +51,6 @@ const sepnet_ops JOIN(sepnet_ops_, ISA) = {
     .pointwise_workspace = pointwise_workspace,
     .pointwise_forward = pointwise_forward,
     .pointwise_backward = pointwise_backward,
+    .muon_workspace = muon_workspace,
+    .muon_step = muon_step,
 };

@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SEPNET_ABI 6
+#define SEPNET_ABI 7
 #define SEPNET_MAX_BRANCHES 4
 #define SEPNET_MAX_KERNEL 7
 #define SEPNET_MAX_TAPS (SEPNET_MAX_BRANCHES * SEPNET_MAX_KERNEL * SEPNET_MAX_KERNEL)
@@ -49,6 +49,14 @@ typedef struct {
     int64_t rows, in, out;
     int32_t threads;
 } sepnet_pointwise;
+
+/* A step of Muon for a weight of (rows, cols): its gradient's momentum (none where there is no mean), made near orthogonal by so many
+ * Newton-Schulz iterations a X + b X X' X + c (X X')^2 X, computed in dtype; weight = keep * weight + rate * that. */
+typedef struct {
+    int64_t rows, cols;
+    int32_t steps, dtype, threads;
+    double a, b, c, momentum, keep, rate;
+} sepnet_muon;
 
 /* Running averages of the mean and of the unbiased variance: average = (1 - momentum) * average + momentum * new. */
 typedef struct {
@@ -149,5 +157,10 @@ int sepnet_pointwise_forward(const sepnet_pointwise *conv, const float *x, const
 /* Gradients from grad = dL/dy; any of the results may be NULL. They are overwritten. */
 int sepnet_pointwise_backward(const sepnet_pointwise *conv, const float *x, const float *weight, const float *grad, float *grad_x,
                               float *grad_weight, float *grad_bias, void *workspace);
+
+/* -1 also for bfloat16 where the instruction set in use does not multiply it. */
+int64_t sepnet_muon_workspace(const sepnet_muon *step);
+/* mean (may be NULL) moves towards grad, and X is Nesterov's look ahead. With keep == 0 the weight is overwritten. */
+int sepnet_muon_step(const sepnet_muon *step, const float *grad, float *mean, float *weight, void *workspace);
 
 #endif

@@ -1,0 +1,218 @@
+/* Products of matrices whose result is symmetric, and others of the same operands: what orthogonal.h is made of. One vector length;
+ * included after geometry.h.
+ *
+ * A matrix lies in rows of "units" of four bytes: a float, or a pair of bfloat16 values that follow one another. A tile of results,
+ * SQ_ROWS by SQ_COLS, stays in registers while the sum runs: for each unit of its rows of the left matrix, spread to a vector, there is a
+ * row of a panel of the right one. Of a symmetric result only what is on and below the diagonal is computed; it is copied across. Zeros
+ * lie beyond a matrix's last row and column, as far as tiles and panels go. */
+
+enum { SQ_ROWS = 6, SQ_VECTORS = VL == 16 ? 4 : 2, SQ_COLS = SQ_VECTORS * VL, SQ_UNITS = 16 };
+
+typedef vf square_tile[SQ_ROWS][SQ_VECTORS];
+
+/* A matrix: `step` elements from row to row, which `units` of the panels' units of `dtype` are. */
+typedef struct {
+    char *at;
+    int64_t rows, cols, step;
+    int dtype;
+} matrix;
+
+INLINE int64_t values_a_unit(int dtype) { return dtype == SEPNET_BFLOAT16 ? 2 : 1; }
+
+/* A line is left between rows, as powers of two would share few sets of the L1 cache. */
+static matrix shape_matrix(int64_t rows, int64_t cols, int dtype) {
+    const int64_t gap = CACHE_LINE / (int64_t)element_size(dtype);
+    return (matrix){NULL, rows, cols, sepnet_round_up(cols, SQ_COLS) + gap, dtype};
+}
+
+static int64_t matrix_bytes(matrix m) {
+    return aligned(sepnet_round_up(m.rows, SQ_ROWS) * m.step * (int64_t)element_size(m.dtype));
+}
+
+INLINE char *element(matrix m, int64_t row, int64_t col) { return m.at + (row * m.step + col) * (int64_t)element_size(m.dtype); }
+
+INLINE const float *units_of(matrix m, int64_t row) { return (const float *)element(m, row, 0); }
+
+INLINE int64_t row_units(matrix m) { return m.step / values_a_unit(m.dtype); }
+
+/* The zeros around it. */
+static void clear_around(matrix m) {
+    const size_t size = element_size(m.dtype);
+    for (int64_t r = 0; r < m.rows; r++) memset(element(m, r, m.cols), 0, (size_t)(m.step - m.cols) * size);
+    memset(element(m, m.rows, 0), 0, (size_t)((sepnet_round_up(m.rows, SQ_ROWS) - m.rows) * m.step) * size);
+}
+
+/* --- panels of the right matrix: [panel][unit][SQ_COLS] -------------------------------------------------------------------- */
+
+typedef struct {
+    matrix from;
+    int across; /* of the transposed matrix, whose columns are the rows */
+    float *panels;
+} packed;
+
+static int64_t panel_depth(const packed *p) {
+    const int64_t depth = p->across ? p->from.cols : p->from.rows, values = values_a_unit(p->from.dtype);
+    return (depth + values - 1) / values;
+}
+
+static int64_t count_panels(const packed *p) { return ((p->across ? p->from.rows : p->from.cols) + SQ_COLS - 1) / SQ_COLS; }
+
+static int64_t panels_bytes(packed p) { return count_panels(&p) * panel_depth(&p) * SQ_COLS * (int64_t)sizeof(float); }
+
+/* Units [first, last) of the rows that are the panel's columns, some at a time. */
+static void pack_across(const packed *p, int64_t panel, float *to) {
+    const int64_t depth = panel_depth(p), top = panel * SQ_COLS, rows = sepnet_min(SQ_COLS, p->from.rows - top);
+    if (rows < SQ_COLS) memset(to, 0, (size_t)(depth * SQ_COLS) * sizeof *to);
+    for (int64_t first = 0; first < depth; first += SQ_UNITS) {
+        const int64_t units = sepnet_min(SQ_UNITS, depth - first);
+        for (int64_t r = 0; r < rows; r++) {
+            const uint32_t *from = (const uint32_t *)(units_of(p->from, top + r) + first);
+            uint32_t *out = (uint32_t *)to + first * SQ_COLS + r;
+            for (int64_t u = 0; u < units; u++) out[u * SQ_COLS] = from[u];
+        }
+    }
+}
+
+static void pack_down(const packed *p, int64_t panel, float *to) {
+    const int64_t depth = panel_depth(p);
+    for (int64_t u = 0; u < depth; u++, to += SQ_COLS) {
+        if (p->from.dtype == SEPNET_FLOAT32) {
+            memcpy(to, element(p->from, u, panel * SQ_COLS), SQ_COLS * sizeof *to);
+            continue;
+        }
+        const uint16_t *first = (const uint16_t *)element(p->from, 2 * u, panel * SQ_COLS), *second = first + p->from.step;
+        for (int v = 0; v < SQ_VECTORS; v++) *(vf *)(to + v * VL) = load_pairs(first + v * VL, second + v * VL);
+    }
+}
+
+static void pack_panel(void *context, int64_t panel, sepnet_worker worker) {
+    (void)worker;
+    const packed *p = context;
+    (p->across ? pack_across : pack_down)(p, panel, p->panels + panel * panel_depth(p) * SQ_COLS);
+}
+
+static void pack_matrix(packed p, int threads) { sepnet_run_parts(pack_panel, &p, count_panels(&p), threads); }
+
+/* --- products ---------------------------------------------------------------------------------------------------------------- */
+
+/* alpha * left * right + beta * (add + more): symmetric, to `to`; or, where there is a `weight`, keep * weight + that to it, which lies
+ * in rows without gaps, or (transposed) in columns. `more` may be none. */
+typedef struct {
+    matrix left, add, more, to;
+    const float *panels;
+    int64_t cols, parts;
+    float alpha, beta, keep, *weight;
+    int transposed;
+} product_of;
+
+INLINE void multiply_tile(square_tile sum, const float *left, int64_t step, const float *panel, int64_t depth, const int mode) {
+#pragma GCC unroll 8
+    for (int r = 0; r < SQ_ROWS; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < SQ_VECTORS; v++) sum[r][v] = splat(0);
+    for (int64_t u = 0; u < depth; u++, panel += SQ_COLS) {
+        vf right[SQ_VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < SQ_VECTORS; v++) right[v] = *(const vf *)(panel + v * VL);
+#pragma GCC unroll 8
+        for (int r = 0; r < SQ_ROWS; r++) {
+            const vf value = splat(left[r * step + u]);
+#pragma GCC unroll 4
+            for (int v = 0; v < SQ_VECTORS; v++) sum[r][v] = add_product(sum[r][v], value, right[v], mode);
+        }
+    }
+}
+
+/* A vector of the result, from element (row, col) on. */
+INLINE vf finish_product(const product_of *s, vf sum, int64_t row, int64_t col, int dtype) {
+    vf value = sum * s->alpha;
+    if (s->add.at) value += load_lanes(s->add.at, row * s->add.step + col, VL, dtype) * s->beta;
+    if (s->more.at) value += load_lanes(s->more.at, row * s->more.step + col, VL, dtype) * s->beta;
+    return value;
+}
+
+/* Rows [row, row + rows) of the columns [left, last), below the diagonal, to the place across it. */
+INLINE void copy_across(matrix m, int64_t row, int64_t rows, int64_t left, int64_t last, int dtype) {
+    for (int64_t c = left; c < last; c++)
+        for (int64_t r = sepnet_max(row, c + 1); r < row + rows; r++)
+            if (dtype == SEPNET_BFLOAT16)
+                *(uint16_t *)element(m, c, r) = *(const uint16_t *)element(m, r, c);
+            else
+                *(float *)element(m, c, r) = *(const float *)element(m, r, c);
+}
+
+/* A tile of a symmetric result: what is on the diagonal and below, and its copy. */
+INLINE void put_symmetric(const product_of *s, square_tile sum, int64_t row, int64_t left, int dtype) {
+    matrix to = s->to;
+    to.dtype = dtype; /* a constant */
+    const int64_t rows = sepnet_min(SQ_ROWS, to.rows - row);
+    for (int r = 0; r < rows; r++) {
+        char line[SQ_COLS * sizeof(float)] __attribute__((aligned(CACHE_LINE)));
+        const int64_t cols = sepnet_min(SQ_COLS, row + r + 1 - left);
+        char *out = cols == SQ_COLS ? element(to, row + r, left) : line;
+        for (int v = 0; v < SQ_VECTORS; v++)
+            store_lanes(out, v * VL, VL, dtype, finish_product(s, sum[r][v], row + r, left + v * VL, dtype));
+        if (out == line && cols > 0) memcpy(element(to, row + r, left), line, (size_t)cols * element_size(dtype));
+    }
+    if (rows == SQ_ROWS && left + SQ_COLS <= row)
+        copy_across(to, row, SQ_ROWS, left, left + SQ_COLS, dtype);
+    else
+        copy_across(to, row, rows, left, sepnet_min(left + SQ_COLS, row + rows - 1), dtype);
+}
+
+/* keep * weight + values; with keep == 0 whatever the weight is. */
+INLINE void blend(const product_of *s, float *weight, float value) { *weight = s->keep == 0 ? value : s->keep * *weight + value; }
+
+INLINE void put_weight(const product_of *s, square_tile sum, int64_t row, int64_t left, int dtype) {
+    const int64_t rows = sepnet_min(SQ_ROWS, s->left.rows - row), cols = sepnet_min(SQ_COLS, s->cols - left), all = s->left.rows;
+    float line[SQ_ROWS][SQ_COLS] __attribute__((aligned(CACHE_LINE)));
+    for (int r = 0; r < SQ_ROWS; r++)
+        for (int v = 0; v < SQ_VECTORS; v++) *(vf *)(line[r] + v * VL) = finish_product(s, sum[r][v], row + r, left + v * VL, dtype);
+    if (s->transposed)
+        for (int64_t c = 0; c < cols; c++)
+            for (int64_t r = 0; r < rows; r++) blend(s, s->weight + (left + c) * all + row + r, line[r][c]);
+    else
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < cols; c++) blend(s, s->weight + (row + r) * s->cols + left + c, line[r][c]);
+}
+
+INLINE void product_tile_of(const product_of *s, int64_t row, int64_t panel, int dtype) {
+    const int64_t values = values_a_unit(dtype), depth = (s->left.cols + values - 1) / values;
+    square_tile sum;
+    multiply_tile(sum, units_of(s->left, row), row_units(s->left), s->panels + panel * depth * SQ_COLS, depth,
+                  dtype == SEPNET_BFLOAT16 ? PAIRS : FLOATS);
+    if (s->weight)
+        put_weight(s, sum, row, panel * SQ_COLS, dtype);
+    else
+        put_symmetric(s, sum, row, panel * SQ_COLS, dtype);
+}
+
+/* The first tile of a panel that is needed. */
+INLINE int64_t first_tile(const product_of *s, int64_t panel) { return s->weight ? 0 : panel * SQ_COLS / SQ_ROWS; }
+
+static int64_t count_tiles(const product_of *s, int64_t panel) { return (s->left.rows + SQ_ROWS - 1) / SQ_ROWS - first_tile(s, panel); }
+
+static void product_tiles(void *context, int64_t part, sepnet_worker worker) {
+    (void)worker;
+    const product_of copy = *(const product_of *)context, *s = &copy; /* of our own, which no store can alias */
+    const int64_t panels = (s->cols + SQ_COLS - 1) / SQ_COLS;
+    int64_t tiles = 0, before = 0;
+    for (int64_t p = 0; p < panels; p++) tiles += count_tiles(s, p);
+    const int64_t begin = sepnet_part_begin(tiles, s->parts, part), end = sepnet_part_begin(tiles, s->parts, part + 1);
+    for (int64_t p = 0; p < panels; p++) {
+        const int64_t count = count_tiles(s, p), last = sepnet_min(count, end - before);
+        for (int64_t i = sepnet_max(0, begin - before); i < last; i++) {
+            const int64_t row = (first_tile(s, p) + i) * SQ_ROWS;
+            if (HAVE_PAIRS && s->left.dtype == SEPNET_BFLOAT16)
+                product_tile_of(s, row, p, SEPNET_BFLOAT16);
+            else
+                product_tile_of(s, row, p, SEPNET_FLOAT32);
+        }
+        before += count;
+    }
+}
+
+static void multiply(product_of s, int threads) {
+    s.parts = threads > 1 ? 4 * threads : 1;
+    sepnet_run_parts(product_tiles, &s, s.parts, threads);
+}

@@ -1,0 +1,207 @@
+"""Muon's step by the kernels: against its formulas in float64, and the optimiser that uses it against PyTorch's operations."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kernel_tools import LIBRARY, every_isa, instruction_set, needs_library, poisoned_memory, threads
+from sepnet.engine import build_optimizer
+from sepnet.engine.muon import NEWTON_SCHULZ_STEPS, QUINTIC, orthogonalise
+from sepnet.kernels import Iterations, muon_step, same_places, use
+from sepnet.kernels._muon import why_torch_iterates
+from sepnet.kernels._native_muon import muon_step as native_step
+from training_tools import config
+
+pytestmark = [
+    needs_library,
+    pytest.mark.skipif(LIBRARY is not None and LIBRARY.isa == "baseline", reason="PyTorch iterates without vector instructions"),
+]
+
+FLOAT = Iterations(*QUINTIC, NEWTON_SCHULZ_STEPS, torch.float32)
+HALF = FLOAT._replace(dtype=torch.bfloat16)
+has_halves = pytest.mark.skipif(LIBRARY is None or LIBRARY.isa != "avx512_bf16", reason="no instructions for products of bf16")
+SIDES = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 96, 127, 129, 200]))
+
+
+def exactly(matrix: Tensor, iterations: Iterations = FLOAT) -> Tensor:
+    x = matrix.double()
+    x = x / x.norm().clamp(min=1e-7)
+    a, b, c, steps, _ = iterations
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + b * gram @ x + c * gram @ gram @ x
+    return x
+
+
+def distance(got: Tensor, exact: Tensor) -> float:
+    return float((got.double() - exact).norm() / exact.norm())
+
+
+def direction(matrix: Tensor, iterations: Iterations) -> Tensor:
+    result = torch.full_like(matrix, float("nan"))
+    with poisoned_memory():
+        assert native_step(LIBRARY, result, matrix, None, iterations, 0.0, 0.0, 1.0)
+    return result
+
+
+@every_isa
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(SIDES, SIDES, st.integers(1, 3), st.integers(1, 4), st.integers(0, 99))
+def test_agrees_with_float64(isa: str, rows: int, columns: int, steps: int, count: int, seed: int) -> None:
+    matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    iterations = FLOAT._replace(steps=steps)
+    with instruction_set(isa), threads(count):
+        assert distance(direction(matrix, iterations), exactly(matrix, iterations)) < 1e-4
+
+
+@has_halves
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("decades", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(48, 64), (64, 64), (65, 200), (200, 65), (384, 512), (131, 130)])
+def test_in_bf16_it_deviates_little(shape: tuple[int, int], decades: int, steps: int) -> None:
+    """Singular values over several decades, of matrices whose sides fill tiles and do not."""
+    short = min(shape)
+    left, right = (torch.linalg.qr(torch.randn(side, short))[0] for side in shape)
+    matrix = left * torch.logspace(0, -decades, short) @ right.T
+    iterations = HALF._replace(steps=steps)
+    assert distance(direction(matrix, iterations), exactly(matrix, iterations)) < 0.04
+
+
+@every_isa
+@pytest.mark.parametrize("iterations", [FLOAT, pytest.param(HALF, marks=has_halves)])
+def test_threads_change_no_bit(isa: str, iterations: Iterations) -> None:
+    if isa != "avx512_bf16" and iterations is HALF:
+        pytest.skip("no products of bf16")
+    matrix = torch.randn(150, 260)
+    with instruction_set(isa):
+        results = []
+        for count in (1, 2, 3):
+            with threads(count):
+                results.append(direction(matrix, iterations))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 1, 1), (7, 4, 3, 3), (40, 3)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_momentum_decay_and_rate(shape: tuple[int, ...], memory_format: torch.memory_format) -> None:
+    """Convolutions, too, in whose memory the columns stand in another order."""
+    weight, gradient, mean = (torch.randn(shape) for _ in range(3))
+    if len(shape) == 4:
+        weight, gradient, mean = (t.contiguous(memory_format=memory_format) for t in (weight, gradient, mean))
+    moved = 0.9 * mean + 0.1 * gradient
+    ahead = 0.1 * gradient + 0.9 * moved
+    wanted = 0.75 * weight.double() - 0.5 * exactly(ahead.flatten(1)).view(shape)
+    assert muon_step(weight, gradient, mean, iterations=FLOAT, momentum=0.9, keep=0.75, rate=-0.5)
+    torch.testing.assert_close(mean, moved, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weight.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_gradient_nothing_turns() -> None:
+    weight = torch.randn(5, 9)
+    before = weight.clone()
+    assert muon_step(weight, torch.zeros(5, 9), torch.zeros(5, 9), iterations=FLOAT, momentum=0.9, keep=0.5)
+    assert torch.equal(weight, before / 2)
+    tiny = torch.full((5, 9), 1e-12)
+    assert distance(direction(tiny, FLOAT), exactly(tiny)) < 1e-4
+
+
+def test_a_gradient_that_is_none_reaches_the_weight() -> None:
+    gradient = torch.randn(8, 8)
+    gradient[3, 4] = float("nan")
+    assert direction(gradient, FLOAT).isnan().all()
+
+
+def test_autograd_learns_that_a_weight_has_changed() -> None:
+    weight, mean = nn.Parameter(torch.randn(4, 6)), torch.zeros(4, 6)
+    versions = weight._version, mean._version
+    y = (weight * weight).sum()
+    with torch.no_grad():
+        assert muon_step(weight, torch.randn(4, 6), mean, iterations=FLOAT, momentum=0.9, rate=-0.1)
+    assert weight._version > versions[0]
+    assert mean._version > versions[1]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_what_the_kernels_do_not_take_is_left_alone() -> None:
+    weight = torch.randn(6, 8)
+    before = weight.clone()
+    call = {"iterations": FLOAT, "momentum": 0.9}
+    others = torch.randn(6, 8), torch.zeros(6, 8)
+    assert not muon_step(weight.double(), *(t.double() for t in others), **call)
+    assert not muon_step(weight, others[0], others[1], iterations=FLOAT._replace(steps=4))
+    assert not muon_step(weight, torch.randn(8, 6).T, others[1], **call)
+    assert not muon_step(weight.T, others[0].T, others[1].T, **call)
+    assert not muon_step(torch.randn(6, 16)[:, ::2], others[0], others[1], **call)
+    assert not muon_step(torch.randn(6), torch.randn(6), None, **call)
+    assert not muon_step(torch.empty(0, 6), torch.empty(0, 6), None, **call)
+    with use("reference"):
+        assert not muon_step(weight, *others, **call)
+    with FlopCounterMode(display=False):
+        assert not muon_step(weight, *others, **call)
+    assert torch.equal(weight, before)
+
+
+def test_who_iterates_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    with instruction_set("baseline"):
+        assert why_torch_iterates(LIBRARY, torch.float32) is not None
+        assert not muon_step(torch.randn(6, 8), torch.randn(6, 8), None, iterations=FLOAT)
+    if LIBRARY.isa != "baseline":
+        assert why_torch_iterates(LIBRARY, torch.float32) is None
+    assert (why_torch_iterates(LIBRARY, torch.bfloat16) is None) == (LIBRARY.isa == "avx512_bf16")
+    monkeypatch.setattr("sepnet.kernels._muon._multiplies_tiles", lambda: True)
+    assert not muon_step(torch.randn(6, 8), torch.randn(6, 8), None, iterations=HALF)
+
+
+def test_same_places() -> None:
+    a = torch.empty(4, 3, 2, 2)
+    last = a.to(memory_format=torch.channels_last)
+    assert same_places(a, torch.empty(4, 3, 2, 2))
+    assert not same_places(a, last)
+    assert same_places(last, last.clone())
+    assert not same_places(a, torch.empty(4, 3, 4))
+    assert same_places(torch.empty(4, 3, 1, 1), torch.empty(4, 3, 1, 1).to(memory_format=torch.channels_last))
+    assert not same_places(torch.empty(4, 6)[:, :3])
+    assert not same_places(torch.empty(4, 1).expand(4, 3))
+
+
+def model() -> nn.Sequential:
+    convolutions = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 48, 1)]
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(48 * 16, 20), nn.Linear(20, 10)).to(
+        memory_format=torch.channels_last
+    )  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize("iterated", [torch.float32, pytest.param(torch.bfloat16, marks=has_halves)])
+def test_the_optimiser_is_the_same_with_and_without(iterated: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sepnet.engine.muon.prefers_bf16", lambda device: iterated == torch.bfloat16)
+    torch.manual_seed(0)
+    first = model()
+    moved = []
+    for mode in ("native", "reference"):
+        net = copy.deepcopy(first)
+        optimizer = build_optimizer(net, config(opt="muon", lr=0.05, weight_decay=0.01, muon_weight_decay=0.1))
+        generator = torch.Generator().manual_seed(1)
+        with use(mode):  # type: ignore[arg-type]
+            for _ in range(3):
+                for p in net.parameters():
+                    p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=generator))
+                optimizer.step()
+        moved.append([p.detach() - q.detach() for p, q in zip(net.parameters(), first.parameters(), strict=True)])
+    for ours, theirs in zip(*moved, strict=True):
+        assert (ours - theirs).norm() <= (0.08 if iterated == torch.bfloat16 else 1e-3) * theirs.norm()
+
+
+@pytest.mark.parametrize("mode", ["native", "reference"])
+def test_both_ways_orthogonalise(mode: str) -> None:
+    matrix = torch.randn(24, 60)
+    with use(mode):  # type: ignore[arg-type]
+        assert distance(orthogonalise(matrix), exactly(matrix)) < 0.04
