@@ -567,35 +567,58 @@ static void iterate_exactly(const sepnet_muon *s, double *x) {
     free(gram), free(once), free(twice);
 }
 
-/* Rounding is a matter of the whole matrix: of its size, which the iterations may make less than the sum of their terms. */
-static void try_muon(void) {
+/* A weight, what it was, and where its mean and direction must come to. */
+typedef struct {
+    float *before, *moved;
+    double *direction;
+} expected_step;
+
+static sepnet_muon random_muon(int steps, int dtype, float keep, expected_step *e) {
     const int wide = (int)pick(0, 3);
-    sepnet_muon s = {pick(1, wide == 1 ? 20 : 90), pick(1, wide == 2 ? 20 : 90), (int32_t)pick(1, 3), (int32_t)pick(0, 1), the_threads,
-                     3.4445, -4.7750, 2.0315, 0.9, (double)pick(0, 1) * 0.75, -0.5};
-    if (s.dtype == SEPNET_BFLOAT16 && strcmp(sepnet_isa(), "avx512_bf16") != 0) {
-        expect(sepnet_muon_workspace(&s) == -1, "products of bfloat16 are promised");
-        s.dtype = SEPNET_FLOAT32;
-    }
+    sepnet_muon s = {.rows = pick(1, wide == 1 ? 20 : 90), .cols = pick(1, wide == 2 ? 20 : 90), .steps = steps, .dtype = dtype,
+                     .a = 3.4445, .b = -4.7750, .c = 2.0315, .momentum = 0.9, .keep = keep, .rate = -0.5};
     const int64_t values = s.rows * s.cols;
-    float *grad = floats(values), *mean = pick(0, 1) ? floats(values) : NULL, *weight = s.keep == 0 ? block(values * 4) : floats(values);
-    float *before = block(values * 4), *moved = block(values * 4);
-    double *x = block(values * 8), error = 0, size = 0;
-    memcpy(before, weight, (size_t)values * 4);
+    float *grad = floats(values);
+    s.grad = grad, s.mean = pick(0, 1) ? floats(values) : NULL, s.weight = keep == 0 ? block(values * 4) : floats(values);
+    e->before = block(values * 4), e->moved = block(values * 4), e->direction = block(values * 8);
+    memcpy(e->before, s.weight, (size_t)values * 4);
     for (int64_t i = 0; i < values; i++) {
-        moved[i] = mean ? (float)(0.9 * (double)mean[i] + 0.1 * (double)grad[i]) : grad[i];
-        x[i] = mean ? 0.9 * (double)moved[i] + 0.1 * (double)grad[i] : (double)grad[i];
+        e->moved[i] = s.mean ? (float)(0.9 * (double)s.mean[i] + 0.1 * (double)grad[i]) : grad[i];
+        e->direction[i] = s.mean ? 0.9 * (double)e->moved[i] + 0.1 * (double)grad[i] : (double)grad[i];
     }
-    iterate_exactly(&s, x);
-    void *workspace = block(sepnet_muon_workspace(&s));
-    expect(sepnet_muon_step(&s, grad, mean, weight, workspace) == 0, "a step of Muon is refused");
-    for (int64_t i = 0; i < values; i++) {
-        if (mean) check("the gradient's mean", mean[i], moved[i], 1e-6, SEPNET_FLOAT32);
-        const double got = (weight[i] - (s.keep == 0 ? 0 : s.keep * before[i])) / s.rate;
-        error += (got - x[i]) * (got - x[i]), size += x[i] * x[i];
+    iterate_exactly(&s, e->direction);
+    return s;
+}
+
+/* Rounding is a matter of the whole matrix: of its size, which the iterations may make less than the sum of their terms. */
+static void check_muon(const sepnet_muon *s, expected_step e) {
+    double error = 0, size = 0;
+    for (int64_t i = 0; i < s->rows * s->cols; i++) {
+        if (s->mean) check("the gradient's mean", s->mean[i], e.moved[i], 1e-6, SEPNET_FLOAT32);
+        const double got = (s->weight[i] - (s->keep == 0 ? 0 : s->keep * e.before[i])) / s->rate;
+        error += (got - e.direction[i]) * (got - e.direction[i]), size += e.direction[i] * e.direction[i];
     }
-    check("Muon's direction", sqrt(error / size), 0, s.dtype == SEPNET_BFLOAT16 ? 0.25 : 1e-4, SEPNET_FLOAT32);
-    void *all[] = {grad, mean, weight, before, moved, x, workspace};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    check("Muon's direction", sqrt(error / size), 0, s->dtype == SEPNET_BFLOAT16 ? 0.25 : 1e-4, SEPNET_FLOAT32);
+    free((void *)s->grad), free(s->mean), free(s->weight), free(e.before), free(e.moved), free(e.direction);
+}
+
+static void try_muon(void) {
+    enum { MOST = 5 };
+    sepnet_muon weights[MOST];
+    expected_step expected[MOST];
+    const int count = (int)pick(1, MOST), steps = (int)pick(1, 3);
+    const float keep = (float)pick(0, 1) * 0.75f;
+    int dtype = (int)pick(0, 1);
+    if (dtype == SEPNET_BFLOAT16 && strcmp(sepnet_isa(), "avx512_bf16") != 0) {
+        sepnet_muon halves = {.rows = 2, .cols = 3, .steps = 1, .dtype = dtype};
+        expect(sepnet_muon_workspace(&halves, 1, 1) == -1, "products of bfloat16 are promised");
+        dtype = SEPNET_FLOAT32;
+    }
+    for (int i = 0; i < count; i++) weights[i] = random_muon(steps, dtype, keep, expected + i);
+    void *workspace = block(sepnet_muon_workspace(weights, count, the_threads));
+    expect(sepnet_muon_step(weights, count, the_threads, workspace) == 0, "a step of Muon is refused");
+    for (int i = 0; i < count; i++) check_muon(weights + i, expected[i]);
+    free(workspace);
 }
 
 /* --- a pointwise convolution that is pooled --------------------------------------------------------------------------------- */
@@ -718,11 +741,12 @@ static void try_nonsense(void) {
 #undef REFUSED
     expect(sepnet_pointwise_forward(&p, NULL, NULL, NULL, NULL, NULL) == -1, "pointwise forward accepts");
     expect(sepnet_pointwise_backward(&p, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "pointwise backward accepts");
-    sepnet_muon usual = {5, 4, 3, SEPNET_FLOAT32, 1, 3, -4, 2, 0.9, 0.5, 1}, step;
-#define REFUSED(change) step = usual, step.change, expect(sepnet_muon_workspace(&step) == -1, "accepted: " #change)
-    REFUSED(rows = 0), REFUSED(cols = -1), REFUSED(steps = 0), REFUSED(threads = 0), REFUSED(dtype = 2);
+    sepnet_muon usual = {.rows = 5, .cols = 4, .steps = 3, .dtype = SEPNET_FLOAT32}, step;
+#define REFUSED(change) step = usual, step.change, expect(sepnet_muon_workspace(&step, 1, 1) == -1, "accepted: " #change)
+    REFUSED(rows = 0), REFUSED(cols = -1), REFUSED(steps = 0), REFUSED(dtype = 2);
 #undef REFUSED
-    expect(sepnet_muon_step(&step, NULL, NULL, NULL, NULL) == -1, "Muon accepts");
+    expect(sepnet_muon_workspace(&usual, 0, 1) == -1 && sepnet_muon_workspace(&usual, 1, 0) == -1, "nothing is accepted");
+    expect(sepnet_muon_step(&step, 1, 1, NULL) == -1, "Muon accepts");
     sepnet_multiscale none = {0, 0, 1};
     expect(sepnet_multiscale_filters(&none, NULL, NULL, NULL, NULL) == -1, "filters accept");
     expect(sepnet_multiscale_gradients(&none, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "their gradients accept");

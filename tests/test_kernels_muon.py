@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernel_tools import LIBRARY, every_isa, instruction_set, needs_library, poisoned_memory, threads
 from sepnet.engine import build_optimizer
 from sepnet.engine.muon import NEWTON_SCHULZ_STEPS, QUINTIC, orthogonalise
-from sepnet.kernels import Iterations, muon_step, same_places, use
+from sepnet.kernels import Iterations, Update, muon_step, same_places, use
 from sepnet.kernels._muon import why_torch_iterates
 from sepnet.kernels._native_muon import muon_step as native_step
 from training_tools import config
@@ -47,7 +47,7 @@ def distance(got: Tensor, exact: Tensor) -> float:
 def direction(matrix: Tensor, iterations: Iterations) -> Tensor:
     result = torch.full_like(matrix, float("nan"))
     with poisoned_memory():
-        assert native_step(LIBRARY, result, matrix, None, iterations, 0.0, 0.0, 1.0)
+        native_step(LIBRARY, [Update(result, matrix, None, 1.0)], iterations, 0.0, 0.0)
     return result
 
 
@@ -59,6 +59,15 @@ def test_agrees_with_float64(isa: str, rows: int, columns: int, steps: int, coun
     iterations = FLOAT._replace(steps=steps)
     with instruction_set(isa), threads(count):
         assert distance(direction(matrix, iterations), exactly(matrix, iterations)) < 1e-4
+
+
+@every_isa
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(300, 320), (321, 290), (257, 700)])
+def test_all_threads_share_a_large_one(isa: str, count: int, shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape)
+    with instruction_set(isa), threads(count):
+        assert distance(direction(matrix, FLOAT), exactly(matrix)) < 1e-4
 
 
 @has_halves
@@ -79,7 +88,7 @@ def test_in_bf16_it_deviates_little(shape: tuple[int, int], decades: int, steps:
 def test_threads_change_no_bit(isa: str, iterations: Iterations) -> None:
     if isa != "avx512_bf16" and iterations is HALF:
         pytest.skip("no products of bf16")
-    matrix = torch.randn(150, 260)
+    matrix = torch.randn(270, 300)
     with instruction_set(isa):
         results = []
         for count in (1, 2, 3):
@@ -99,7 +108,7 @@ def test_momentum_decay_and_rate(shape: tuple[int, ...], memory_format: torch.me
     moved = 0.9 * mean + 0.1 * gradient
     ahead = 0.1 * gradient + 0.9 * moved
     wanted = 0.75 * weight.double() - 0.5 * exactly(ahead.flatten(1)).view(shape)
-    assert muon_step(weight, gradient, mean, iterations=FLOAT, momentum=0.9, keep=0.75, rate=-0.5)
+    assert not muon_step([Update(weight, gradient, mean, -0.5)], FLOAT, momentum=0.9, keep=0.75)
     torch.testing.assert_close(mean, moved, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weight.double(), wanted, rtol=1e-4, atol=1e-4)
 
@@ -107,7 +116,7 @@ def test_momentum_decay_and_rate(shape: tuple[int, ...], memory_format: torch.me
 def test_without_a_gradient_nothing_turns() -> None:
     weight = torch.randn(5, 9)
     before = weight.clone()
-    assert muon_step(weight, torch.zeros(5, 9), torch.zeros(5, 9), iterations=FLOAT, momentum=0.9, keep=0.5)
+    assert not muon_step([Update(weight, torch.zeros(5, 9), torch.zeros(5, 9), 1.0)], FLOAT, momentum=0.9, keep=0.5)
     assert torch.equal(weight, before / 2)
     tiny = torch.full((5, 9), 1e-12)
     assert distance(direction(tiny, FLOAT), exactly(tiny)) < 1e-4
@@ -124,41 +133,62 @@ def test_autograd_learns_that_a_weight_has_changed() -> None:
     versions = weight._version, mean._version
     y = (weight * weight).sum()
     with torch.no_grad():
-        assert muon_step(weight, torch.randn(4, 6), mean, iterations=FLOAT, momentum=0.9, rate=-0.1)
+        assert not muon_step([Update(weight, torch.randn(4, 6), mean, -0.1)], FLOAT, momentum=0.9)
     assert weight._version > versions[0]
     assert mean._version > versions[1]
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
 
 
+def test_several_weights_at_once_are_each_as_alone() -> None:
+    """One that all threads share, some that one has to itself, and one that is given back."""
+    shapes = [(8, 3, 3, 3), (300, 400), (5, 40), (64, 64), (40, 5)]
+    weights, gradients, means = ([torch.randn(shape) for shape in shapes] for _ in range(3))
+    updates = [Update(w.clone(), g, m.clone(), -0.1 * i) for i, (w, g, m) in enumerate(zip(weights, gradients, means, strict=True))]
+    strange = Update(torch.randn(6, 5).T, torch.randn(6, 5).T, torch.randn(6, 5).T, 1.0)
+    with threads(2):
+        assert muon_step([*updates[:2], strange, *updates[2:]], FLOAT, momentum=0.9, keep=0.5) == [strange]
+    for i, (w, g, m) in enumerate(zip(weights, gradients, means, strict=True)):
+        with threads(1):
+            assert not muon_step([Update(w, g, m, -0.1 * i)], FLOAT, momentum=0.9, keep=0.5)
+        assert torch.equal(updates[i].weight, w)
+        assert torch.equal(updates[i].mean, m)  # type: ignore[arg-type]
+
+
 def test_what_the_kernels_do_not_take_is_left_alone() -> None:
-    weight = torch.randn(6, 8)
+    weight, gradient, mean = torch.randn(6, 8), torch.randn(6, 8), torch.zeros(6, 8)
     before = weight.clone()
-    call = {"iterations": FLOAT, "momentum": 0.9}
-    others = torch.randn(6, 8), torch.zeros(6, 8)
-    assert not muon_step(weight.double(), *(t.double() for t in others), **call)
-    assert not muon_step(weight, others[0], others[1], iterations=FLOAT._replace(steps=4))
-    assert not muon_step(weight, torch.randn(8, 6).T, others[1], **call)
-    assert not muon_step(weight.T, others[0].T, others[1].T, **call)
-    assert not muon_step(torch.randn(6, 16)[:, ::2], others[0], others[1], **call)
-    assert not muon_step(torch.randn(6), torch.randn(6), None, **call)
-    assert not muon_step(torch.empty(0, 6), torch.empty(0, 6), None, **call)
+
+    def refused(*tensors: Tensor | None, iterations: Iterations = FLOAT) -> bool:
+        update = Update(*tensors, 1.0)  # type: ignore[arg-type]
+        return muon_step([update], iterations, momentum=0.9) == [update]
+
+    assert refused(weight.double(), gradient.double(), mean.double())
+    assert refused(weight, gradient, mean, iterations=FLOAT._replace(steps=4))
+    assert refused(weight, torch.randn(8, 6).T, mean)
+    assert refused(weight.T, gradient.T, mean.T)
+    assert refused(torch.randn(6, 16)[:, ::2], gradient, mean)
+    assert refused(torch.randn(6), torch.randn(6), None)
+    assert refused(torch.empty(0, 6), torch.empty(0, 6), None)
     with use("reference"):
-        assert not muon_step(weight, *others, **call)
+        assert refused(weight, gradient, mean)
     with FlopCounterMode(display=False):
-        assert not muon_step(weight, *others, **call)
+        assert refused(weight, gradient, mean)
     assert torch.equal(weight, before)
+    assert not mean.any()
+    assert muon_step([], FLOAT) == []
 
 
 def test_who_iterates_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = Update(torch.randn(6, 8), torch.randn(6, 8), None, 1.0)
     with instruction_set("baseline"):
         assert why_torch_iterates(LIBRARY, torch.float32) is not None
-        assert not muon_step(torch.randn(6, 8), torch.randn(6, 8), None, iterations=FLOAT)
+        assert muon_step([update], FLOAT) == [update]
     if LIBRARY.isa != "baseline":
         assert why_torch_iterates(LIBRARY, torch.float32) is None
     assert (why_torch_iterates(LIBRARY, torch.bfloat16) is None) == (LIBRARY.isa == "avx512_bf16")
     monkeypatch.setattr("sepnet.kernels._muon._multiplies_tiles", lambda: True)
-    assert not muon_step(torch.randn(6, 8), torch.randn(6, 8), None, iterations=HALF)
+    assert muon_step([update], HALF) == [update]
 
 
 def test_same_places() -> None:

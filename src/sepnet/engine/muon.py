@@ -12,14 +12,13 @@ size together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sepnet.engine.devices import prefers_bf16
-from sepnet.kernels import Iterations, muon_step, same_places
+from sepnet.kernels import Iterations, Update, muon_step, same_places
 
 __all__ = ["Muon", "orthogonalise"]
 
@@ -35,12 +34,12 @@ def orthogonalise(matrix: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
     Shape: (rows, columns) -> (rows, columns), or a stack of them (n, rows, columns); singular values come to lie about 1,
     between 0.3 and 1.5 where the matrix is well conditioned. A matrix of zeros stays zero.
     """
-    dtype = _iterated_type(matrix.device)
+    iterations = _iterations(matrix.device, steps)
     if matrix.ndim == 2:
         direction = torch.empty_like(matrix)
-        if muon_step(direction, matrix, None, iterations=Iterations(*QUINTIC, steps, dtype)):
+        if not muon_step([Update(direction, matrix, None, 1.0)], iterations):
             return direction
-    x = matrix.to(dtype)
+    x = matrix.to(iterations.dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -52,8 +51,8 @@ def orthogonalise(matrix: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
     return x.mT if tall else x
 
 
-def _iterated_type(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if prefers_bf16(device) else torch.float32
+def _iterations(device: torch.device, steps: int = NEWTON_SCHULZ_STEPS) -> Iterations:
+    return Iterations(*QUINTIC, steps, torch.bfloat16 if prefers_bf16(device) else torch.float32)
 
 
 def _iterate(x: Tensor, steps: int) -> Tensor:
@@ -113,19 +112,19 @@ class Muon(torch.optim.Optimizer):
 
     def _orthogonal(self, group: dict[str, Any], params: list[Tensor]) -> None:
         gradients, means = self._gradients_and_buffers(params)
-        if not isinstance(group["lr"], Tensor):
-            iterations = Iterations(*QUINTIC, NEWTON_SCHULZ_STEPS, _iterated_type(params[0].device))
-            call = partial(
-                muon_step, iterations=iterations, momentum=group["momentum"], keep=1 - group["lr"] * group["weight_decay"]
-            )
-            rest = [
-                (p, gradient, mean)
-                for p, gradient, mean in zip(params, gradients, means, strict=True)
-                if not call(p, gradient, mean, rate=-group["lr"] * _factor(p))
-            ]
-            if not rest:
+        lr = group["lr"]
+        if not isinstance(lr, Tensor):
+            rates = [-lr * _factor(p) for p in params]
+            updates = list(map(Update, params, gradients, means, rates))
+            keep = 1 - lr * group["weight_decay"]
+            left = muon_step(updates, _iterations(params[0].device), momentum=group["momentum"], keep=keep)
+            if not left:
                 return
-            params, gradients, means = map(list, zip(*rest, strict=True))
+            params, gradients, means = (
+                [u.weight for u in left],
+                [u.gradient for u in left],
+                [u.mean for u in left if u.mean is not None],
+            )
         self._orthogonal_by_torch(group, params, gradients, means)
 
     def _orthogonal_by_torch(

@@ -13,7 +13,7 @@ from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._joined import joined_depthwise, joins
 from sepnet.kernels._library import isa_names, library, use, why_not_native
 from sepnet.kernels._multiscale import multiscale_branches
-from sepnet.kernels._muon import Iterations, muon_step, same_places
+from sepnet.kernels._muon import Iterations, Update, muon_step, same_places
 from sepnet.kernels._native_norm import Averages
 from sepnet.kernels._norm import Normalisation, batch_norm_relu
 from sepnet.kernels._pixels import global_average
@@ -29,6 +29,7 @@ __all__ = [
     "Iterations",
     "KernelPath",
     "Normalisation",
+    "Update",
     "batch_norm_relu",
     "depthwise_branches",
     "depthwise_by_geometry",

@@ -93,8 +93,9 @@ class Muon(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("rows", "cols")),
-        *((name, ctypes.c_int32) for name in ("steps", "dtype", "threads")),
+        *((name, ctypes.c_int32) for name in ("steps", "dtype")),
         *((name, ctypes.c_double) for name in ("a", "b", "c", "momentum", "keep", "rate")),
+        *((name, ctypes.c_void_p) for name in ("grad", "mean", "weight")),
     ]
 
 
@@ -135,8 +136,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "sepnet_pointwise_workspace": (ctypes.c_int64, [_P, ctypes.c_int]),
     "sepnet_pointwise_forward": (ctypes.c_int, [_P] * 6),
     "sepnet_pointwise_backward": (ctypes.c_int, [_P] * 8),
-    "sepnet_muon_workspace": (ctypes.c_int64, [_P]),
-    "sepnet_muon_step": (ctypes.c_int, [_P] * 5),
+    "sepnet_muon_workspace": (ctypes.c_int64, [_P, ctypes.c_int64, ctypes.c_int]),
+    "sepnet_muon_step": (ctypes.c_int, [_P, ctypes.c_int64, ctypes.c_int, _P]),
 }
 
 

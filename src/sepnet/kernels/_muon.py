@@ -6,46 +6,39 @@ read for its norm alone, or converted, scaled and added one after the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from itertools import compress
 
 import torch
 from torch import Tensor
 
 from sepnet.kernels import _native_muon
 from sepnet.kernels._library import Library, library
-from sepnet.kernels._native_muon import Iterations
+from sepnet.kernels._native_muon import Iterations, Update
 from sepnet.kernels._tensors import is_plain
 from sepnet.kernels._tracing import is_traced
 
-__all__ = ["MOST_STEPS", "Iterations", "muon_step", "same_places", "why_torch_iterates"]
+__all__ = ["MOST_STEPS", "Iterations", "Update", "muon_step", "same_places", "why_torch_iterates"]
 
 MOST_STEPS = 3  # whose rounding on the Gram matrix grows from one to the next: 3 deviate by 1 to 3 %, 5 diverge
 
 
-def muon_step(
-    weight: Tensor,
-    gradient: Tensor,
-    mean: Tensor | None,
-    *,
-    iterations: Iterations,
-    momentum: float = 0.0,
-    keep: float = 0.0,
-    rate: float = 1.0,
-) -> bool:
-    """keep * weight + rate * D in place of ``weight``, if the kernels serve; False where nothing has been done.
+def muon_step(updates: Sequence[Update], iterations: Iterations, *, momentum: float = 0.0, keep: float = 0.0) -> list[Update]:
+    """keep * weight + rate * D in place of each weight; those that the kernels do not take are given back, and are as they were.
 
     D is the gradient made near orthogonal, as a matrix of (rows, all the rest); with a ``mean``, of gradient + momentum * (mean -
     gradient), after mean has become momentum * mean + (1 - momentum) * gradient.
     """
     lib = library()
-    if lib is None or iterations.steps > MOST_STEPS or is_traced() or not _are_matrices(weight, gradient, mean):
-        return False
-    if why_torch_iterates(lib, iterations.dtype) is not None:
-        return False
-    if not _native_muon.muon_step(lib, weight, gradient, mean, iterations, momentum, keep, rate):
-        return False
-    torch.autograd.graph.increment_version([weight] if mean is None else [weight, mean])
-    return True
+    if lib is None or iterations.steps > MOST_STEPS or is_traced() or why_torch_iterates(lib, iterations.dtype) is not None:
+        return list(updates)
+    taken = [_are_matrices(u.weight, u.gradient, u.mean) for u in updates]
+    ours = list(compress(updates, taken))
+    if ours:
+        _native_muon.muon_step(lib, ours, iterations, momentum, keep)
+        torch.autograd.graph.increment_version([t for u in ours for t in (u.weight, u.mean) if t is not None])
+    return [u for u, done in zip(updates, taken, strict=True) if not done]
 
 
 def why_torch_iterates(lib: Library, dtype: torch.dtype) -> str | None:

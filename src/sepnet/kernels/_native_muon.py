@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from sepnet.kernels import _native
 from sepnet.kernels._library import Library, Muon
 from sepnet.kernels._native import DTYPES, pointer, workspace
 
-__all__ = ["Iterations", "muon_step"]
+__all__ = ["Iterations", "Update", "muon_step"]
 
 _PRODUCTS_A_VALUE = 64  # multiplications that take about as long as a value's way through another kernel
 
@@ -28,34 +28,36 @@ class Iterations(NamedTuple):
     dtype: torch.dtype
 
 
-@lru_cache(maxsize=512)
-def _workspace_bytes(lib: Library, isa: bytes, rows: int, columns: int, dtype: torch.dtype) -> int:
-    step = Muon(rows=rows, cols=columns, steps=1, dtype=DTYPES[dtype], threads=1)
-    return int(lib.handle.sepnet_muon_workspace(ctypes.byref(step)))
+class Update(NamedTuple):
+    """Of a weight, (rows, all the rest): its gradient, the gradient's running mean if there is one, and the rate of its step."""
+
+    weight: Tensor
+    gradient: Tensor
+    mean: Tensor | None
+    rate: float
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows = self.weight.shape[0]
+        return rows, self.weight.numel() // rows
 
 
-def muon_step(
-    lib: Library,
-    weight: Tensor,
-    gradient: Tensor,
-    mean: Tensor | None,
-    iterations: Iterations,
-    momentum: float,
-    keep: float,
-    rate: float,
-) -> bool:
-    """``weight`` becomes keep * weight + rate * D, where D is made near orthogonal of the gradient, or of Nesterov's look ahead of
-    its mean, which moves towards it. The columns of (rows, ...) stand in any order, the same in all three. False where the library
-    does not compute in that type.
+def muon_step(lib: Library, updates: Sequence[Update], iterations: Iterations, momentum: float, keep: float) -> None:
+    """Each weight becomes keep * weight + rate * D, where D is made near orthogonal of the gradient, or of Nesterov's look ahead of
+    its mean, which moves towards it. Columns stand in any order, the same in the three tensors of an update.
+
+    Raises:
+        ValueError: the library does not compute in that type.
     """
-    rows = weight.shape[0]
-    columns = weight.numel() // rows
-    size = _workspace_bytes(lib, lib.isa_key, rows, columns, iterations.dtype)
+    numbers = iterations.steps, DTYPES[iterations.dtype], *iterations[:3], momentum, keep
+    entries = [Muon(*u.matrix, *numbers, u.rate, u.gradient.data_ptr(), pointer(u.mean), u.weight.data_ptr()) for u in updates]
+    weights = (Muon * len(entries))(*entries)
+    work = sum(rows * columns * min(rows, columns) for rows, columns in (u.matrix for u in updates))
+    threads = _native.threads_for(work // _PRODUCTS_A_VALUE)
+    address = ctypes.addressof(weights)
+    size = lib.handle.sepnet_muon_workspace(address, len(entries), threads)
     if size < 0:
-        return False
+        raise ValueError(f"the kernels do not take {iterations} of {[u.matrix for u in updates]}")
     scratch = workspace(size)
-    short = min(rows, columns)
-    threads = _native.threads_for(short * rows * columns // _PRODUCTS_A_VALUE)
-    step = Muon(rows, columns, iterations.steps, DTYPES[iterations.dtype], threads, *iterations[:3], momentum, keep, rate)
-    lib.handle.sepnet_muon_step(ctypes.addressof(step), gradient.data_ptr(), pointer(mean), weight.data_ptr(), scratch.data_ptr())
-    return True
+    lib.handle.sepnet_muon_step(address, len(entries), threads, scratch.data_ptr())

@@ -209,15 +209,24 @@ int sepnet_pointwise_backward(const sepnet_pointwise *conv, const float *x, cons
     return 0;
 }
 
-static int valid_muon(const sepnet_muon *step) {
-    if (step->rows < 1 || step->cols < 1 || step->steps < 1 || step->threads < 1) return 0;
-    return step->dtype == SEPNET_FLOAT32 || (step->dtype == SEPNET_BFLOAT16 && ops()->has_pairs);
+static int valid_muon(const sepnet_muon *weight) {
+    if (weight->rows < 1 || weight->cols < 1 || weight->steps < 1) return 0;
+    return weight->dtype == SEPNET_FLOAT32 || (weight->dtype == SEPNET_BFLOAT16 && ops()->has_pairs);
 }
 
-int64_t sepnet_muon_workspace(const sepnet_muon *step) { return valid_muon(step) ? ops()->muon_workspace(step) : -1; }
+static int all_valid(const sepnet_muon *weights, int64_t count, int threads) {
+    if (count < 1 || threads < 1) return 0;
+    for (int64_t i = 0; i < count; i++)
+        if (!valid_muon(weights + i)) return 0;
+    return 1;
+}
 
-int sepnet_muon_step(const sepnet_muon *step, const float *grad, float *mean, float *weight, void *workspace) {
-    if (!valid_muon(step)) return -1;
-    ops()->muon_step(step, grad, mean, weight, workspace);
+int64_t sepnet_muon_workspace(const sepnet_muon *weights, int64_t count, int threads) {
+    return all_valid(weights, count, threads) ? ops()->muon_workspace(weights, count, threads) : -1;
+}
+
+int sepnet_muon_step(const sepnet_muon *weights, int64_t count, int threads, void *workspace) {
+    if (!all_valid(weights, count, threads)) return -1;
+    ops()->muon_step(weights, count, threads, workspace);
     return 0;
 }

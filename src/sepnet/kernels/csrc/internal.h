@@ -35,8 +35,8 @@ typedef struct {
     int64_t (*pointwise_workspace)(const sepnet_pointwise *, int);
     void (*pointwise_forward)(const sepnet_pointwise *, const float *, const float *, const float *, float *, void *);
     void (*pointwise_backward)(const sepnet_pointwise *, const float *, const float *, const float *, float *, float *, float *, void *);
-    int64_t (*muon_workspace)(const sepnet_muon *);
-    void (*muon_step)(const sepnet_muon *, const float *, float *, float *, void *);
+    int64_t (*muon_workspace)(const sepnet_muon *, int64_t, int);
+    void (*muon_step)(const sepnet_muon *, int64_t, int, void *);
 } sepnet_ops;
 
 extern const sepnet_ops sepnet_ops_baseline;

@@ -11,17 +11,17 @@ enum { SQUARES = 5 };
 
 typedef struct {
     const sepnet_muon *step;
+    int threads;
     int64_t rows, cols; /* of X */
     int tall;           /* the weight is X transposed */
     matrix x, square[SQUARES];
-    float *panels, *mean;
-    const float *grad;
+    char *panels;
     double *row_sums; /* of squares, a row of the gradient */
     int64_t parts;
 } muon_job;
 
-static muon_job make_muon_job(const sepnet_muon *step, void *workspace) {
-    muon_job s = {.step = step, .rows = sepnet_min(step->rows, step->cols), .cols = sepnet_max(step->rows, step->cols)};
+static muon_job make_muon_job(const sepnet_muon *step, int threads, void *workspace) {
+    muon_job s = {.step = step, .threads = threads, .rows = sepnet_min(step->rows, step->cols), .cols = sepnet_max(step->rows, step->cols)};
     s.tall = step->rows > step->cols;
     s.x = shape_matrix(s.rows, s.cols, step->dtype);
     char *at = (char *)aligned((int64_t)(intptr_t)workspace);
@@ -31,14 +31,13 @@ static muon_job make_muon_job(const sepnet_muon *step, void *workspace) {
         s.square[i] = shape_matrix(s.rows, s.rows, step->dtype);
         s.square[i].at = at, at += matrix_bytes(s.square[i]);
     }
-    s.panels = (float *)at;
+    s.panels = at;
     return s;
 }
 
-static int64_t muon_workspace(const sepnet_muon *step) {
-    const muon_job s = make_muon_job(step, NULL);
-    const int64_t across = panels_bytes((packed){s.x, 1, NULL}), down = panels_bytes((packed){s.x, 0, NULL});
-    return ALIGN + (int64_t)(intptr_t)s.panels + sepnet_max(across, down);
+static int64_t muon_bytes(const sepnet_muon *step, int threads) {
+    const muon_job s = make_muon_job(step, threads, NULL);
+    return ALIGN + (int64_t)(intptr_t)s.panels + threads * panel_bytes((right_matrix){s.x, 1}); /* as deep as X's longer side */
 }
 
 /* --- the gradient's way into X ------------------------------------------------------------------------------------------------ */
@@ -46,11 +45,11 @@ static int64_t muon_workspace(const sepnet_muon *step) {
 /* A vector of the gradient, looking ahead by Nesterov's rule where there is a mean, which it moves. */
 INLINE vf look_ahead_of(const muon_job *s, int64_t at, int lanes) {
     const float momentum = (float)s->step->momentum;
-    const vf grad = load_lanes(s->grad, at, lanes, SEPNET_FLOAT32);
-    if (!s->mean) return grad;
-    vf mean = load_lanes(s->mean, at, lanes, SEPNET_FLOAT32);
+    const vf grad = load_lanes(s->step->grad, at, lanes, SEPNET_FLOAT32);
+    if (!s->step->mean) return grad;
+    vf mean = load_lanes(s->step->mean, at, lanes, SEPNET_FLOAT32);
     mean += (grad - mean) * (1 - momentum);
-    store_lanes(s->mean, at, lanes, SEPNET_FLOAT32, mean);
+    store_lanes(s->step->mean, at, lanes, SEPNET_FLOAT32, mean);
     return grad + (mean - grad) * momentum;
 }
 
@@ -87,7 +86,9 @@ INLINE double enter_row(const muon_job *s, int64_t row, int dtype) {
 
 static void enter_part(void *context, int64_t part, sepnet_worker worker) {
     (void)worker;
-    const muon_job copy = *(const muon_job *)context, *s = &copy;
+    muon_job copy = *(const muon_job *)context, *s = &copy;
+    const sepnet_muon step = *copy.step; /* of our own, which no store can alias */
+    copy.step = &step;
     const int64_t end = sepnet_part_begin(s->step->rows, s->parts, part + 1);
     for (int64_t row = sepnet_part_begin(s->step->rows, s->parts, part); row < end; row++)
         s->row_sums[row] = HAVE_PAIRS && s->step->dtype == SEPNET_BFLOAT16 ? enter_row(s, row, SEPNET_BFLOAT16)
@@ -99,8 +100,8 @@ static double enter_all(muon_job *s) {
     double sum = 0;
     clear_around(s->x);
     for (int i = 0; i < SQUARES; i++) clear_around(s->square[i]);
-    s->parts = sepnet_min(s->step->rows, s->step->threads);
-    sepnet_run_parts(enter_part, s, s->parts, s->step->threads);
+    s->parts = sepnet_min(s->step->rows, s->threads);
+    sepnet_run_parts(enter_part, s, s->parts, s->threads);
     for (int64_t row = 0; row < s->step->rows; row++) sum += s->row_sums[row];
     const double norm = __builtin_sqrt(sum);
     return 1 / (norm < LEAST_NORM ? LEAST_NORM : norm);
@@ -108,13 +109,17 @@ static double enter_all(muon_job *s) {
 
 /* --- iterations ---------------------------------------------------------------------------------------------------------------- */
 
-static void pack(const muon_job *s, matrix m, int across) { pack_matrix((packed){m, across, s->panels}, s->step->threads); }
+/* to = alpha * left * right + beta * (add + more) */
+static product_of square_product(matrix to, matrix left, double alpha, matrix add, matrix more, double beta) {
+    return (product_of){.left = left, .add = add, .more = more, .to = to, .alpha = (float)alpha, .beta = (float)beta};
+}
 
-/* to = alpha * left * (what is packed) + beta * (add + more). */
-static void square_product(const muon_job *s, matrix to, matrix left, double alpha, matrix add, matrix more, double beta) {
-    multiply((product_of){.left = left, .add = add, .more = more, .to = to, .panels = s->panels, .cols = s->rows,
-                          .alpha = (float)alpha, .beta = (float)beta},
-             s->step->threads);
+static void run_square(const muon_job *s, product_of one, matrix right, int across) {
+    multiply((multiplication){.one = one, .products = 1, .right = {right, across}, .panels = s->panels}, s->threads);
+}
+
+static void run_squares(const muon_job *s, product_of one, product_of other, matrix right) {
+    multiply((multiplication){.one = one, .other = other, .products = 2, .right = {right, 0}, .panels = s->panels}, s->threads);
 }
 
 /* The product of all (I + P), less the identity. `scale`: of X. */
@@ -123,34 +128,100 @@ static matrix iterate(const muon_job *s, double scale) {
     const double a = s->step->a, b = s->step->b, c = s->step->c;
     const matrix gram = s->square[0], half = s->square[1];
     matrix p = s->square[2], product = s->square[3], next = s->square[4];
-    pack(s, s->x, 1);
-    square_product(s, gram, s->x, scale * scale, none, none, 0);
+    run_square(s, square_product(gram, s->x, scale * scale, none, none, 0), s->x, 1);
     for (int i = 0; i < s->step->steps; i++) {
         const matrix power = i ? p : product; /* the first one is the product */
-        pack(s, gram, 0);
-        square_product(s, power, gram, c / a, gram, none, b / a);
         const int last = i + 1 == s->step->steps;
-        if (i || !last) pack(s, power, 0);
-        if (!last) square_product(s, half, gram, 1, gram, none, 1);
+        run_square(s, square_product(power, gram, c / a, gram, none, b / a), gram, 0);
+        const product_of to_half = square_product(half, gram, 1, gram, none, 1), to_next = square_product(next, product, 1, product, p, 1);
+        if (i && !last)
+            run_squares(s, to_half, to_next, power);
+        else if (i || !last)
+            run_square(s, i ? to_next : to_half, power, 0);
         if (i) {
-            square_product(s, next, product, 1, product, p, 1);
             const matrix before = product;
             product = next, next = before;
         }
-        if (!last) square_product(s, gram, half, a * a, half, none, a * a);
+        if (!last) run_square(s, square_product(gram, half, a * a, half, none, a * a), power, 0);
     }
     return product;
 }
 
-static void muon_step(const sepnet_muon *step, const float *grad, float *mean, float *weight, void *workspace) {
-    muon_job s = make_muon_job(step, workspace);
-    s.grad = grad, s.mean = mean;
+static void step_one(const sepnet_muon *step, int threads, void *workspace) {
+    muon_job s = make_muon_job(step, threads, workspace);
     const double scale = enter_all(&s);
     double rate = step->rate * scale;
     for (int i = 0; i < step->steps; i++) rate *= step->a;
-    const matrix product = iterate(&s, scale);
-    pack(&s, s.x, 0);
-    multiply((product_of){.left = product, .add = s.x, .panels = s.panels, .cols = s.cols, .alpha = (float)rate, .beta = (float)rate,
-                          .keep = (float)step->keep, .weight = weight, .transposed = s.tall},
-             step->threads);
+    const product_of update = {.left = iterate(&s, scale), .add = s.x, .cols = s.cols, .alpha = (float)rate, .beta = (float)rate,
+                               .keep = (float)step->keep, .weight = step->weight, .transposed = s.tall};
+    run_square(&s, update, s.x, 0);
+}
+
+/* --- several weights --------------------------------------------------------------------------------------------------------- */
+
+/* A thread for each weight, the most work first: they have nothing to tell each other. But one whose work is more than a thread's share
+ * is all threads', before the others. */
+typedef struct {
+    const sepnet_muon *weights;
+    int64_t count, *order; /* of the weights; the first `shared` of them are all threads' */
+    int64_t shared, bytes; /* of a weight's workspace, where each is one thread's */
+    int threads;
+    char *workspace;
+} muon_list;
+
+#ifndef LEAST_WORK
+#define LEAST_WORK (1 << 26) /* multiplications that are worth all threads, which wait for each other between products */
+#endif
+
+/* Multiplications, about. */
+static double work_of(const sepnet_muon *w) {
+    const double n = (double)sepnet_min(w->rows, w->cols), m = (double)sepnet_max(w->rows, w->cols);
+    return n * n * (1.5 * m + 1.5 * n * (double)w->steps);
+}
+
+static void sort_by_work(muon_list *s) {
+    for (int64_t i = 0; i < s->count; i++) {
+        int64_t at = i;
+        for (; at > 0 && work_of(s->weights + s->order[at - 1]) < work_of(s->weights + i); at--) s->order[at] = s->order[at - 1];
+        s->order[at] = i;
+    }
+}
+
+static int shares_work(const muon_list *s, double work, double rest) {
+    return s->threads > 1 && work > LEAST_WORK && work * s->threads > rest;
+}
+
+/* What is left for the threads after the shared ones decides whether one more is shared. */
+static muon_list make_muon_list(const sepnet_muon *weights, int64_t count, int threads, int64_t *order) {
+    muon_list s = {.weights = weights, .count = count, .order = order, .threads = threads};
+    double rest = 0;
+    for (int64_t i = 0; i < count; i++) rest += work_of(weights + i);
+    sort_by_work(&s);
+    for (; s.shared < count && shares_work(&s, work_of(weights + order[s.shared]), rest); s.shared++)
+        rest -= work_of(weights + order[s.shared]);
+    for (int64_t i = s.shared; i < count; i++) s.bytes = sepnet_max(s.bytes, muon_bytes(weights + order[i], 1));
+    return s;
+}
+
+/* Whatever is shared and not. */
+static int64_t muon_workspace(const sepnet_muon *weights, int64_t count, int threads) {
+    int64_t alone = 0, together = 0;
+    for (int64_t i = 0; i < count; i++) {
+        alone = sepnet_max(alone, muon_bytes(weights + i, 1));
+        together = sepnet_max(together, muon_bytes(weights + i, threads));
+    }
+    return ALIGN + aligned(count * (int64_t)sizeof(int64_t)) + sepnet_max(threads * alone, together);
+}
+
+static void step_part(void *context, int64_t part, sepnet_worker worker) {
+    const muon_list *s = context;
+    step_one(s->weights + s->order[s->shared + part], 1, s->workspace + worker.index * s->bytes);
+}
+
+static void muon_step(const sepnet_muon *weights, int64_t count, int threads, void *workspace) {
+    int64_t *order = (int64_t *)aligned((int64_t)(intptr_t)workspace);
+    muon_list s = make_muon_list(weights, count, threads, order);
+    s.workspace = (char *)order + aligned(count * (int64_t)sizeof *order);
+    for (int64_t i = 0; i < s.shared; i++) step_one(weights + order[i], threads, s.workspace);
+    if (s.shared < count) sepnet_run_parts(step_part, &s, count - s.shared, threads);
 }

@@ -4,7 +4,8 @@
  * A matrix lies in rows of "units" of four bytes: a float, or a pair of bfloat16 values that follow one another. A tile of results,
  * SQ_ROWS by SQ_COLS, stays in registers while the sum runs: for each unit of its rows of the left matrix, spread to a vector, there is a
  * row of a panel of the right one. Of a symmetric result only what is on and below the diagonal is computed; it is copied across. Zeros
- * lie beyond a matrix's last row and column, as far as tiles and panels go. */
+ * lie beyond a matrix's last row and column, as far as tiles and panels go. A thread takes whole panels, as far as that comes out even,
+ * and packs them itself: between the threads' caches goes what other threads have computed, and nothing else. */
 
 enum { SQ_ROWS = 6, SQ_VECTORS = VL == 16 ? 4 : 2, SQ_COLS = SQ_VECTORS * VL, SQ_UNITS = 16 };
 
@@ -42,68 +43,67 @@ static void clear_around(matrix m) {
     memset(element(m, m.rows, 0), 0, (size_t)((sepnet_round_up(m.rows, SQ_ROWS) - m.rows) * m.step) * size);
 }
 
-/* --- panels of the right matrix: [panel][unit][SQ_COLS] -------------------------------------------------------------------- */
+/* --- a panel of the right matrix: [unit][SQ_COLS] -------------------------------------------------------------------------- */
 
 typedef struct {
     matrix from;
     int across; /* of the transposed matrix, whose columns are the rows */
-    float *panels;
-} packed;
+} right_matrix;
 
-static int64_t panel_depth(const packed *p) {
-    const int64_t depth = p->across ? p->from.cols : p->from.rows, values = values_a_unit(p->from.dtype);
-    return (depth + values - 1) / values;
+static int64_t depth_of(right_matrix r) {
+    const int64_t values = values_a_unit(r.from.dtype);
+    return ((r.across ? r.from.cols : r.from.rows) + values - 1) / values;
 }
 
-static int64_t count_panels(const packed *p) { return ((p->across ? p->from.rows : p->from.cols) + SQ_COLS - 1) / SQ_COLS; }
+static int64_t count_panels(right_matrix r) { return ((r.across ? r.from.rows : r.from.cols) + SQ_COLS - 1) / SQ_COLS; }
 
-static int64_t panels_bytes(packed p) { return count_panels(&p) * panel_depth(&p) * SQ_COLS * (int64_t)sizeof(float); }
+static int64_t panel_bytes(right_matrix r) { return aligned(depth_of(r) * SQ_COLS * (int64_t)sizeof(float)); }
 
-/* Units [first, last) of the rows that are the panel's columns, some at a time. */
-static void pack_across(const packed *p, int64_t panel, float *to) {
-    const int64_t depth = panel_depth(p), top = panel * SQ_COLS, rows = sepnet_min(SQ_COLS, p->from.rows - top);
+/* The rows that are the panel's columns, some units at a time. */
+static void pack_across(right_matrix right, int64_t panel, float *to) {
+    const int64_t depth = depth_of(right), top = panel * SQ_COLS, rows = sepnet_min(SQ_COLS, right.from.rows - top);
     if (rows < SQ_COLS) memset(to, 0, (size_t)(depth * SQ_COLS) * sizeof *to);
     for (int64_t first = 0; first < depth; first += SQ_UNITS) {
         const int64_t units = sepnet_min(SQ_UNITS, depth - first);
         for (int64_t r = 0; r < rows; r++) {
-            const uint32_t *from = (const uint32_t *)(units_of(p->from, top + r) + first);
+            const uint32_t *from = (const uint32_t *)(units_of(right.from, top + r) + first);
             uint32_t *out = (uint32_t *)to + first * SQ_COLS + r;
             for (int64_t u = 0; u < units; u++) out[u * SQ_COLS] = from[u];
         }
     }
 }
 
-static void pack_down(const packed *p, int64_t panel, float *to) {
-    const int64_t depth = panel_depth(p);
+static void pack_down(right_matrix right, int64_t panel, float *to) {
+    const int64_t depth = depth_of(right);
     for (int64_t u = 0; u < depth; u++, to += SQ_COLS) {
-        if (p->from.dtype == SEPNET_FLOAT32) {
-            memcpy(to, element(p->from, u, panel * SQ_COLS), SQ_COLS * sizeof *to);
+        if (right.from.dtype == SEPNET_FLOAT32) {
+            memcpy(to, element(right.from, u, panel * SQ_COLS), SQ_COLS * sizeof *to);
             continue;
         }
-        const uint16_t *first = (const uint16_t *)element(p->from, 2 * u, panel * SQ_COLS), *second = first + p->from.step;
+        const uint16_t *first = (const uint16_t *)element(right.from, 2 * u, panel * SQ_COLS), *second = first + right.from.step;
         for (int v = 0; v < SQ_VECTORS; v++) *(vf *)(to + v * VL) = load_pairs(first + v * VL, second + v * VL);
     }
 }
 
-static void pack_panel(void *context, int64_t panel, sepnet_worker worker) {
-    (void)worker;
-    const packed *p = context;
-    (p->across ? pack_across : pack_down)(p, panel, p->panels + panel * panel_depth(p) * SQ_COLS);
-}
-
-static void pack_matrix(packed p, int threads) { sepnet_run_parts(pack_panel, &p, count_panels(&p), threads); }
-
 /* --- products ---------------------------------------------------------------------------------------------------------------- */
 
 /* alpha * left * right + beta * (add + more): symmetric, to `to`; or, where there is a `weight`, keep * weight + that to it, which lies
- * in rows without gaps, or (transposed) in columns. `more` may be none. */
+ * in rows of `cols` values without gaps, or (transposed) in columns. `more`, and both, may be none. */
 typedef struct {
     matrix left, add, more, to;
-    const float *panels;
-    int64_t cols, parts;
+    int64_t cols;
     float alpha, beta, keep, *weight;
     int transposed;
 } product_of;
+
+/* One product, or two, of the same right matrix and of equal shapes. */
+typedef struct {
+    product_of one, other;
+    int products;
+    right_matrix right;
+    char *panels; /* a worker */
+    int64_t parts;
+} multiplication;
 
 INLINE void multiply_tile(square_tile sum, const float *left, int64_t step, const float *panel, int64_t depth, const int mode) {
 #pragma GCC unroll 8
@@ -176,43 +176,50 @@ INLINE void put_weight(const product_of *s, square_tile sum, int64_t row, int64_
             for (int64_t c = 0; c < cols; c++) blend(s, s->weight + (row + r) * s->cols + left + c, line[r][c]);
 }
 
-INLINE void product_tile_of(const product_of *s, int64_t row, int64_t panel, int dtype) {
-    const int64_t values = values_a_unit(dtype), depth = (s->left.cols + values - 1) / values;
+INLINE void put_product(const product_of *s, int64_t row, int64_t left, const float *panel, int64_t depth, int dtype) {
     square_tile sum;
-    multiply_tile(sum, units_of(s->left, row), row_units(s->left), s->panels + panel * depth * SQ_COLS, depth,
-                  dtype == SEPNET_BFLOAT16 ? PAIRS : FLOATS);
+    multiply_tile(sum, units_of(s->left, row), row_units(s->left), panel, depth, dtype == SEPNET_BFLOAT16 ? PAIRS : FLOATS);
     if (s->weight)
-        put_weight(s, sum, row, panel * SQ_COLS, dtype);
+        put_weight(s, sum, row, left, dtype);
     else
-        put_symmetric(s, sum, row, panel * SQ_COLS, dtype);
+        put_symmetric(s, sum, row, left, dtype);
 }
 
-/* The first tile of a panel that is needed. */
-INLINE int64_t first_tile(const product_of *s, int64_t panel) { return s->weight ? 0 : panel * SQ_COLS / SQ_ROWS; }
+/* Tiles of a panel, of all rows from `row` to `last`. */
+INLINE void multiply_panel(const product_of *s, int64_t row, int64_t last, int64_t left, const float *panel, int64_t depth) {
+    const product_of own = *s; /* which no store can alias */
+    for (; row < last; row += SQ_ROWS)
+        if (HAVE_PAIRS && own.left.dtype == SEPNET_BFLOAT16)
+            put_product(&own, row, left, panel, depth, SEPNET_BFLOAT16);
+        else
+            put_product(&own, row, left, panel, depth, SEPNET_FLOAT32);
+}
 
-static int64_t count_tiles(const product_of *s, int64_t panel) { return (s->left.rows + SQ_ROWS - 1) / SQ_ROWS - first_tile(s, panel); }
+/* The first tile of a panel that is needed, and how many are. */
+static int64_t first_tile(const multiplication *m, int64_t panel) { return m->one.weight ? 0 : panel * SQ_COLS / SQ_ROWS; }
 
-static void product_tiles(void *context, int64_t part, sepnet_worker worker) {
-    (void)worker;
-    const product_of copy = *(const product_of *)context, *s = &copy; /* of our own, which no store can alias */
-    const int64_t panels = (s->cols + SQ_COLS - 1) / SQ_COLS;
+static int64_t count_tiles(const multiplication *m, int64_t panel) {
+    return (m->one.left.rows + SQ_ROWS - 1) / SQ_ROWS - first_tile(m, panel);
+}
+
+static void multiply_part(void *context, int64_t part, sepnet_worker worker) {
+    const multiplication *m = context;
+    const int64_t panels = count_panels(m->right), depth = depth_of(m->right);
+    float *packed = (float *)(m->panels + worker.index * panel_bytes(m->right));
     int64_t tiles = 0, before = 0;
-    for (int64_t p = 0; p < panels; p++) tiles += count_tiles(s, p);
-    const int64_t begin = sepnet_part_begin(tiles, s->parts, part), end = sepnet_part_begin(tiles, s->parts, part + 1);
-    for (int64_t p = 0; p < panels; p++) {
-        const int64_t count = count_tiles(s, p), last = sepnet_min(count, end - before);
-        for (int64_t i = sepnet_max(0, begin - before); i < last; i++) {
-            const int64_t row = (first_tile(s, p) + i) * SQ_ROWS;
-            if (HAVE_PAIRS && s->left.dtype == SEPNET_BFLOAT16)
-                product_tile_of(s, row, p, SEPNET_BFLOAT16);
-            else
-                product_tile_of(s, row, p, SEPNET_FLOAT32);
-        }
-        before += count;
+    for (int64_t p = 0; p < panels; p++) tiles += count_tiles(m, p);
+    const int64_t begin = sepnet_part_begin(tiles, m->parts, part), end = sepnet_part_begin(tiles, m->parts, part + 1);
+    for (int64_t p = 0; p < panels; before += count_tiles(m, p), p++) {
+        const int64_t first = sepnet_max(0, begin - before), last = sepnet_min(count_tiles(m, p), end - before);
+        if (first >= last) continue;
+        (m->right.across ? pack_across : pack_down)(m->right, p, packed);
+        const int64_t row = (first_tile(m, p) + first) * SQ_ROWS, stop = (first_tile(m, p) + last) * SQ_ROWS;
+        multiply_panel(&m->one, row, stop, p * SQ_COLS, packed, depth);
+        if (m->products > 1) multiply_panel(&m->other, row, stop, p * SQ_COLS, packed, depth);
     }
 }
 
-static void multiply(product_of s, int threads) {
-    s.parts = threads > 1 ? 4 * threads : 1;
-    sepnet_run_parts(product_tiles, &s, s.parts, threads);
+static void multiply(multiplication m, int threads) {
+    m.parts = threads;
+    sepnet_run_parts(multiply_part, &m, m.parts, threads);
 }

@@ -51,11 +51,14 @@ typedef struct {
 } sepnet_pointwise;
 
 /* A step of Muon for a weight of (rows, cols): its gradient's momentum (none where there is no mean), made near orthogonal by so many
- * Newton-Schulz iterations a X + b X X' X + c (X X')^2 X, computed in dtype; weight = keep * weight + rate * that. */
+ * Newton-Schulz iterations a X + b X X' X + c (X X')^2 X, computed in dtype; weight = keep * weight + rate * that. mean (may be NULL)
+ * moves towards grad, and X is Nesterov's look ahead. With keep == 0 the weight is overwritten. */
 typedef struct {
     int64_t rows, cols;
-    int32_t steps, dtype, threads;
+    int32_t steps, dtype;
     double a, b, c, momentum, keep, rate;
+    const float *grad;
+    float *mean, *weight;
 } sepnet_muon;
 
 /* Running averages of the mean and of the unbiased variance: average = (1 - momentum) * average + momentum * new. */
@@ -158,9 +161,8 @@ int sepnet_pointwise_forward(const sepnet_pointwise *conv, const float *x, const
 int sepnet_pointwise_backward(const sepnet_pointwise *conv, const float *x, const float *weight, const float *grad, float *grad_x,
                               float *grad_weight, float *grad_bias, void *workspace);
 
-/* -1 also for bfloat16 where the instruction set in use does not multiply it. */
-int64_t sepnet_muon_workspace(const sepnet_muon *step);
-/* mean (may be NULL) moves towards grad, and X is Nesterov's look ahead. With keep == 0 the weight is overwritten. */
-int sepnet_muon_step(const sepnet_muon *step, const float *grad, float *mean, float *weight, void *workspace);
+/* Of several weights, none of which lies over another. -1 also for bfloat16 where the instruction set in use does not multiply it. */
+int64_t sepnet_muon_workspace(const sepnet_muon *weights, int64_t count, int threads);
+int sepnet_muon_step(const sepnet_muon *weights, int64_t count, int threads, void *workspace);
 
 #endif
