@@ -7,7 +7,7 @@ read for its norm alone, or converted, scaled and added one after the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import compress
 
 import torch
@@ -55,18 +55,19 @@ def why_torch_iterates(lib: Library, dtype: torch.dtype) -> str | None:
 def same_places(*tensors: Tensor) -> bool:
     """Whether values at the same place in memory belong together: tensors of one shape, in the same order, without gaps."""
     first = tensors[0]
-    order = _order(first)
-    return order is not None and all(t.shape == first.shape and _order(t) == order for t in tensors[1:])
+    order = _order(first.shape, first.stride())
+    return order is not None and all(t.shape == first.shape and _order(t.shape, t.stride()) == order for t in tensors[1:])
 
 
-def _order(t: Tensor) -> tuple[int, ...] | None:
-    """Its dimensions that are more than one wide, from the outermost on; None for a tensor with gaps."""
-    dims = sorted((d for d in range(t.ndim) if t.shape[d] > 1), key=t.stride, reverse=True)
+@lru_cache(maxsize=1024)
+def _order(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The dimensions that are more than one wide, from the outermost on; None for a tensor with gaps."""
+    dims = sorted((d for d, length in enumerate(shape) if length > 1), key=strides.__getitem__, reverse=True)
     size = 1
     for d in reversed(dims):
-        if t.stride(d) != size:
+        if strides[d] != size:
             return None
-        size *= t.shape[d]
+        size *= shape[d]
     return tuple(dims)
 
 
@@ -74,7 +75,7 @@ def _are_matrices(weight: Tensor, *others: Tensor | None) -> bool:
     tensors = [weight, *(t for t in others if t is not None)]
     if not all(is_plain(t) and t.dtype == torch.float32 for t in tensors) or weight.ndim < 2 or weight.numel() == 0:
         return False
-    order = _order(weight)
+    order = _order(weight.shape, weight.stride())
     rows_first = order is not None and (not order or weight.shape[0] == 1 or order[0] == 0)
     return rows_first and same_places(*tensors)
 
