@@ -22,6 +22,7 @@ from sepnet.api._run import eval_loader, train_loader
 from sepnet.data import Dataset, load_dataset
 from sepnet.engine import build_optimizer, fit, lr_factor, make_fabric
 from sepnet.engine.evaluate import Batches
+from sepnet.kernels import use
 from sepnet.recipes import DataFacts, TrainConfig, recipes
 
 Ready = Callable[[dict[str, Any]], None]
@@ -116,7 +117,8 @@ def _plain(config: TrainConfig, dataset: Dataset, turns: Turns, border: str) -> 
         loss = cross_entropy(model(x), y, label_smoothing=config.smoothing)
         optimiser.zero_grad()
         loss.backward()
-        optimiser.step()
+        with use("reference"):  # Muon's update by PyTorch's operations
+            optimiser.step()
         if (iteration + 1) % config.eval_every == 0 or iteration + 1 == total:
             accuracy = _accuracy(model, timed)
             turns.note({"iteration": iteration + 1, "accuracy": accuracy, "evaluation_ms": 1e3 * timed.seconds})

@@ -5,9 +5,9 @@
 
 The accuracy is the 72.4 % of Wang et al. 2018 (Table 4, method 1) on CIFAR-10, the recipe sepnet's wang2018-modern: both contenders
 start from the same weights and see the same augmented batches, the same optimiser and the same rates. sepnet runs its engine; the
-plain loop runs torch.nn modules in PyTorch's default layout and float32. Each is a process of its own; they take turns, one
-evaluation interval each, until both are there. The clock runs from the first batch; evaluations are reported apart. Loading the
-data and start-up are left out. The test images say when to stop here, so the accuracy is no result.
+plain loop runs torch.nn modules in NCHW and float32, and its optimiser by PyTorch's operations. Each is a process
+of its own; they take turns, one evaluation interval each, until both are there. The clock runs from the first batch; evaluations
+are reported apart. Loading the data and start-up are left out. The test images say when to stop here, so the accuracy is no result.
 
 With --output, a finished seed is kept: the same command continues with the seeds that are missing.
 """

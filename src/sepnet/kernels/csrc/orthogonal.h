@@ -24,14 +24,14 @@ static muon_job make_muon_job(const sepnet_muon *step, int threads, void *worksp
     muon_job s = {.step = step, .threads = threads, .rows = sepnet_min(step->rows, step->cols), .cols = sepnet_max(step->rows, step->cols)};
     s.tall = step->rows > step->cols;
     s.x = shape_matrix(s.rows, s.cols, step->dtype);
-    char *at = (char *)aligned((int64_t)(intptr_t)workspace);
+    int64_t at = aligned((int64_t)(intptr_t)workspace);
     s.row_sums = (double *)at, at += aligned(step->rows * (int64_t)sizeof(double));
-    s.x.at = at, at += matrix_bytes(s.x);
+    s.x.at = (char *)at, at += matrix_bytes(s.x);
     for (int i = 0; i < SQUARES; i++) {
         s.square[i] = shape_matrix(s.rows, s.rows, step->dtype);
-        s.square[i].at = at, at += matrix_bytes(s.square[i]);
+        s.square[i].at = (char *)at, at += matrix_bytes(s.square[i]);
     }
-    s.panels = at;
+    s.panels = (char *)at;
     return s;
 }
 
