@@ -2,14 +2,15 @@
 
     python benchmarks/same_accuracy.py --data-dir data --output docs/results/performance
     python benchmarks/same_accuracy.py --data-dir data --models dilated_separable --precision fp32 --iterations 300 --seeds 5
+    python benchmarks/same_accuracy.py --data-dir data --recipe wang2018-modern --output docs/results/performance
 
-Every run is `sepnet train` with the recipe wang2018-plain, in a process of its own with SEPNET_KERNELS set; runs of one seed begin
-with the same weights and see the same batches. The score is that of the last weights on the validation images, a tenth of the
-training images; the test images are not asked. Runs of one seed drift apart with every rounding, so single runs differ by about the
-deviation between seeds, and what is to agree are the means.
+Every run is `sepnet train` with the recipe, wang2018-plain (SGD) if none is named, in a process of its own with SEPNET_KERNELS set;
+runs of one seed begin with the same weights and see the same batches. The score is that of the last weights on the validation
+images, a tenth of the training images; the test images are not asked. Runs of one seed drift apart with every rounding, so single
+runs differ by about the deviation between seeds, and what is to agree are the means.
 
 With --output, a finished run is kept: the same command, of the same commit, continues with those that are missing, and one with
-other networks, precisions or seeds adds to them.
+other networks, precisions or seeds adds to them. Runs of wang2018-modern (Muon) have files of their own.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from sepnet.report import markdown_table, mean_sd
 NAME = "same_accuracy"
 KERNELS = {"native": "kernels", "reference": "PyTorch's operations"}
 PRECISIONS = ("fp32", "bf16")
+RECIPES = ("wang2018-plain", "wang2018-modern")
 BUDGET = 5_000  # iterations of the recipe
 
 Run = dict[str, Any]
@@ -43,6 +45,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--models", nargs="+", default=["multiscale_concat", "mobilenet_units"], metavar="NAME")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0], help="plain: SGD; modern: Muon")
     parser.add_argument("--iterations", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind, seeds 0, 1, ...")
     args = parser.parse_args(argv)
@@ -51,6 +54,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if min(args.seeds, args.iterations) < 1:
         raise SystemExit(f"{NAME}: --seeds and --iterations must be at least 1")
     return args
+
+
+def name_of(args: argparse.Namespace) -> str:
+    return NAME if args.recipe == RECIPES[0] else f"{NAME}-{args.recipe.removeprefix('wang2018-')}"
 
 
 def wanted(args: argparse.Namespace) -> list[Run]:
@@ -62,7 +69,7 @@ def wanted(args: argparse.Namespace) -> list[Run]:
 def trained(run: Run, args: argparse.Namespace) -> Run:
     """The run with its accuracy on validation data, in percent, and what it was trained on."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ["train", args.data, "--data-dir", args.data_dir, "--model", run["model"], "--recipe", "wang2018-plain"]
+        words = ["train", args.data, "--data-dir", args.data_dir, "--model", run["model"], "--recipe", args.recipe]
         words += ["--iterations", args.iterations, "--seed", run["seed"], "--workers", args.threads, "--device", "cpu"]
         words += ["--amp" if run["precision"] == "bf16" else "--no-amp", "--output", Path(folder, "run")]
         surroundings = os.environ | {"SEPNET_KERNELS": run["kernels"]}
@@ -130,8 +137,8 @@ def report(runs: Sequence[Run], args: argparse.Namespace, machine: Mapping[str, 
         table(asked, args.models),
     ]
     return Report(
-        name=NAME,
-        title="Accuracy with the kernels and without",
+        name=name_of(args),
+        title=f"Accuracy with the kernels and without, {args.recipe}",
         intro=method(__doc__),
         body="\n\n".join(sections),
         headline=headline(asked, args.models),
@@ -145,7 +152,7 @@ def report(runs: Sequence[Run], args: argparse.Namespace, machine: Mapping[str, 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     machine = set_up(args)
-    runs: list[Run] = earlier(args.output, NAME, args, ("seeds", "models", "precision")) or []
+    runs: list[Run] = earlier(args.output, name_of(args), args, ("seeds", "models", "precision")) or []
     done = [{key: run[key] for key in ("model", "precision", "kernels", "seed")} for run in runs]
     missing = [run for run in wanted(args) if run not in done]
     for number, run in enumerate(missing, 1):

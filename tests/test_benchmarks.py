@@ -216,6 +216,12 @@ def test_same_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (tmp_path / "same_accuracy.json").stat().st_ino != before
 
 
+def test_recipes_of_same_accuracy_have_files_of_their_own() -> None:
+    bench = script("same_accuracy")
+    assert bench.name_of(bench.parse([])) == "same_accuracy"
+    assert bench.name_of(bench.parse(["--recipe", "wang2018-modern"])) == "same_accuracy-modern"
+
+
 def test_same_accuracy_compares_means() -> None:
     kinds = {"native": (70.0, 72.0), "reference": (69.0, 71.0)}
     runs = [
