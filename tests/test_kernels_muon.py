@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernel_tools import LIBRARY, every_isa, instruction_set, needs_library, poisoned_memory, threads
-from sepnet.engine import build_optimizer
-from sepnet.engine.muon import NEWTON_SCHULZ_STEPS, QUINTIC, orthogonalise
-from sepnet.kernels import Iterations, Update, muon_step, same_places, use
+from sepnet.engine import build_optimizer, make_fabric
+from sepnet.engine._step import TrainingStep
+from sepnet.engine.muon import NEWTON_SCHULZ_STEPS, QUINTIC, Muon, orthogonalise
+from sepnet.engine.optim import hidden_matrices
+from sepnet.kernels import Iterations, Update, _native_muon, muon_step, same_places, use, watching
 from sepnet.kernels._muon import why_torch_iterates
 from sepnet.kernels._native_muon import muon_step as native_step
 from training_tools import config
@@ -53,11 +55,11 @@ def direction(matrix: Tensor, iterations: Iterations) -> Tensor:
 
 @every_isa
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(SIDES, SIDES, st.integers(1, 3), st.integers(1, 4), st.integers(0, 99))
-def test_agrees_with_float64(isa: str, rows: int, columns: int, steps: int, count: int, seed: int) -> None:
+@given(SIDES, SIDES, st.integers(1, 3), st.integers(0, 99))
+def test_agrees_with_float64(isa: str, rows: int, columns: int, steps: int, seed: int) -> None:
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     iterations = FLOAT._replace(steps=steps)
-    with instruction_set(isa), threads(count):
+    with instruction_set(isa), threads(1):
         assert distance(direction(matrix, iterations), exactly(matrix, iterations)) < 1e-4
 
 
@@ -140,17 +142,21 @@ def test_autograd_learns_that_a_weight_has_changed() -> None:
         y.backward()
 
 
-def test_several_weights_at_once_are_each_as_alone() -> None:
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("iterations", [FLOAT, pytest.param(HALF, marks=has_halves)])
+def test_several_weights_at_once_are_each_as_alone(iterations: Iterations, count: int) -> None:
     """One that all threads share, some that one has to itself, and one that is given back."""
     shapes = [(8, 3, 3, 3), (300, 400), (5, 40), (64, 64), (40, 5)]
     weights, gradients, means = ([torch.randn(shape) for shape in shapes] for _ in range(3))
-    updates = [Update(w.clone(), g, m.clone(), -0.1 * i) for i, (w, g, m) in enumerate(zip(weights, gradients, means, strict=True))]
+    updates = [
+        Update(w.clone(), g, m.clone(), -0.1 * (i + 1)) for i, (w, g, m) in enumerate(zip(weights, gradients, means, strict=True))
+    ]
     strange = Update(torch.randn(6, 5).T, torch.randn(6, 5).T, torch.randn(6, 5).T, 1.0)
-    with threads(2):
-        assert muon_step([*updates[:2], strange, *updates[2:]], FLOAT, momentum=0.9, keep=0.5) == [strange]
+    with threads(count):
+        assert muon_step([*updates[:2], strange, *updates[2:]], iterations, momentum=0.9, keep=0.5) == [strange]
     for i, (w, g, m) in enumerate(zip(weights, gradients, means, strict=True)):
         with threads(1):
-            assert not muon_step([Update(w, g, m, -0.1 * i)], FLOAT, momentum=0.9, keep=0.5)
+            assert not muon_step([Update(w, g, m, -0.1 * (i + 1))], iterations, momentum=0.9, keep=0.5)
         assert torch.equal(updates[i].weight, w)
         assert torch.equal(updates[i].mean, m)  # type: ignore[arg-type]
 
@@ -174,6 +180,10 @@ def test_what_the_kernels_do_not_take_is_left_alone() -> None:
         assert refused(weight, gradient, mean)
     with FlopCounterMode(display=False):
         assert refused(weight, gradient, mean)
+    for steps, dtype in ((0, torch.float32), (3, torch.float16), (3, torch.float64)):
+        assert refused(weight, gradient, mean, iterations=FLOAT._replace(steps=steps, dtype=dtype))
+    with watching(lambda function, args: function(*args)):
+        assert refused(weight, gradient, mean)
     assert torch.equal(weight, before)
     assert not mean.any()
     assert muon_step([], FLOAT) == []
@@ -184,11 +194,33 @@ def test_who_iterates_where(monkeypatch: pytest.MonkeyPatch) -> None:
     with instruction_set("baseline"):
         assert why_torch_iterates(LIBRARY, torch.float32) is not None
         assert muon_step([update], FLOAT) == [update]
-    if LIBRARY.isa != "baseline":
-        assert why_torch_iterates(LIBRARY, torch.float32) is None
+    assert why_torch_iterates(LIBRARY, torch.float32) is None
+    monkeypatch.setattr("sepnet.kernels._muon._multiplies_tiles", lambda: False)
     assert (why_torch_iterates(LIBRARY, torch.bfloat16) is None) == (LIBRARY.isa == "avx512_bf16")
     monkeypatch.setattr("sepnet.kernels._muon._multiplies_tiles", lambda: True)
+    assert why_torch_iterates(LIBRARY, torch.bfloat16) == "PyTorch's products are faster with AMX"
     assert muon_step([update], HALF) == [update]
+
+
+def test_weights_that_share_memory_are_not_computed_at_once() -> None:
+    weight, gradients, means = torch.randn(6, 8), torch.randn(2, 6, 8), torch.zeros(2, 6, 8)
+    first, second = (Update(weight, gradients[i], means[i], 1.0) for i in range(2))
+    assert muon_step([first, second], FLOAT, momentum=0.9) == [second]
+    third = Update(torch.randn(6, 8), gradients[0], means[0], 1.0)
+    assert muon_step([first, third], FLOAT, momentum=0.9) == [third]
+
+
+def test_a_weight_of_two_layers_is_one_matrix() -> None:
+    net = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)), nn.Linear(8, 3))
+    net[2].weight = net[0].weight
+    assert [id(w) for w in hidden_matrices(net)] == [id(net[i].weight) for i in (0, 1, 3)]
+
+
+def test_weights_elsewhere_do_not_ask_for_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU nobody is to be told that the CPU's kernels are missing."""
+    monkeypatch.setattr("sepnet.kernels._muon.library", lambda: pytest.fail("asked"))
+    update = Update(*(torch.empty(6, 8, device="meta") for _ in range(3)), 1.0)
+    assert muon_step([update], FLOAT, momentum=0.9) == [update]
 
 
 def test_same_places() -> None:
@@ -235,3 +267,49 @@ def test_both_ways_orthogonalise(mode: str) -> None:
     matrix = torch.randn(24, 60)
     with use(mode):  # type: ignore[arg-type]
         assert distance(orthogonalise(matrix), exactly(matrix)) < 0.04
+
+
+def test_the_optimiser_hands_all_its_matrices_to_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Tensor] = []
+    right = _native_muon.muon_step
+
+    def noting(lib: object, updates: list[Update], *rest: object) -> None:
+        taken.extend(u.weight for u in updates)
+        right(lib, updates, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_native_muon, "muon_step", noting)
+    step = TrainingStep(model(), config(opt="muon"), make_fabric("cpu", "off"))
+    x = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    for calls in range(1, 6):  # as it is written, and recorded
+        step(x, torch.tensor([0, 1, 2, 3]))
+        assert [id(w) for w in taken] == calls * [id(w) for w in hidden_matrices(step.model)]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_the_fused_update_of_the_rest(momentum: float, decay: float) -> None:
+    """Nesterov's, by its formulas; and autograd learns of it."""
+    shapes = [(5, 3, 2, 2), (7,), (), (4, 6)]
+    weights = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    weights[0].data = weights[0].data.contiguous(memory_format=torch.channels_last)
+    group = {"params": weights, "lr": 0.1, "momentum": momentum, "weight_decay": decay, "orthogonal": False}
+    optimizer, wanted = Muon([group]), [w.detach().clone() for w in weights]
+    means = [torch.zeros_like(w) for w in wanted]
+    for _ in range(3):
+        for w, exact, mean in zip(weights, wanted, means, strict=True):
+            w.grad = torch.randn_like(w)
+            gradient = w.grad + decay * exact
+            mean.mul_(momentum).add_(gradient)
+            exact.sub_(0.1 * (gradient + momentum * mean))
+        y = (weights[3] * weights[3]).sum()
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.backward()
+    for w, exact in zip(weights, wanted, strict=True):
+        torch.testing.assert_close(w.detach(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_a_direction_that_wants_a_gradient_has_one() -> None:
+    matrix = torch.randn(6, 9, requires_grad=True)
+    orthogonalise(matrix).sum().backward()
+    assert matrix.grad is not None

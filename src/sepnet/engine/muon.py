@@ -4,9 +4,9 @@ The hidden matrices (pointwise and standard convolutions, hidden linear layers) 
 (vectors, depthwise kernels, the classifier) takes Nesterov SGD in the same optimiser. torch.optim.Muon admits
 matrices of two dimensions only, so it cannot train the convolutions; the update here is the same (momentum as an
 exponential mean, Nesterov, decoupled weight decay, step scaled by sqrt(max(1, rows / columns))), except that three
-Newton-Schulz iterations are enough here and halve its cost, and that those of a wide matrix run on its Gram matrix (LOG.md).
-They run in bf16 where the device computes in it, else in float32; on a CPU by the kernels, on a GPU those of matrices of about one
-size together.
+Newton-Schulz iterations are enough here and halve its cost, and that those of a wide matrix run on its Gram matrix, as all do where
+the kernels serve (LOG.md). They run in bf16 where the device computes in it, else in float32; on a GPU those of matrices of about
+one size together.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ import torch
 from torch import Tensor
 
 from sepnet.engine.devices import prefers_bf16
-from sepnet.kernels import Iterations, Update, muon_step, same_places
+from sepnet.kernels import MOST_STEPS, Iterations, Update, is_plain, muon_step, same_places
 
 __all__ = ["Muon", "orthogonalise"]
 
 # quintic iteration that lifts small singular values fastest (Jordan et al. 2024): a X + b (X X^T) X + c (X X^T)^2 X
 QUINTIC = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 3
-ON_GRAM = 3  # steps on the Gram matrix, whose rounding grows from one to the next: 3 deviate by 1 to 3 %, 5 diverge
+ON_GRAM = MOST_STEPS  # on the Gram matrix
 
 
 def orthogonalise(matrix: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
     """A matrix near U V^T of ``matrix`` = U S V^T, by Newton-Schulz iterations in bf16; in float32 where bf16 is slow.
 
     Shape: (rows, columns) -> (rows, columns), or a stack of them (n, rows, columns); singular values come to lie about 1,
-    between 0.3 and 1.5 where the matrix is well conditioned. A matrix of zeros stays zero.
+    between 0.3 and 1.5 where the matrix is well conditioned. A matrix of zeros stays zero. The result is of the type
+    iterated in; by the kernels, of the matrix's own.
     """
     iterations = _iterations(matrix.device, steps)
-    if matrix.ndim == 2:
+    if matrix.ndim == 2 and not (matrix.requires_grad and torch.is_grad_enabled()):
         direction = torch.empty_like(matrix)
         if not muon_step([Update(direction, matrix, None, 1.0)], iterations):
             return direction
@@ -145,10 +146,12 @@ class Muon(torch.optim.Optimizer):
         momentum, decay, lr = group["momentum"], group["weight_decay"], group["lr"]
         gradients, buffers = self._gradients_and_buffers(params)
         if not isinstance(lr, Tensor) and all(map(_is_in_memory, params, gradients, buffers)):
+            kept = buffers if momentum else []  # it refuses what it does not need
             torch._fused_sgd_(
-                params, gradients, buffers, weight_decay=decay, momentum=momentum, lr=lr, dampening=0.0, nesterov=True,
+                params, gradients, kept, weight_decay=decay, momentum=momentum, lr=lr, dampening=0.0, nesterov=momentum > 0,
                 maximize=False, is_first_step=False,
             )  # fmt: skip
+            torch.autograd.graph.increment_version([*params, *kept])  # which it leaves to its caller
             return
         if decay:
             gradients = list(torch._foreach_add(gradients, params, alpha=decay))
@@ -175,7 +178,7 @@ def _factor(p: Tensor) -> float:
 
 def _is_in_memory(*tensors: Tensor) -> bool:
     """Whether a fused update on a CPU, which goes through all of them in the order of their values in memory, takes them."""
-    return all(t.is_cpu and t.dtype == torch.float32 for t in tensors) and same_places(*tensors)
+    return all(is_plain(t) and t.dtype == torch.float32 for t in tensors) and same_places(*tensors)
 
 
 def _directions(updates: Sequence[Tensor]) -> list[Tensor]:

@@ -32,7 +32,8 @@ def hidden_matrices(model: nn.Module) -> list[torch.Tensor]:
     A depthwise kernel is no matrix between channels: it has one row an image channel, and is left out.
     """
     dense = (m for m in model.modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1))
-    return [m.weight for m in dense if m.weight.requires_grad][:-1]
+    weights = [m.weight for m in dense if m.weight.requires_grad]
+    return list({id(w): w for w in weights[:-1] if w is not weights[-1]}.values())  # one that layers share stands there once
 
 
 def _muon(model: nn.Module, config: FitConfig) -> Muon:

@@ -13,7 +13,7 @@ from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._joined import joined_depthwise, joins
 from sepnet.kernels._library import isa_names, library, use, why_not_native
 from sepnet.kernels._multiscale import multiscale_branches
-from sepnet.kernels._muon import Iterations, Update, muon_step, same_places
+from sepnet.kernels._muon import MOST_STEPS, Iterations, Update, muon_step, same_places
 from sepnet.kernels._native_norm import Averages
 from sepnet.kernels._norm import Normalisation, batch_norm_relu
 from sepnet.kernels._pixels import global_average
@@ -24,6 +24,7 @@ from sepnet.kernels._tensors import is_plain
 from sepnet.kernels._tracing import is_written_down
 
 __all__ = [
+    "MOST_STEPS",
     "Averages",
     "Geometry",
     "Iterations",

@@ -6,7 +6,7 @@
  * P = (b G + c G G) / a an iteration is X -> a (I + P) X and G -> a^2 G (I + P)^2; the product of all (I + P) is kept without its
  * identity, within which the bits of bfloat16 would drown what is small beside it. */
 
-enum { SQUARES = 5 };
+enum { SQUARES = 5 }; /* G, G (I + P), P, the product so far, and the next one */
 #define LEAST_NORM 1e-7 /* of the gradient: what is less stays as small as it is */
 
 typedef struct {
@@ -43,7 +43,7 @@ static int64_t muon_bytes(const sepnet_muon *step, int threads) {
 /* --- the gradient's way into X ------------------------------------------------------------------------------------------------ */
 
 /* A vector of the gradient, looking ahead by Nesterov's rule where there is a mean, which it moves. */
-INLINE vf look_ahead_of(const muon_job *s, int64_t at, int lanes) {
+INLINE vf nesterov_of(const muon_job *s, int64_t at, int lanes) {
     const float momentum = (float)s->step->momentum;
     const vf grad = load_lanes(s->step->grad, at, lanes, SEPNET_FLOAT32);
     if (!s->step->mean) return grad;
@@ -72,7 +72,7 @@ INLINE double enter_row(const muon_job *s, int64_t row, int dtype) {
     vf squares = splat(0);
     for (int64_t col = 0; col < cols; col += VL) {
         const int lanes = (int)sepnet_min(VL, cols - col);
-        const vf value = lanes == VL ? look_ahead_of(s, row * cols + col, VL) : look_ahead_of(s, row * cols + col, lanes);
+        const vf value = lanes == VL ? nesterov_of(s, row * cols + col, VL) : nesterov_of(s, row * cols + col, lanes);
         squares += value * value;
         if (lanes == VL)
             enter_values(s, row, col, VL, value, dtype);
@@ -95,7 +95,7 @@ static void enter_part(void *context, int64_t part, sepnet_worker worker) {
                                                                             : enter_row(s, row, SEPNET_FLOAT32);
 }
 
-/* One over the norm of what has entered. */
+/* Clears what lies around the matrices, and fills X. Returns one over its norm. */
 static double enter_all(muon_job *s) {
     double sum = 0;
     clear_around(s->x);
@@ -126,7 +126,7 @@ static void run_squares(const muon_job *s, product_of one, product_of other, mat
 static matrix iterate(const muon_job *s, double scale) {
     static const matrix none = {0};
     const double a = s->step->a, b = s->step->b, c = s->step->c;
-    const matrix gram = s->square[0], half = s->square[1];
+    const matrix gram = s->square[0], half = s->square[1]; /* half: G (I + P), on the way to G (I + P)^2 */
     matrix p = s->square[2], product = s->square[3], next = s->square[4];
     run_square(s, square_product(gram, s->x, scale * scale, none, none, 0), s->x, 1);
     for (int i = 0; i < s->step->steps; i++) {
@@ -203,11 +203,14 @@ static muon_list make_muon_list(const sepnet_muon *weights, int64_t count, int t
     return s;
 }
 
-/* Whatever is shared and not. */
+/* One at a time in all threads, then one in each: of those that are certain to be shared none. */
 static int64_t muon_workspace(const sepnet_muon *weights, int64_t count, int threads) {
+    const muon_list s = {.threads = threads};
     int64_t alone = 0, together = 0;
+    double all = 0;
+    for (int64_t i = 0; i < count; i++) all += work_of(weights + i);
     for (int64_t i = 0; i < count; i++) {
-        alone = sepnet_max(alone, muon_bytes(weights + i, 1));
+        if (!shares_work(&s, work_of(weights + i), all)) alone = sepnet_max(alone, muon_bytes(weights + i, 1));
         together = sepnet_max(together, muon_bytes(weights + i, threads));
     }
     return ALIGN + aligned(count * (int64_t)sizeof(int64_t)) + sepnet_max(threads * alone, together);

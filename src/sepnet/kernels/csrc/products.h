@@ -7,11 +7,11 @@
  * lie beyond a matrix's last row and column, as far as tiles and panels go. A thread takes whole panels, as far as that comes out even,
  * and packs them itself: between the threads' caches goes what other threads have computed, and nothing else. */
 
-enum { SQ_ROWS = 6, SQ_VECTORS = VL == 16 ? 4 : 2, SQ_COLS = SQ_VECTORS * VL, SQ_UNITS = 16 };
+enum { SQ_ROWS = 6, SQ_VECTORS = VL == 16 ? 4 : 2, SQ_COLS = SQ_VECTORS * VL, SQ_UNITS = 16 }; /* units of a cache line */
 
 typedef vf square_tile[SQ_ROWS][SQ_VECTORS];
 
-/* A matrix: `step` elements from row to row, which `units` of the panels' units of `dtype` are. */
+/* A matrix of elements of `dtype`, `step` of them from row to row. */
 typedef struct {
     char *at;
     int64_t rows, cols, step;
@@ -101,7 +101,7 @@ typedef struct {
     product_of one, other;
     int products;
     right_matrix right;
-    char *panels; /* a worker */
+    char *panels; /* one a worker */
     int64_t parts;
 } multiplication;
 
@@ -131,9 +131,9 @@ INLINE vf finish_product(const product_of *s, vf sum, int64_t row, int64_t col, 
     return value;
 }
 
-/* Rows [row, row + rows) of the columns [left, last), below the diagonal, to the place across it. */
-INLINE void copy_across(matrix m, int64_t row, int64_t rows, int64_t left, int64_t last, int dtype) {
-    for (int64_t c = left; c < last; c++)
+/* Rows [row, row + rows) of the columns [first, end), below the diagonal, to the place across it. */
+INLINE void copy_across(matrix m, int64_t row, int64_t rows, int64_t first, int64_t end, int dtype) {
+    for (int64_t c = first; c < end; c++)
         for (int64_t r = sepnet_max(row, c + 1); r < row + rows; r++)
             if (dtype == SEPNET_BFLOAT16)
                 *(uint16_t *)element(m, c, r) = *(const uint16_t *)element(m, r, c);
@@ -142,57 +142,57 @@ INLINE void copy_across(matrix m, int64_t row, int64_t rows, int64_t left, int64
 }
 
 /* A tile of a symmetric result: what is on the diagonal and below, and its copy. */
-INLINE void put_symmetric(const product_of *s, square_tile sum, int64_t row, int64_t left, int dtype) {
+INLINE void put_symmetric(const product_of *s, square_tile sum, int64_t row, int64_t col, int dtype) {
     matrix to = s->to;
     to.dtype = dtype; /* a constant */
     const int64_t rows = sepnet_min(SQ_ROWS, to.rows - row);
     for (int r = 0; r < rows; r++) {
         char line[SQ_COLS * sizeof(float)] __attribute__((aligned(CACHE_LINE)));
-        const int64_t cols = sepnet_min(SQ_COLS, row + r + 1 - left);
-        char *out = cols == SQ_COLS ? element(to, row + r, left) : line;
+        const int64_t cols = sepnet_min(SQ_COLS, row + r + 1 - col);
+        char *out = cols == SQ_COLS ? element(to, row + r, col) : line;
         for (int v = 0; v < SQ_VECTORS; v++)
-            store_lanes(out, v * VL, VL, dtype, finish_product(s, sum[r][v], row + r, left + v * VL, dtype));
-        if (out == line && cols > 0) memcpy(element(to, row + r, left), line, (size_t)cols * element_size(dtype));
+            store_lanes(out, v * VL, VL, dtype, finish_product(s, sum[r][v], row + r, col + v * VL, dtype));
+        if (out == line && cols > 0) memcpy(element(to, row + r, col), line, (size_t)cols * element_size(dtype));
     }
-    if (rows == SQ_ROWS && left + SQ_COLS <= row)
-        copy_across(to, row, SQ_ROWS, left, left + SQ_COLS, dtype);
+    if (rows == SQ_ROWS && col + SQ_COLS <= row)
+        copy_across(to, row, SQ_ROWS, col, col + SQ_COLS, dtype);
     else
-        copy_across(to, row, rows, left, sepnet_min(left + SQ_COLS, row + rows - 1), dtype);
+        copy_across(to, row, rows, col, sepnet_min(col + SQ_COLS, row + rows - 1), dtype);
 }
 
 /* keep * weight + values; with keep == 0 whatever the weight is. */
 INLINE void blend(const product_of *s, float *weight, float value) { *weight = s->keep == 0 ? value : s->keep * *weight + value; }
 
-INLINE void put_weight(const product_of *s, square_tile sum, int64_t row, int64_t left, int dtype) {
-    const int64_t rows = sepnet_min(SQ_ROWS, s->left.rows - row), cols = sepnet_min(SQ_COLS, s->cols - left), all = s->left.rows;
+INLINE void put_weight(const product_of *s, square_tile sum, int64_t row, int64_t col, int dtype) {
+    const int64_t rows = sepnet_min(SQ_ROWS, s->left.rows - row), cols = sepnet_min(SQ_COLS, s->cols - col), all = s->left.rows;
     float line[SQ_ROWS][SQ_COLS] __attribute__((aligned(CACHE_LINE)));
     for (int r = 0; r < SQ_ROWS; r++)
-        for (int v = 0; v < SQ_VECTORS; v++) *(vf *)(line[r] + v * VL) = finish_product(s, sum[r][v], row + r, left + v * VL, dtype);
+        for (int v = 0; v < SQ_VECTORS; v++) *(vf *)(line[r] + v * VL) = finish_product(s, sum[r][v], row + r, col + v * VL, dtype);
     if (s->transposed)
         for (int64_t c = 0; c < cols; c++)
-            for (int64_t r = 0; r < rows; r++) blend(s, s->weight + (left + c) * all + row + r, line[r][c]);
+            for (int64_t r = 0; r < rows; r++) blend(s, s->weight + (col + c) * all + row + r, line[r][c]);
     else
         for (int64_t r = 0; r < rows; r++)
-            for (int64_t c = 0; c < cols; c++) blend(s, s->weight + (row + r) * s->cols + left + c, line[r][c]);
+            for (int64_t c = 0; c < cols; c++) blend(s, s->weight + (row + r) * s->cols + col + c, line[r][c]);
 }
 
-INLINE void put_product(const product_of *s, int64_t row, int64_t left, const float *panel, int64_t depth, int dtype) {
+INLINE void put_product(const product_of *s, int64_t row, int64_t col, const float *panel, int64_t depth, int dtype) {
     square_tile sum;
     multiply_tile(sum, units_of(s->left, row), row_units(s->left), panel, depth, dtype == SEPNET_BFLOAT16 ? PAIRS : FLOATS);
     if (s->weight)
-        put_weight(s, sum, row, left, dtype);
+        put_weight(s, sum, row, col, dtype);
     else
-        put_symmetric(s, sum, row, left, dtype);
+        put_symmetric(s, sum, row, col, dtype);
 }
 
 /* Tiles of a panel, of all rows from `row` to `last`. */
-INLINE void multiply_panel(const product_of *s, int64_t row, int64_t last, int64_t left, const float *panel, int64_t depth) {
+INLINE void multiply_panel(const product_of *s, int64_t row, int64_t last, int64_t col, const float *panel, int64_t depth) {
     const product_of own = *s; /* which no store can alias */
     for (; row < last; row += SQ_ROWS)
         if (HAVE_PAIRS && own.left.dtype == SEPNET_BFLOAT16)
-            put_product(&own, row, left, panel, depth, SEPNET_BFLOAT16);
+            put_product(&own, row, col, panel, depth, SEPNET_BFLOAT16);
         else
-            put_product(&own, row, left, panel, depth, SEPNET_FLOAT32);
+            put_product(&own, row, col, panel, depth, SEPNET_FLOAT32);
 }
 
 /* The first tile of a panel that is needed, and how many are. */

@@ -161,7 +161,8 @@ int sepnet_pointwise_forward(const sepnet_pointwise *conv, const float *x, const
 int sepnet_pointwise_backward(const sepnet_pointwise *conv, const float *x, const float *weight, const float *grad, float *grad_x,
                               float *grad_weight, float *grad_bias, void *workspace);
 
-/* Of several weights, none of which lies over another. -1 also for bfloat16 where the instruction set in use does not multiply it. */
+/* Of several weights, in rows without gaps like their gradients and means; none lies over another. Gradients up to a norm of 1e18. The
+ * workspace is that of the same list and as many threads. -1 also for bfloat16 where the instruction set in use does not multiply it. */
 int64_t sepnet_muon_workspace(const sepnet_muon *weights, int64_t count, int threads);
 int sepnet_muon_step(const sepnet_muon *weights, int64_t count, int threads, void *workspace);
 

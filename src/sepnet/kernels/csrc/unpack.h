@@ -4,7 +4,7 @@
 enum { CHUNK_BYTES = 12 << 10, CHUNK_ROWS = 4 }; /* unpacked before they are used: as many bytes, but so many rows at least */
 enum { AHEAD_BYTES = 8 << 10 };                  /* fetched ahead of what is unpacked: while results are computed, nothing is read */
 enum { AHEAD_BYTES_APART = 2 << 10 };            /* the same of pixels with something between them: what follows their last one is another slab */
-enum { LARGE_MAP_BYTES = 8 << 20, SMALL_WIDTH = 4 }; /* it is not repaid where rows are so short, but for large maps */
+enum { LARGE_MAP_BYTES = 8 << 20, SMALL_WIDTH = 4 }; /* it is not repaid by rows so short that follow each other, but in large maps */
 
 /* What becomes of a map's values on their way into a plane: constants a channel, from the first one unpacked on. */
 enum { AS_IS, NORMALISED, THROUGH_NORM };
