@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from _bench import Report, common_options, figures_of, in_turns, method, plus_minus, set_up, settings, threads_suffix, write
+from _describe import build
 from sepnet.engine import FitConfig, build_optimizer, make_fabric
 from sepnet.engine._step import TrainingStep
 from sepnet.engine.devices import keep_large_buffers
 from sepnet.engine.muon import NEWTON_SCHULZ_STEPS
 from sepnet.engine.optim import hidden_matrices
 from sepnet.kernels import use
-from sepnet.models import create_model
 from sepnet.report import markdown_table
 
 NETWORKS = ("multiscale_concat", "multiscale_add", "separable_cnn", "separable_cnn_printed", "dilated_separable", "dsrnet50")
@@ -49,8 +49,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def network(name: str) -> nn.Module:
     torch.manual_seed(0)
-    model: nn.Module = create_model(name, num_classes=CLASSES, input_size=SIZE)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return build(name, size=SIZE, num_classes=CLASSES).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def with_gradients(name: str) -> nn.Module:

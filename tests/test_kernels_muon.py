@@ -32,6 +32,12 @@ has_halves = pytest.mark.skipif(LIBRARY is None or LIBRARY.isa != "avx512_bf16",
 SIDES = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 96, 127, 129, 200]))
 
 
+@pytest.fixture(autouse=True)
+def no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a processor has AMX the kernels would leave bf16 to PyTorch."""
+    monkeypatch.setattr("sepnet.kernels._muon._multiplies_tiles", lambda: False)
+
+
 def exactly(matrix: Tensor, iterations: Iterations = FLOAT) -> Tensor:
     x = matrix.double()
     x = x / x.norm().clamp(min=1e-7)
@@ -195,7 +201,6 @@ def test_who_iterates_where(monkeypatch: pytest.MonkeyPatch) -> None:
         assert why_torch_iterates(LIBRARY, torch.float32) is not None
         assert muon_step([update], FLOAT) == [update]
     assert why_torch_iterates(LIBRARY, torch.float32) is None
-    monkeypatch.setattr("sepnet.kernels._muon._multiplies_tiles", lambda: False)
     assert (why_torch_iterates(LIBRARY, torch.bfloat16) is None) == (LIBRARY.isa == "avx512_bf16")
     monkeypatch.setattr("sepnet.kernels._muon._multiplies_tiles", lambda: True)
     assert why_torch_iterates(LIBRARY, torch.bfloat16) == "PyTorch's products are faster with AMX"
