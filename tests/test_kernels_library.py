@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,15 +35,15 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """The library is looked for anew, with nothing set in the environment."""
     for name in ("SEPNET_KERNELS", "SEPNET_KERNELS_ISA"):
         monkeypatch.delenv(name, raising=False)
+    # Caches of their own, not emptied ones: the object that other tests know must be the library's again afterwards.
+    monkeypatch.setattr(_library, "_load", cache(_library._load.__wrapped__))
+    monkeypatch.setattr(_library, "_choose", cache(_library._choose.__wrapped__))
     before = LIBRARY.isa if LIBRARY is not None else None
-    _library._load.cache_clear()
-    _library._choose.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
-    _library._load.cache_clear()
-    _library._choose.cache_clear()
     if before is not None:
         LIBRARY.select_isa(before)
+        assert _library._load() is LIBRARY
 
 
 @needs_compiler
