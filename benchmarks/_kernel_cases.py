@@ -67,11 +67,19 @@ def _torch(operands: _Operands, shape: Shape) -> Tensor:
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
+class _Given(NamedTuple):
+    """What a call is given: operands, and the gradient of the result in the layout of the map."""
+
+    operands: _Operands
+    grad: Tensor
+
+
 class Case:
     """A convolution in one type, with operands for every contender; with ``control``, one of them a second time.
 
     They are those of training, the same for all contenders: weights are float32, of values that bf16 holds, whose conversion is
-    part of a call; the gradient comes in the layout of the maps.
+    part of a call. There are as many copies of the channels-last ones as contenders that take them, who pass them on from round to
+    round: where in memory a map lies makes a tenth of a difference, which meets all of them.
     """
 
     def __init__(self, shape: Shape, dtype: str, *, control: bool = False) -> None:
@@ -81,42 +89,37 @@ class Case:
         weights = [torch.randn(shape.channels, 1, *k).div_(k[0]).to(kind).float() for k in shape.geometry.kernels]
         bias = torch.randn(shape.output[1]).to(kind).float() if shape.bias else None
         grad = torch.randn(shape.output).to(kind)
-        self.operands = {
-            OURS: _Operands(_dense(x), weights, bias),
-            NCHW: _Operands(x, weights, bias),
-            CHANNELS_LAST: _Operands(_dense(x), weights, bias),
-        }
-        self.grads = {OURS: _dense(grad), NCHW: grad, CHANNELS_LAST: _dense(grad)}
-        if control:
-            self.operands[CONTROL] = _Operands(_dense(x).clone(), weights, bias)
-            self.grads[CONTROL] = _dense(grad).clone()
+        self._lib = library()
+        self._names = [OURS, CHANNELS_LAST, *([CONTROL] if control else []), *([KERNEL] if self._lib is not None else [])]
+        self._default = _Given(_Operands(x, weights, bias), grad)
+        self._dense = [_Given(_Operands(_dense(x), weights, bias), _dense(grad)) for _ in self._names]
 
     def calls(self, direction: str) -> dict[str, Call]:
-        """The contenders, "forward" or "backward"; the kernel alone where there is one."""
-        made: dict[str, Call] = {}
-        for name, operands in self.operands.items():
-            compute, leaves = (_ours if name == OURS else _torch), operands.leaves(self.shape)
-            made[name] = self._forward(compute, leaves) if direction == "forward" else self._backward(compute, leaves, name)
-        kernel = self._kernel(direction)
-        return made | ({KERNEL: kernel} if kernel else {})
+        """The contenders, "forward" or "backward", as functions of the number of the round; the kernel alone where there is one."""
+        made = {name: self._in_turns(direction, name, place) for place, name in enumerate(self._names)}
+        return made | {NCHW: self._call(direction, NCHW, self._default)}
 
-    def _forward(self, compute: Function, leaves: _Operands) -> Call:
-        return lambda _: compute(leaves, self.shape)
+    def _in_turns(self, direction: str, name: str, place: int) -> Call:
+        calls = [self._call(direction, name, given) for given in self._dense]
+        return lambda number: calls[(number + place) % len(calls)](number)
 
-    def _backward(self, compute: Function, leaves: _Operands, name: str) -> Call:
-        y, wanted, grad = compute(leaves, self.shape), leaves.wanted(), self.grads[name]
-        return lambda _: torch.autograd.grad(y, wanted, grad, retain_graph=True)
+    def _call(self, direction: str, name: str, given: _Given) -> Call:
+        if name == KERNEL:
+            return self._kernel(direction, given)
+        compute, leaves, shape = (_ours if name == OURS else _torch), given.operands.leaves(self.shape), self.shape
+        if direction == "forward":
+            return lambda _: compute(leaves, shape)
+        y, wanted = compute(leaves, shape), leaves.wanted()
+        return lambda _: torch.autograd.grad(y, wanted, given.grad, retain_graph=True)
 
-    def _kernel(self, direction: str) -> Call | None:
-        lib = library()
-        if lib is None:
-            return None
-        x, weights, bias = self.operands[OURS]
-        weight, geometry = torch.cat([w.reshape(-1) for w in weights]), self.shape.geometry
+    def _kernel(self, direction: str, given: _Given) -> Call:
+        lib, (x, weights, bias), geometry = self._lib, given.operands, self.shape.geometry
+        assert lib is not None
+        weight = torch.cat([w.reshape(-1) for w in weights])
         if direction == "forward":
             return lambda _: _native.depthwise_forward(lib, x, weight, bias, geometry)
-        grad, want = self.grads[OURS], (self.shape.wants_x, True, self.shape.bias)
-        return lambda _: _native.depthwise_backward(lib, x, weight, grad, geometry, want)
+        want = (self.shape.wants_x, True, self.shape.bias)
+        return lambda _: _native.depthwise_backward(lib, x, weight, given.grad, geometry, want)
 
     def check(self) -> None:
         """Compare ours with PyTorch in float32.
@@ -124,7 +127,7 @@ class Case:
         Raises:
             ArithmeticError: they differ by more than rounding.
         """
-        ours = self.operands[OURS]
+        ours = self._dense[0].operands
         pairs = zip(self._values(_ours, ours), self._values(_torch, ours._replace(x=ours.x.float())), strict=True)
         for number, (value, truth) in enumerate(pairs):
             error = float((value.float() - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
@@ -135,11 +138,11 @@ class Case:
     def _values(self, compute: Function, operands: _Operands) -> list[Tensor]:
         leaves = operands.leaves(self.shape)
         y = compute(leaves, self.shape)
-        return [y.detach(), *torch.autograd.grad(y, leaves.wanted(), self.grads[OURS].to(y.dtype))]
+        return [y.detach(), *torch.autograd.grad(y, leaves.wanted(), self._dense[0].grad.to(y.dtype))]
 
 
 def _dense(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.clone(memory_format=torch.channels_last)
 
 
 class Copy:

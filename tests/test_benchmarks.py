@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -156,6 +157,28 @@ def test_wrong_results_are_not_timed(dtype: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cases, "_ours", lambda operands, shape: 1.1 * right(operands, shape))
     with pytest.raises(ArithmeticError, match=r"2 x 5 x 6x6, 3x3, bias, \w+: the output is off by"):
         case.check()
+
+
+def test_maps_are_passed_on_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases, shapes = script("_kernel_cases"), script("_shapes")
+    case = cases.Case(shapes.Shape(1, 2, 3, 3, next(shapes.sweep()).geometry, bias=False), "fp32", control=True)
+    used: dict[str, list[int]] = {}
+
+    def note(name: str) -> Callable[..., Any]:
+        return lambda operands, shape: used.setdefault(name, []).append(operands.x.data_ptr())
+
+    monkeypatch.setattr(cases, "_ours", note("ours"))
+    monkeypatch.setattr(cases, "_torch", note("torch"))
+    calls = case.calls("forward")
+    for number in range(4):
+        calls[cases.OURS](number)
+        calls[cases.CHANNELS_LAST](number)
+        calls[cases.CONTROL](number)
+    ours, theirs, again = used["ours"], used["torch"][::2], used["torch"][1::2]
+    assert set(ours) == set(theirs) == set(again)
+    assert all(len({*meet}) == 3 for meet in zip(ours, theirs, again, strict=True))  # never two at the same
+    calls[cases.NCHW](0)
+    assert used["torch"][-1] not in ours
 
 
 def test_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
