@@ -44,7 +44,7 @@ from _shapes import shapes_run
 from sepnet.engine.devices import keep_large_buffers, prefers_bf16
 from sepnet.errors import SepnetError
 from sepnet.kernels import library, pointwise_conv2d
-from sepnet.kernels._choice import Way, pointwise_way
+from sepnet.kernels._choice_pointwise import Way, pointwise_way
 from sepnet.nn import conv, joined
 from sepnet.report import markdown_table
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from sepnet.kernels import _choice, _depthwise, _library, _native, isa_names, why_not_native
+from sepnet.kernels import _choice_depthwise, _depthwise, _library, _native, isa_names, why_not_native
 from sepnet.kernels._geometry import Geometry, Pair
 
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}  # half a unit of the last place, relative
@@ -64,7 +64,7 @@ def threads(count: int) -> Iterator[None]:
 @contextlib.contextmanager
 def always_native() -> Iterator[None]:
     """``depthwise_conv2d`` takes the kernels even where PyTorch's operations are known to be faster."""
-    native, choose = _choice.ByTorch(forward=False, backward=False), _depthwise.choose
+    native, choose = _choice_depthwise.ByTorch(forward=False, backward=False), _depthwise.choose
     with mock.patch.object(_depthwise, "choose", lambda *of: None if choose(*of) is None else native):
         yield
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from sepnet.kernels import _choice
+from sepnet.kernels import _choice_depthwise, _processor
 from sepnet.kernels._depthwise import choose
 from sepnet.kernels._geometry import Geometry
 
@@ -21,11 +22,14 @@ def plain(kernel: int, dilation: int = 1, stride: int = 1) -> Geometry:
 
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """Its instructions, with oneDNN's bf16 where AVX-512 is; "AVX512 pairs" has the instruction that multiplies pairs of it."""
+    """Its instructions, with oneDNN's bf16 where AVX-512 is; "AVX512 pairs" has the instruction that multiplies pairs of it, as has
+    "AVX512 Zen 5".
+    """
     name, _, pairs = str(request.param).partition(" ")
-    monkeypatch.setattr(_choice, "_instructions", lambda: name)
-    monkeypatch.setattr(_choice, "_multiplies_pairs", lambda: bool(pairs))
-    monkeypatch.setattr(_choice, "_onednn_has", lambda dtype: dtype == FLOAT or name == "AVX512")
+    monkeypatch.setattr(_choice_depthwise, "is_zen5", lambda: pairs == "Zen 5")
+    monkeypatch.setattr(_choice_depthwise, "instructions", lambda: name)
+    monkeypatch.setattr(_choice_depthwise, "multiplies_pairs", lambda: bool(pairs))
+    monkeypatch.setattr(_choice_depthwise, "onednn_has", lambda dtype: dtype == FLOAT or name == "AVX512")
     return name
 
 
@@ -67,10 +71,10 @@ def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
 )
 def test_forward(processor: str, geometry: Geometry, side: int, avx2: bool, others: bool) -> None:
     wanted = avx2 if processor == "AVX2" else others
-    assert _choice.torch_forward_is_faster(FLOAT, (8, 64, side, side), geometry) == wanted
-    assert _choice.torch_forward_is_faster(BF16, (8, 64, side, side), geometry) == (wanted and processor == "AVX512")
-    assert not _choice.torch_forward_is_faster(FLOAT, (8, 3, side, side), geometry)
-    assert not _choice.torch_forward_is_faster(FLOAT, (0, 64, side, side), geometry)
+    assert _choice_depthwise.torch_forward_is_faster(FLOAT, (8, 64, side, side), geometry) == wanted
+    assert _choice_depthwise.torch_forward_is_faster(BF16, (8, 64, side, side), geometry) == (wanted and processor == "AVX512")
+    assert not _choice_depthwise.torch_forward_is_faster(FLOAT, (8, 3, side, side), geometry)
+    assert not _choice_depthwise.torch_forward_is_faster(FLOAT, (0, 64, side, side), geometry)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +114,8 @@ def test_forward(processor: str, geometry: Geometry, side: int, avx2: bool, othe
 def test_forward_on_large_maps(processor: str, geometry: Geometry, shape: tuple[int, ...], fp32: bool, bf16: bool) -> None:
     """PyTorch's is the faster one, but for some with AVX-512."""
     other = processor == "DEFAULT"
-    assert _choice.torch_forward_is_faster(FLOAT, shape, geometry) == (fp32 or other)
-    assert _choice.torch_forward_is_faster(BF16, shape, geometry) == (bf16 and not other)
+    assert _choice_depthwise.torch_forward_is_faster(FLOAT, shape, geometry) == (fp32 or other)
+    assert _choice_depthwise.torch_forward_is_faster(BF16, shape, geometry) == (bf16 and not other)
 
 
 @pytest.mark.parametrize("processor", ["AVX512", "AVX2"], indirect=True)
@@ -130,8 +134,8 @@ def test_forward_on_large_maps(processor: str, geometry: Geometry, shape: tuple[
 )
 def test_backward(processor: str, geometry: Geometry, side: int, avx2: bool, others: bool) -> None:
     wanted = avx2 if processor == "AVX2" else others
-    assert _choice.torch_backward_is_faster(FLOAT, (8, 64, side, side), geometry) == wanted
-    assert _choice.torch_backward_is_faster(BF16, (8, 64, side, side), geometry) == (wanted and processor == "AVX512")
+    assert _choice_depthwise.torch_backward_is_faster(FLOAT, (8, 64, side, side), geometry) == wanted
+    assert _choice_depthwise.torch_backward_is_faster(BF16, (8, 64, side, side), geometry) == (wanted and processor == "AVX512")
 
 
 @pytest.mark.parametrize("processor", ["AVX512", "AVX512 pairs"], indirect=True)
@@ -155,36 +159,76 @@ def test_forward_with_pairs(
     request: pytest.FixtureRequest, processor: str, geometry: Geometry, shape: tuple[int, ...], with_pairs: bool
 ) -> None:
     pairs = "pairs" in request.node.callspec.params["processor"]
-    assert _choice.torch_forward_is_faster(BF16, shape, geometry) == (with_pairs or not pairs)
-    assert _choice.torch_forward_is_faster(FLOAT, shape, geometry)
+    assert _choice_depthwise.torch_forward_is_faster(BF16, shape, geometry) == (with_pairs or not pairs)
+    assert _choice_depthwise.torch_forward_is_faster(FLOAT, shape, geometry)
 
 
 @pytest.mark.parametrize("processor", ["AVX512 pairs"], indirect=True)
 def test_backward_with_pairs(processor: str) -> None:
-    assert not _choice.torch_backward_is_faster(BF16, (8, 64, 4, 4), plain(3))
-    assert _choice.torch_backward_is_faster(FLOAT, (8, 64, 4, 4), plain(3))
-    assert _choice.torch_backward_is_faster(BF16, (8, 64, 5, 5), plain(3))
-    assert _choice.torch_backward_is_faster(BF16, (8, 64, 8, 8), plain(3))
+    assert not _choice_depthwise.torch_backward_is_faster(BF16, (8, 64, 4, 4), plain(3))
+    assert _choice_depthwise.torch_backward_is_faster(FLOAT, (8, 64, 4, 4), plain(3))
+    assert _choice_depthwise.torch_backward_is_faster(BF16, (8, 64, 5, 5), plain(3))
+    assert _choice_depthwise.torch_backward_is_faster(BF16, (8, 64, 8, 8), plain(3))
+
+
+@pytest.mark.parametrize("processor", ["AVX512 Zen 5"], indirect=True)
+@pytest.mark.parametrize(
+    ("geometry", "shape", "fp32", "bf16"),
+    [
+        (plain(3), (128, 32, 32, 32), False, False),
+        (plain(3), (128, 31, 32, 32), False, True),
+        (plain(3), (127, 512, 8, 8), False, True),  # less than 8 MiB in bf16
+        (plain(3), (128, 512, 8, 8), False, False),
+        (plain(3), (8, 511, 7, 7), False, False),
+        (plain(3, stride=2), (17, 64, 32, 32), False, False),
+        (plain(3, stride=2), (16, 64, 32, 32), True, False),
+        (plain(3, stride=3), (128, 64, 32, 32), True, True),
+        (plain(5), (128, 64, 8, 8), False, False),
+        (plain(7, stride=2), (128, 64, 16, 16), False, False),
+        (plain(4), (128, 64, 16, 16), True, True),
+        (plain(1), (128, 64, 16, 16), True, True),
+        (plain(3, dilation=3), (128, 64, 16, 16), False, False),
+        (plain(3, dilation=3), (128, 65, 16, 16), True, True),
+        (plain(3, dilation=3), (128, 64, 16, 15), True, True),
+        (plain(3, dilation=4), (128, 64, 16, 16), False, True),
+        (plain(3, dilation=6), (128, 64, 16, 16), True, True),
+        (plain(3, dilation=7), (128, 64, 32, 32), False, False),  # padded too much for oneDNN
+        (plain(3, stride=2, dilation=2), (128, 64, 32, 32), True, True),
+        (plain(5, dilation=2), (128, 64, 32, 32), True, True),
+    ],
+    ids=str,
+)
+def test_forward_on_zen5(processor: str, geometry: Geometry, shape: tuple[int, ...], fp32: bool, bf16: bool) -> None:
+    assert _choice_depthwise.torch_forward_is_faster(FLOAT, shape, geometry) == fp32
+    assert _choice_depthwise.torch_forward_is_faster(BF16, shape, geometry) == bf16
+
+
+@pytest.mark.parametrize("processor", ["AVX512 Zen 5"], indirect=True)
+@pytest.mark.parametrize("side", [4, 5, 8])
+def test_backward_on_zen5(processor: str, side: int) -> None:
+    """There ours is always the faster one, and may share passes over memory with the normalisations beside it."""
+    for dtype in (FLOAT, BF16):
+        assert not _choice_depthwise.torch_backward_is_faster(dtype, (8, 64, side, side), plain(3))
 
 
 @pytest.mark.parametrize("processor", ["AVX2"], indirect=True)
 def test_few_channels_a_pixel_are_left_to_onednn_with_avx2(processor: str) -> None:
-    assert _choice.torch_forward_is_faster(FLOAT, (8, 32, 32, 32), plain(3))
-    assert not _choice.torch_forward_is_faster(FLOAT, (8, 40, 32, 32), plain(3))
+    assert _choice_depthwise.torch_forward_is_faster(FLOAT, (8, 32, 32, 32), plain(3))
+    assert not _choice_depthwise.torch_forward_is_faster(FLOAT, (8, 40, 32, 32), plain(3))
 
 
 @pytest.mark.parametrize("processor", ["AVX2"], indirect=True)
 def test_stride_2_with_dilation_2_is_for_our_avx2_with_3x3(processor: str) -> None:
     seven = Geometry((2, 2), ((7, 7),), ((3, 3),), ((2, 2),), False)
-    assert not _choice.torch_forward_is_faster(FLOAT, (8, 64, 28, 28), seven)
-    assert _choice.torch_forward_is_faster(FLOAT, (8, 64, 32, 32), plain(5, stride=2, dilation=2))
+    assert not _choice_depthwise.torch_forward_is_faster(FLOAT, (8, 64, 28, 28), seven)
+    assert _choice_depthwise.torch_forward_is_faster(FLOAT, (8, 64, 32, 32), plain(5, stride=2, dilation=2))
 
 
 def test_the_choice_is_kept_for_each_type_shape_and_geometry() -> None:
     for dtype in (FLOAT, BF16):
         for shape in ((8, 64, 32, 32), (8, 64, 8, 8), (8, 3, 32, 32)):
             for geometry in (plain(3), plain(3, dilation=7), plain(3, stride=2)):
-                directions = (_choice.torch_forward_is_faster, _choice.torch_backward_is_faster)
+                directions = (_choice_depthwise.torch_forward_is_faster, _choice_depthwise.torch_backward_is_faster)
                 wanted = tuple(faster(dtype, shape, geometry) for faster in directions)
                 assert choose(dtype, shape, geometry) == wanted
                 assert choose(dtype, torch.Size(shape), geometry) is choose(dtype, shape, geometry)
@@ -192,5 +236,8 @@ def test_the_choice_is_kept_for_each_type_shape_and_geometry() -> None:
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo here")
 def test_this_processor_has_a_name() -> None:
-    assert _choice._instructions() == torch.backends.cpu.get_cpu_capability()
-    assert _choice._multiplies_pairs() == ("avx512_bf16" in Path("/proc/cpuinfo").read_text())
+    told = Path("/proc/cpuinfo").read_text()
+    assert _processor.instructions() == torch.backends.cpu.get_cpu_capability()
+    assert _processor.multiplies_pairs() == ("avx512_bf16" in told)
+    assert _processor.has_amx() == ("amx_bf16" in told)
+    assert _processor.is_zen5() == bool(re.search(r"AuthenticAMD\ncpu family\s*: 26\n", told))

@@ -141,7 +141,16 @@ def test_same_threads_give_the_same_bits(isa: str, count: int, dtype: torch.dtyp
 @every_isa
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize(("channels", "side"), [(32, 36), (96, 36), (288, 56)], ids=str)  # the last in slabs
-@pytest.mark.parametrize("geometry", [single(3, padding=1), single(5, padding=2, stride=2)], ids=["3x3", "5x5, stride 2"])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        single(3, padding=1),
+        single(5, padding=2, stride=2),
+        single(3, padding=2, stride=2, dilation=2),  # which sees a quarter of the pixels: the others' gradient is written too
+        single(3, padding=2, stride=3, dilation=3),  # a ninth, from the second on
+    ],
+    ids=["3x3", "5x5, stride 2", "3x3, stride 2, dilation 2", "3x3, stride 3, dilation 3"],
+)
 def test_large_maps_have_the_bits_of_small_ones(isa: str, dtype: torch.dtype, channels: int, side: int, geometry: Geometry) -> None:
     """They are written past the caches, whole lines at a time; those of each image alone are not."""
     size = side * geometry.stride[0]

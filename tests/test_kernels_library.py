@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -270,28 +271,75 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 @pytest.fixture(params=["PyTorch's team", "a pool of our own"])
 def team(request: pytest.FixtureRequest) -> Iterator[None]:
-    address = _library._team_of_torch()
+    found = _library._team_of_torch()
     if request.param == "a pool of our own":
-        LIBRARY.handle.sepnet_set_parallel(None)
-    elif address is None:
+        LIBRARY.handle.sepnet_set_parallel(None, None)
+    elif found is None:
         pytest.skip("PyTorch has no OpenMP team that could be found")
     yield
-    LIBRARY.handle.sepnet_set_parallel(address)
+    LIBRARY.handle.sepnet_set_parallel(*(found or (None, None)))
+
+
+class Worker(ctypes.Structure):
+    """``sepnet_worker`` of csrc/internal.h."""
+
+    _fields_ = [("index", ctypes.c_int64), ("done", ctypes.c_int64)]
+
+
+def parts_by_thread(parts: int, count: int, slow: int) -> dict[int, list[int]]:
+    """Of each thread its parts in order, where all begin at once and part ``slow`` ends last; by the index of the thread."""
+    start, others, lock = threading.Barrier(min(parts, count)), threading.Semaphore(0), threading.Lock()
+    taken: dict[int, list[int]] = {}
+
+    def body(_: object, part: int, worker: Worker) -> None:  # no exception would leave it
+        with lock:
+            taken.setdefault(worker.index, []).append(part if worker.done == len(taken.get(worker.index, [])) else -1)
+        if worker.done == 0:
+            start.wait(timeout=60)
+        if part != slow:
+            others.release()
+        elif not all(others.acquire(timeout=60) for _ in range(parts - 1)):
+            taken[worker.index].append(-1)
+
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, Worker)(body)
+    LIBRARY.handle.sepnet_run_parts(function, None, ctypes.c_int64(parts), ctypes.c_int64(count))
+    return taken
+
+
+@needs_library
+@pytest.mark.usefixtures("team")
+@pytest.mark.parametrize(("parts", "count"), [(8, 2), (7, 2), (9, 4), (3, 3), (200, 64)])
+def test_a_thread_begins_with_its_own_parts_and_then_takes_those_of_others(parts: int, count: int) -> None:
+    firsts = {parts * seat // count for seat in range(count)}
+    slow = max(firsts)
+    found = parts_by_thread(parts, count, slow)
+    assert {mine[0] for mine in found.values()} == firsts
+    assert sorted(part for mine in found.values() for part in mine) == list(range(parts))
+    assert [slow] in found.values()  # whose thread's other parts were computed by others
+
+
+@needs_library
+@pytest.mark.usefixtures("team")
+@pytest.mark.parametrize(("parts", "count"), [(200, 100), (2, 5), (1, 5), (5, 1)])
+def test_every_part_is_computed_once(parts: int, count: int) -> None:
+    """With more threads than seats, with fewer parts than threads, by one."""
+    found = parts_by_thread(parts, count, -1)
+    assert sorted(found) == list(range(min(parts, count)))
+    assert sorted(part for mine in found.values() for part in mine) == list(range(parts))
 
 
 @needs_library
 def test_both_teams_give_the_same_bits() -> None:
-    address = _library._team_of_torch()
+    found = _library._team_of_torch()
     with threads(3):
         expected = everything()
-        LIBRARY.handle.sepnet_set_parallel(None)
+        LIBRARY.handle.sepnet_set_parallel(None, None)
         try:
             assert all(same(expected, everything()) for _ in range(5))
         finally:
-            LIBRARY.handle.sepnet_set_parallel(address)
+            LIBRARY.handle.sepnet_set_parallel(*(found or (None, None)))
 
 
-@needs_library
 @needs_library
 def test_each_thread_keeps_a_workspace_of_its_own() -> None:
     first = _native.workspace(1000)
@@ -356,7 +404,7 @@ def test_a_forked_child_computes() -> None:
             torch.set_num_threads(1)
             with threads(1):
                 alone = torch.allclose(everything()[0], expected[0])
-            LIBRARY.handle.sepnet_set_parallel(None)
+            LIBRARY.handle.sepnet_set_parallel(None, None)
             with threads(2):
                 status = 0 if alone and same(expected, everything()) else 2
         finally:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernel_tools import LIBRARY, ROUNDING, channels_last, every_isa, instruction_set, needs_library, poisoned_memory, threads
-from sepnet.kernels import _choice, _pointwise, pointwise_conv2d, use
-from sepnet.kernels._choice import Way, pointwise_way
+from sepnet.kernels import _choice_pointwise, _pointwise, pointwise_conv2d, use
+from sepnet.kernels._choice_pointwise import Way, pointwise_way
 from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
 from sepnet.nn import BatchNormReLU, SeparableBlock, depthwise
 from sepnet.nn.conv import pointwise
@@ -132,7 +132,7 @@ LARGE = (16, 64, 16, 16)
 @pytest.fixture
 def avx2(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
     """The choice is that for a processor with AVX2; the mock is the kernels' forward pass."""
-    monkeypatch.setattr(_choice, "_instructions", lambda: "AVX2")
+    monkeypatch.setattr(_choice_pointwise, "instructions", lambda: "AVX2")
     called = mock.Mock(side_effect=pointwise_forward)
     monkeypatch.setattr(_pointwise, "pointwise_forward", called)
     return called
@@ -173,8 +173,8 @@ def avx2(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
 def test_way(
     monkeypatch: pytest.MonkeyPatch, processor: str, dtype: torch.dtype, shape: tuple[int, ...], outputs: int, way: Way
 ) -> None:
-    monkeypatch.setattr(_choice, "_instructions", lambda: processor)
-    monkeypatch.setattr(_choice, "_onednn_has", lambda dtype: dtype == torch.float32 or processor == "AVX512")
+    monkeypatch.setattr(_choice_pointwise, "instructions", lambda: processor)
+    monkeypatch.setattr(_choice_pointwise, "onednn_has", lambda dtype: dtype == torch.float32 or processor == "AVX512")
     assert pointwise_way(dtype, shape, outputs) is way
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from kernel_tools import channels_last, needs_library
 from sepnet.kernels import Normalisation, pooled_pointwise, pools, use
-from sepnet.kernels._choice import MOST_FEW, pooling_is_faster
+from sepnet.kernels._choice_pointwise import MOST_FEW, pooling_is_faster
 from sepnet.kernels._library import Mode
 from sepnet.models import create_model
 from sepnet.nn.conv import PointwiseConv2d, pointwise

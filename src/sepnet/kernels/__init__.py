@@ -7,7 +7,7 @@ other types, without a compiler at installation, without triton. ``why_not_nativ
 """
 
 from sepnet.kernels._calls import watching
-from sepnet.kernels._choice import pooling_is_faster
+from sepnet.kernels._choice_pointwise import pooling_is_faster
 from sepnet.kernels._depthwise import depthwise_branches, depthwise_by_geometry, depthwise_conv2d, fits, native_for
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._joined import joined_depthwise, joins

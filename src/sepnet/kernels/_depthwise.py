@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sepnet.kernels import _gpu, _native, _reference
 from sepnet.kernels._autograd import Function, once_differentiable
-from sepnet.kernels._choice import ByTorch, by_torch
+from sepnet.kernels._choice_depthwise import ByTorch, by_torch
 from sepnet.kernels._geometry import Geometry, Pair
 from sepnet.kernels._library import MAX_BRANCHES, MAX_KERNEL, Library, library
 from sepnet.kernels._tensors import compute_dtype, dense, is_plain, is_trifle, wants_gradients

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sepnet.kernels import _native, _native_norm
 from sepnet.kernels._autograd import Function, once_differentiable
-from sepnet.kernels._choice import has_few_channels, torch_backward_is_faster
+from sepnet.kernels._choice_depthwise import has_few_channels, torch_backward_is_faster
 from sepnet.kernels._depthwise import choose, fits
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library, library

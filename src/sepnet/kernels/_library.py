@@ -41,7 +41,7 @@ __all__ = [
 
 Mode = Literal["native", "reference"]
 
-ABI = 7
+ABI = 8
 MAX_BRANCHES = 4
 MAX_KERNEL = 7
 isa_names = ("avx512_bf16", "avx512", "avx2", "baseline")
@@ -116,7 +116,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "sepnet_abi": (ctypes.c_int, []),
     "sepnet_isa": (ctypes.c_char_p, []),
     "sepnet_select_isa": (ctypes.c_int, [ctypes.c_char_p]),
-    "sepnet_set_parallel": (None, [_P]),
+    "sepnet_set_parallel": (None, [_P, _P]),
     "sepnet_depthwise_workspace": (ctypes.c_int64, [_P, ctypes.c_int]),
     "sepnet_depthwise_forward": (ctypes.c_int, [_P] * 7),
     "sepnet_depthwise_backward": (ctypes.c_int, [_P] * 9),
@@ -174,9 +174,9 @@ class Library:
         self.handle = lib
         self.isa_key: bytes = lib.sepnet_isa()
         self.threads = "a pool of their own"
-        parallel = _team_of_torch()
-        if parallel is not None:
-            lib.sepnet_set_parallel(parallel)
+        team = _team_of_torch()
+        if team is not None:
+            lib.sepnet_set_parallel(*team)
             self.threads = "PyTorch's OpenMP team"
 
     @property
@@ -195,12 +195,14 @@ class Library:
         self.isa_key = self.handle.sepnet_isa()
 
 
-def _team_of_torch() -> int | None:
-    """Address of GOMP_parallel in the OpenMP runtime that torch runs on; None where torch uses another."""
+def _team_of_torch() -> tuple[int | None, int | None] | None:
+    """Addresses of GOMP_parallel and omp_get_thread_num in the OpenMP runtime that torch runs on; None where torch uses another."""
     if "OpenMP" not in torch.__config__.parallel_info().split("ATen parallel backend:")[-1]:
         return None
     try:
-        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
+        runtime = ctypes.CDLL(None)
+        parallel, number = (ctypes.cast(f, ctypes.c_void_p).value for f in (runtime.GOMP_parallel, runtime.omp_get_thread_num))
+        return parallel, number
     except (AttributeError, OSError):
         return None
 

@@ -7,7 +7,7 @@ read for its norm alone, or converted, scaled and added one after the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import compress
 
 import torch
@@ -17,6 +17,7 @@ from sepnet.kernels import _native_muon
 from sepnet.kernels._calls import is_watched
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._native_muon import Iterations, Update
+from sepnet.kernels._processor import has_amx
 from sepnet.kernels._tensors import is_plain
 from sepnet.kernels._tracing import is_traced
 
@@ -62,7 +63,7 @@ def why_torch_iterates(lib: Library, dtype: torch.dtype) -> str | None:
         return None
     if dtype != torch.bfloat16:
         return "the kernels iterate in float32 and bf16"
-    if _multiplies_tiles():
+    if has_amx():
         return "PyTorch's products are faster with AMX"
     return None if lib.isa_key == b"avx512_bf16" else "the kernels multiply bf16 with AVX512-BF16 only"
 
@@ -93,10 +94,3 @@ def _are_matrices(weight: Tensor, *others: Tensor | None) -> bool:
     order = _order(weight.shape, weight.stride())
     rows_first = order is not None and (not order or weight.shape[0] == 1 or order[0] == 0)
     return rows_first and same_places(*tensors)
-
-
-@cache
-def _multiplies_tiles() -> bool:
-    """Whether the processor has AMX, whose products are several times as fast as those of the kernels."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("amx_bf16"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sepnet.kernels import _native
 from sepnet.kernels._calls import native_call
-from sepnet.kernels._choice import MOST_FEW
+from sepnet.kernels._choice_pointwise import MOST_FEW
 from sepnet.kernels._library import Library
 from sepnet.kernels._native import Call, Gradients, empty_gradients, empty_like_map, memory, pointer, workspace
 from sepnet.kernels._native_norm import CONSTANTS, Averages, as_running, norm_description

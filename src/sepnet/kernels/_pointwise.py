@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sepnet.kernels._autograd import Function, once_differentiable
-from sepnet.kernels._choice import Way, pointwise_way
+from sepnet.kernels._choice_pointwise import Way, pointwise_way
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
 from sepnet.kernels._pixels import every_nth_pixel

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sepnet.kernels._autograd import Function, once_differentiable
-from sepnet.kernels._choice import pooling_is_faster
+from sepnet.kernels._choice_pointwise import pooling_is_faster
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._native_pooled import Pooled, pooled_pointwise_backward, pooled_pointwise_forward
 from sepnet.kernels._norm import Normalisation

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from sepnet.kernels._choice import MOST_FEW, Way, has_few_channels, pointwise_way
+from sepnet.kernels._choice_depthwise import has_few_channels
+from sepnet.kernels._choice_pointwise import MOST_FEW, Way, pointwise_way
 from sepnet.kernels._depthwise import choose
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._gpu import why_not_triton

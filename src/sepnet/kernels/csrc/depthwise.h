@@ -47,21 +47,6 @@ static void forward_task(const job_state *s, const task *at, float *scratch, int
     }
 }
 
-/* Zeros for the pixels that no tap sees, on the way to the seen rows [row0, row1): over all of them, as those follow at once. */
-static void clear_gradient(const job_state *s, const task *at, int64_t row0, int64_t row1) {
-    const lattice *l = &s->seen;
-    if (sees_all(l)) return;
-    int64_t first = row0 == 0 ? 0 : l->first_row + row0 * l->every_row;
-    int64_t last = row1 == s->conv->in_h ? l->map_h : l->first_row + row1 * l->every_row;
-    int64_t channels = (at->blocks - 1) * VL + at->lanes, pixels = (last - first) * l->map_w;
-    if (channels == l->map_channels) channels *= pixels, pixels = 1;
-    const size_t size = element_size(s->conv->dtype);
-    for (int64_t i = 0; i < at->images; i++) {
-        char *to = (char *)s->grad_x + ((at->image + i) * image_step(l) + first * l->map_w * l->map_channels + at->channel) * size;
-        for (int64_t c = 0; c < pixels; c++, to += l->map_channels * size) memset(to, 0, (size_t)channels * size);
-    }
-}
-
 /* dL/dx of the input rows [row0, row1) from the unpacked gradients. */
 static void input_gradient(const job_state *s, const task *at, plane g, const float *grad, int64_t row0, int64_t row1,
                            float *spare) {
@@ -295,7 +280,7 @@ static void depthwise_backward(const sepnet_depthwise *whole, const sepnet_joine
             backward_taps(conv, &s.pairs, p, s.grad_floats, r, c, &s.classes[r * conv->stride_w + c]);
     pack_weights(&s, 1);
     clear_joined_sums(&s);
-    s.stream = sees_all(&s.seen) && is_streamed(&s, conv->in_h, conv->in_w, conv->channels); /* else zeros have just been written */
+    s.stream = is_streamed(&s, whole->in_h, whole->in_w, conv->channels);
     sepnet_run_parts(backward_part, &s, s.parts, conv->threads);
     unpack_sums(&s, grad_weight, grad_bias);
     if (sums_follow(&s)) reduce_joined_sums(&s, 1, joined->sums, joined->sums + conv->channels);

@@ -20,6 +20,7 @@
 #include "correlate.h"
 #include "weights.h"
 #include "joined.h"
+#include "clear.h"
 #include "depthwise.h"
 
 #include "products.h"

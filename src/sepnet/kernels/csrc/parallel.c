@@ -7,21 +7,50 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+/* Neighbouring parts are neighbouring memory, and whoever comes before and after deals a map out as this does: PyTorch, oneDNN and
+ * these kernels give each thread one piece of it. So a thread begins with the parts of its own seat, whose values lie in its caches,
+ * and takes others' when it has done those. */
+enum { MOST_SEATS = 64, LINE = 64 };
+
+typedef struct {
+    atomic_llong next;
+    int64_t end;
+    char line[LINE - sizeof(atomic_llong) - sizeof(int64_t)]; /* threads that count do not wait for one another */
+} seat;
+
 typedef struct {
     sepnet_body body;
     void *context;
-    int64_t parts, threads;
-    atomic_llong next, workers;
+    int64_t parts, threads, count;
+    atomic_llong workers;
+    seat seats[MOST_SEATS]; /* as many as `count`; of more threads several share one */
 } job;
+
+static _Atomic(sepnet_parallel_fn) parallel = NULL;
+static _Atomic(sepnet_thread_fn) thread_number = NULL;
+static _Thread_local int64_t pool_number = 0; /* in the pool of our own, from 1; 0 is whoever calls */
+
+static void deal_out(job *j) {
+    j->count = sepnet_min(j->threads, MOST_SEATS);
+    for (int64_t i = 0; i < j->count; i++) {
+        atomic_init(&j->seats[i].next, sepnet_part_begin(j->parts, j->count, i));
+        j->seats[i].end = sepnet_part_begin(j->parts, j->count, i + 1);
+    }
+}
 
 static void run_job(void *argument) {
     job *j = argument;
     sepnet_worker worker = {atomic_fetch_add_explicit(&j->workers, 1, memory_order_relaxed), 0};
     if (worker.index >= j->threads) return; /* entered more often than was asked for: there is no memory for it */
-    for (;; worker.done++) {
-        int64_t part = atomic_fetch_add_explicit(&j->next, 1, memory_order_relaxed);
-        if (part >= j->parts) return;
-        j->body(j->context, part, worker);
+    sepnet_thread_fn number = atomic_load_explicit(&thread_number, memory_order_relaxed);
+    int64_t own = number ? number() : pool_number;
+    for (int64_t i = 0; i < j->count; i++) {
+        seat *from = &j->seats[(own + i) % j->count];
+        for (;; worker.done++) {
+            int64_t part = atomic_fetch_add_explicit(&from->next, 1, memory_order_relaxed);
+            if (part >= from->end) break;
+            j->body(j->context, part, worker);
+        }
     }
 }
 
@@ -40,8 +69,8 @@ static struct {
 static pthread_mutex_t pool_owner = PTHREAD_MUTEX_INITIALIZER; /* held for the length of one parallel region */
 static pthread_once_t pool_once = PTHREAD_ONCE_INIT;
 
-static void *work(void *unused) {
-    (void)unused;
+static void *work(void *number) {
+    pool_number = (intptr_t)number;
     uint64_t seen = 0;
     pthread_mutex_lock(&pool.lock);
     for (;;) {
@@ -83,7 +112,7 @@ static void pool_parallel(void (*fn)(void *), void *context, unsigned threads, u
     int64_t helpers = sepnet_min((int64_t)threads - 1, MAX_WORKERS);
     while (pool.workers < helpers) {
         pthread_t thread;
-        if (pthread_create(&thread, NULL, work, NULL) != 0) break;
+        if (pthread_create(&thread, NULL, work, (void *)(intptr_t)(pool.workers + 1)) != 0) break;
         pthread_detach(thread);
         pool.workers++;
     }
@@ -102,18 +131,21 @@ static void pool_parallel(void (*fn)(void *), void *context, unsigned threads, u
 
 /* ------------------------------------------------------------------------------------------------------------------ */
 
-static _Atomic(sepnet_parallel_fn) parallel = NULL;
-
-void sepnet_set_parallel(sepnet_parallel_fn function) { atomic_store(&parallel, function); }
+void sepnet_set_parallel(sepnet_parallel_fn function, sepnet_thread_fn number) {
+    atomic_store(&thread_number, function ? number : NULL);
+    atomic_store(&parallel, function);
+}
 
 void sepnet_run_parts(sepnet_body body, void *context, int64_t parts, int64_t threads) {
-    job j = {.body = body, .context = context, .parts = parts, .threads = sepnet_max(1, sepnet_min(threads, parts))};
-    atomic_init(&j.next, 0);
-    atomic_init(&j.workers, 0);
-    if (j.threads == 1) {
-        run_job(&j);
+    threads = sepnet_max(1, sepnet_min(threads, parts));
+    if (threads == 1) {
+        for (sepnet_worker worker = {0, 0}; worker.done < parts; worker.done++) body(context, worker.done, worker);
         return;
     }
+    job j; /* 4 KB, of which most are never looked at */
+    j.body = body, j.context = context, j.parts = parts, j.threads = threads;
+    atomic_init(&j.workers, 0);
+    deal_out(&j);
     sepnet_parallel_fn run = atomic_load(&parallel);
     (run ? run : pool_parallel)(run_job, &j, (unsigned)j.threads, 0);
 }

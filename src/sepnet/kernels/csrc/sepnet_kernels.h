@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SEPNET_ABI 7
+#define SEPNET_ABI 8
 #define SEPNET_MAX_BRANCHES 4
 #define SEPNET_MAX_KERNEL 7
 #define SEPNET_MAX_TAPS (SEPNET_MAX_BRANCHES * SEPNET_MAX_KERNEL * SEPNET_MAX_KERNEL)
@@ -69,13 +69,16 @@ typedef struct {
 
 /* fn(context) may be run by several threads at once; returns when all have. The signature of libgomp's GOMP_parallel. */
 typedef void (*sepnet_parallel_fn)(void (*fn)(void *), void *context, unsigned threads, unsigned flags);
+/* Which thread of its team the caller is, from 0: libgomp's omp_get_thread_num. */
+typedef int (*sepnet_thread_fn)(void);
 
 int sepnet_abi(void);
 /* Instruction set in use: "avx512_bf16", "avx512", "avx2" or "baseline"; select one by name (0 if it runs here). */
 const char *sepnet_isa(void);
 int sepnet_select_isa(const char *name);
-/* Run in the team of threads of somebody else's runtime, so that there is one pool in the process; NULL: a pool of our own. */
-void sepnet_set_parallel(sepnet_parallel_fn parallel);
+/* Run in the team of threads of somebody else's runtime, so that there is one pool in the process; both NULL: a pool of our own.
+ * By its number a thread is given the same piece of a map in each call. */
+void sepnet_set_parallel(sepnet_parallel_fn parallel, sepnet_thread_fn number);
 
 /* A normalisation's constants: rows of a float a channel, in this order. The forward pass is x * scale + shift; the gradient is
  * scale * g + slope * (x - mean) + constant, g being the gradient that passes the ReLU. */

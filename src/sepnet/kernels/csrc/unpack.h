@@ -3,7 +3,9 @@
 
 enum { CHUNK_BYTES = 12 << 10, CHUNK_ROWS = 4 }; /* unpacked before they are used: as many bytes, but so many rows at least */
 enum { AHEAD_BYTES = 8 << 10 };                  /* fetched ahead of what is unpacked: while results are computed, nothing is read */
-enum { AHEAD_BYTES_APART = 2 << 10 };            /* the same of pixels with something between them: what follows their last one is another slab */
+/* Pixels with something between them: the row that follows, as what lies behind a row's last one is another slab, or a row that no tap
+ * sees; of longer rows a few pixels. */
+enum { AHEAD_ROW_BYTES = 16 << 10, AHEAD_BYTES_APART = 2 << 10 };
 enum { LARGE_MAP_BYTES = 8 << 20, SMALL_WIDTH = 4 }; /* it is not repaid by rows so short that follow each other, but in large maps */
 
 /* What becomes of a map's values on their way into a plane: constants a channel, from the first one unpacked on. */
@@ -61,7 +63,8 @@ INLINE foresight look_ahead(const source *from, int64_t size) {
     const int64_t bytes = from->blocks * VL * size;
     const int apart = from->pixel > from->blocks * VL, fetched = from->width > SMALL_WIDTH || from->large || apart || bytes <= CACHE_LINE;
     const int64_t pixels = sepnet_max(1, (apart ? AHEAD_BYTES_APART : AHEAD_BYTES) / bytes);
-    return (foresight){fetched, pixels * from->pixel, sepnet_max(1, CACHE_LINE / (VL * size))};
+    const int64_t next = apart && from->width * bytes <= AHEAD_ROW_BYTES ? from->row : pixels * from->pixel;
+    return (foresight){fetched, next, sepnet_max(1, CACHE_LINE / (VL * size))};
 }
 
 /* Blocks [first, last) of a row's pixels [left, right). */

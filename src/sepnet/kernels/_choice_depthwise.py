@@ -1,28 +1,24 @@
-"""Which way is the faster one for a convolution on this processor: PyTorch's (oneDNN's), or the kernels.
+"""Which way is the faster one for a depthwise convolution on this processor: PyTorch's (oneDNN's), or the kernels.
 
-oneDNN's depthwise convolutions are written for one instruction set each. What they are fast with was measured on processors of
-both kinds: AMD EPYC of the generations Zen 4 (AVX-512) and Zen 3 (AVX2), LOG.md.
+oneDNN's depthwise convolutions are written for one instruction set each. What they are fast with was measured on AMD EPYC
+processors of the generations Zen 3 (AVX2), Zen 4 (AVX-512, which stands for others with it) and Zen 5 (AVX-512): LOG.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from enum import Enum
-from functools import cache
 from typing import NamedTuple
 
 import torch
 
 from sepnet.kernels._geometry import Geometry
+from sepnet.kernels._processor import instructions, is_zen5, multiplies_pairs, onednn_has
 
 __all__ = [
     "ByTorch",
-    "Way",
     "by_torch",
     "has_few_channels",
-    "pointwise_way",
-    "pooling_is_faster",
     "torch_backward_is_faster",
     "torch_forward_is_faster",
 ]
@@ -41,16 +37,10 @@ _FEWEST_CHANNELS_3X3 = 32  # from which on their forward pass is faster there in
 _FEWEST_DILATED, _MOST_DILATED = 64, 256  # the same with dilation 2
 # where pairs of bf16 are multiplied, with 5x5 and 7x7: the least output, and channels, a multiple and at most
 _PAIRED_OUTPUT, _PAIRED_BLOCK, _MOST_PAIRED = 8, 16, 256
-_SMALL_MAP = 16  # pixels of a map up to which a pointwise convolution in bf16 is a matrix product
-# channels, pixels of a batch and multiplications from which on the kernels' pointwise convolutions are faster than oneDNN's
-_FEWEST_CHANNELS, _FEWEST_PIXELS, _FEWEST_PRODUCTS = 32, 512, 1 << 23
-_FEW_PIXELS = 2048  # of a batch, up to which a matrix product is the fastest in bf16, and in fp32 with AVX2 from _MANY_WEIGHTS on
-_MANY_WEIGHTS = 1 << 19
-_MANY_CHANNELS, _MORE_PIXELS = 512, 8192  # in bf16, from so many on either side, up to so many
-
-
-MOST_FEW = 8  # channels that the pooled pointwise convolution takes, as SEPNET_MAX_FEW of the kernels
-_FEWEST_POOLED, _WIDER = 16, 2  # outputs, and how many times the inputs they must be, for it to be the faster way
+# with Zen 5: the fewest channels in bf16, how many are many and a small batch for them in bytes, images that are few for stride 2
+_FEWEST_ZEN5, _MANY_ZEN5, _SMALL_BYTES_ZEN5, _FEW_IMAGES_ZEN5 = 32, 512, 8 << 20, 16
+# and with dilation the most channels, the least map, and how far apart taps are at most, in bf16 and fp32
+_MOST_DILATED_ZEN5, _LEAST_DILATED_MAP_ZEN5, _FARTHEST_ZEN5_BF16, _FARTHEST_ZEN5 = 64, 16, 3, 5
 
 
 class ByTorch(NamedTuple):
@@ -78,20 +68,40 @@ def has_few_channels(shape: Sequence[int]) -> bool:
 def torch_forward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
     """PyTorch's forward pass of (B, C, H, W) is the faster one for a single filter bank; with bf16, where the processor has it.
 
-    Not where the padding is more than 6 (4 with AVX2) or much for a map of this size, nor for 3x3 on large maps, and with AVX2
-    rarely for filters without dilation, nor for 3x3 of stride 2 and dilation 2 on the larger maps.
+    Not where the padding is more than 6 (4 with AVX2) or much for a map of this size, nor for 3x3 on large maps, with AVX2 and
+    Zen 5 rarely for filters without dilation, and with AVX2 not for 3x3 of stride 2 and dilation 2 on the larger maps.
     """
     if len(geometry.kernels) > 1 or has_few_channels(shape) or shape[0] == 0:  # PyTorch's output of no images is not channels-last
         return False
-    avx2 = _instructions() == "AVX2"
+    avx2 = instructions() == "AVX2"
     if _is_padded_much(shape, geometry, avx2):
         return False
-    ours = (
-        (avx2 and _is_for_our_avx2(shape, geometry))
-        or _is_for_our_avx512(dtype, shape, geometry)
-        or _is_for_our_pairs(dtype, shape, geometry)
-    )
-    return not ours and _onednn_has(dtype)
+    return onednn_has(dtype) and not _is_for_ours(dtype, shape, geometry)
+
+
+def _is_for_ours(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
+    if is_zen5():
+        return _is_for_our_zen5(dtype, shape, geometry)
+    if instructions() == "AVX2":
+        return _is_for_our_avx2(shape, geometry)
+    return _is_for_our_avx512(dtype, shape, geometry) or _is_for_our_pairs(dtype, shape, geometry)
+
+
+def _is_for_our_zen5(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
+    """Without dilation oneDNN takes 1.0 to 2.4 times as long as the kernels (stride 2 1.0 to 1.7), which fetch maps ahead; but with
+    few channels in bf16 (16, 24) 0.5 to 0.8, with many in a small batch 0.7 to 1.1, and with stride 2 in fp32 for a few images 0.9
+    to 1.0. Dilated 3x3 on all but small maps of up to 64 channels: 1.1 to 1.7; the others 0.5 to 1.3.
+    """
+    (_, channels, *size), half, dilation = shape, dtype == torch.bfloat16, max(geometry.dilations[0])
+    if geometry.kernels[0] not in ((3, 3), (5, 5), (7, 7)) or max(geometry.stride) > 2:
+        return False
+    if dilation > 1:
+        near = dilation <= (_FARTHEST_ZEN5_BF16 if half else _FARTHEST_ZEN5) and min(size) >= _LEAST_DILATED_MAP_ZEN5
+        return near and (geometry.kernels[0], geometry.stride) == ((3, 3), (1, 1)) and channels <= _MOST_DILATED_ZEN5
+    if half:
+        small = math.prod(shape) * dtype.itemsize < _SMALL_BYTES_ZEN5
+        return channels >= _FEWEST_ZEN5 and not (channels >= _MANY_ZEN5 and small)
+    return max(geometry.stride) == 1 or shape[0] > _FEW_IMAGES_ZEN5
 
 
 def _is_padded_much(shape: Sequence[int], geometry: Geometry, avx2: bool) -> bool:
@@ -131,7 +141,7 @@ def _is_for_our_avx512(dtype: torch.dtype, shape: Sequence[int], geometry: Geome
     weights the output must be.
     """
     stride, half = max(geometry.stride), dtype == torch.bfloat16
-    if geometry.kernels[0] != (3, 3) or stride > 2 or _instructions() != "AVX512":
+    if geometry.kernels[0] != (3, 3) or stride > 2 or instructions() != "AVX512":
         return False
     if torch_backward_is_faster(dtype, shape, geometry):
         return False
@@ -152,7 +162,7 @@ def _is_for_our_pairs(dtype: torch.dtype, shape: Sequence[int], geometry: Geomet
     stride 2 it takes 0.6 to 1.6 times as long.
     """
     size = geometry.kernels[0]
-    if dtype != torch.bfloat16 or geometry.dilations[0] != (1, 1) or not _multiplies_pairs():
+    if dtype != torch.bfloat16 or geometry.dilations[0] != (1, 1) or not multiplies_pairs():
         return False
     if (size, geometry.stride) not in (((5, 5), (1, 1)), ((7, 7), (1, 1)), ((7, 7), (2, 2))):
         return False
@@ -179,76 +189,14 @@ def _has_large_results(dtype: torch.dtype, shape: Sequence[int], geometry: Geome
 
 def torch_backward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
     """PyTorch's backward pass of (B, C, H, W) is the faster one for a filter bank of up to 3x3 on a map of 4x4 to 8x8, even where
-    ours could share the passes over memory of the normalisations beside it. With AVX2 ours is, and on 4x4 where two bf16 values
-    are multiplied at once (oneDNN takes 1.0 to 2.7 times as long, 20 shapes; from 5x5 to 8x8 0.7 to 2.3).
+    ours could share the passes over memory of the normalisations beside it. With AVX2 and with Zen 5 ours is (oneDNN takes 1.05 to
+    2.3 times as long, 30 shapes), and on 4x4 where two bf16 values are multiplied at once (1.0 to 2.7, 20 shapes; from 5x5 to 8x8
+    0.7 to 2.3).
     """
     if len(geometry.kernels) > 1 or geometry.stride != (1, 1) or geometry.dilations[0] != (1, 1) or has_few_channels(shape):
         return False
-    if _instructions() == "AVX2":
+    if instructions() == "AVX2" or is_zen5():
         return False
-    least = 5 if dtype == torch.bfloat16 and _multiplies_pairs() else 4
+    least = 5 if dtype == torch.bfloat16 and multiplies_pairs() else 4
     small = min(shape[2:]) >= least and max(shape[2:]) <= 8
-    return small and max(geometry.kernels[0]) <= 3 and max(geometry.paddings[0]) <= 1 and _onednn_has(dtype)
-
-
-class Way(Enum):
-    """Of a pointwise convolution; the value is how it is told."""
-
-    KERNELS = "native"
-    CONVOLUTION = "PyTorch convolution"
-    PRODUCT = "PyTorch matrix product"
-
-
-def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int) -> Way:
-    """The fastest way for a pointwise convolution of (B, C, H, W), forward and backward together.
-
-    In bf16 oneDNN is at the processor's limit, but its convolution takes 0.96 to 2.0 times as long as the same matrix product where
-    pixels are few, and where many channels meet not too many. In fp32 with AVX2 oneDNN's products reach 60 to 75 % of what the
-    processor can do, its gradient of the weights 40 to 55 %, and the kernels' 70 to 85 %; not where there is little to multiply, or
-    few channels, which do not fill a tile. Half a million weights and more with few pixels are a matrix product: they are what
-    takes the time, and it copies them least.
-    """
-    batch, inputs, height, width = shape
-    pixels = batch * height * width
-    if dtype == torch.bfloat16 and _is_product_in_bf16(height * width, pixels, min(inputs, outputs)):
-        return Way.PRODUCT
-    if dtype != torch.float32 or _instructions() != "AVX2":
-        return Way.CONVOLUTION
-    if inputs * outputs >= _MANY_WEIGHTS and pixels <= _FEW_PIXELS:
-        return Way.PRODUCT
-    much = min(inputs, outputs) >= _FEWEST_CHANNELS and pixels >= _FEWEST_PIXELS and pixels * inputs * outputs >= _FEWEST_PRODUCTS
-    return Way.KERNELS if much else Way.CONVOLUTION
-
-
-def _is_product_in_bf16(map_pixels: int, pixels: int, channels: int) -> bool:
-    """Of ``channels`` at least on either side; 138 shapes were measured with AVX512-BF16."""
-    few = pixels <= _FEW_PIXELS or (channels >= _MANY_CHANNELS and pixels <= _MORE_PIXELS)
-    return map_pixels <= _SMALL_MAP or (few and _onednn_has(torch.bfloat16))
-
-
-def pooling_is_faster(inputs: int, outputs: int) -> bool:
-    """A pointwise convolution of so many channels is faster as one with the pooled normalisation behind it, in training."""
-    return inputs <= MOST_FEW and outputs >= max(_FEWEST_POOLED, _WIDER * inputs)
-
-
-def _onednn_has(dtype: torch.dtype) -> bool:
-    """Whether oneDNN computes in this type here. PyTorch's own way instead is slow in bf16, its weight gradient 3 % off."""
-    return torch._C._has_mkldnn and (dtype == torch.float32 or _onednn_has_bf16())
-
-
-@cache
-def _onednn_has_bf16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-@cache
-def _instructions() -> str:
-    """Of the processor, as PyTorch names them: "AVX512", "AVX2", ..."""
-    return torch.backends.cpu.get_cpu_capability()
-
-
-@cache
-def _multiplies_pairs() -> bool:
-    """Whether the processor has an instruction for sums of two products of bf16 values, which the kernels use."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return _instructions() == "AVX512" and bool(capabilities.get("avx512_bf16"))
+    return small and max(geometry.kernels[0]) <= 3 and max(geometry.paddings[0]) <= 1 and onednn_has(dtype)

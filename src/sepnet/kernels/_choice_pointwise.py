@@ -1,0 +1,61 @@
+"""Which way is the fastest one for a pointwise convolution on this processor. Figures: LOG.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+import torch
+
+from sepnet.kernels._processor import instructions, onednn_has
+
+__all__ = ["MOST_FEW", "Way", "pointwise_way", "pooling_is_faster"]
+
+_SMALL_MAP = 16  # pixels of a map up to which a pointwise convolution in bf16 is a matrix product
+# channels, pixels of a batch and multiplications from which on the kernels' pointwise convolutions are faster than oneDNN's
+_FEWEST_CHANNELS, _FEWEST_PIXELS, _FEWEST_PRODUCTS = 32, 512, 1 << 23
+_FEW_PIXELS = 2048  # of a batch, up to which a matrix product is the fastest in bf16, and in fp32 with AVX2 from _MANY_WEIGHTS on
+_MANY_WEIGHTS = 1 << 19
+_MANY_CHANNELS, _MORE_PIXELS = 512, 8192  # in bf16, from so many on either side, up to so many
+MOST_FEW = 8  # channels that the pooled pointwise convolution takes, as SEPNET_MAX_FEW of the kernels
+_FEWEST_POOLED, _WIDER = 16, 2  # outputs, and how many times the inputs they must be, for it to be the faster way
+
+
+class Way(Enum):
+    """Of a pointwise convolution; the value is how it is told."""
+
+    KERNELS = "native"
+    CONVOLUTION = "PyTorch convolution"
+    PRODUCT = "PyTorch matrix product"
+
+
+def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int) -> Way:
+    """The fastest way for a pointwise convolution of (B, C, H, W), forward and backward together.
+
+    In bf16 oneDNN is at the processor's limit, but its convolution takes 0.96 to 2.0 times as long as the same matrix product where
+    pixels are few, and where many channels meet not too many. In fp32 with AVX2 oneDNN's products reach 60 to 75 % of what the
+    processor can do, its gradient of the weights 40 to 55 %, and the kernels' 70 to 85 %; not where there is little to multiply, or
+    few channels, which do not fill a tile. Half a million weights and more with few pixels are a matrix product: they are what
+    takes the time, and it copies them least.
+    """
+    batch, inputs, height, width = shape
+    pixels = batch * height * width
+    if dtype == torch.bfloat16 and _is_product_in_bf16(height * width, pixels, min(inputs, outputs)):
+        return Way.PRODUCT
+    if dtype != torch.float32 or instructions() != "AVX2":
+        return Way.CONVOLUTION
+    if inputs * outputs >= _MANY_WEIGHTS and pixels <= _FEW_PIXELS:
+        return Way.PRODUCT
+    much = min(inputs, outputs) >= _FEWEST_CHANNELS and pixels >= _FEWEST_PIXELS and pixels * inputs * outputs >= _FEWEST_PRODUCTS
+    return Way.KERNELS if much else Way.CONVOLUTION
+
+
+def _is_product_in_bf16(map_pixels: int, pixels: int, channels: int) -> bool:
+    """Of ``channels`` at least on either side; 138 shapes were measured with AVX512-BF16."""
+    few = pixels <= _FEW_PIXELS or (channels >= _MANY_CHANNELS and pixels <= _MORE_PIXELS)
+    return map_pixels <= _SMALL_MAP or (few and onednn_has(torch.bfloat16))
+
+
+def pooling_is_faster(inputs: int, outputs: int) -> bool:
+    """A pointwise convolution of so many channels is faster as one with the pooled normalisation behind it, in training."""
+    return inputs <= MOST_FEW and outputs >= max(_FEWEST_POOLED, _WIDER * inputs)

@@ -1,0 +1,48 @@
+"""What this processor computes with, as far as the choice of a way depends on it."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+__all__ = ["has_amx", "instructions", "is_zen5", "multiplies_pairs", "onednn_has"]
+
+
+def onednn_has(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes in this type here. PyTorch's own way instead is slow in bf16, its weight gradient 3 % off."""
+    return torch._C._has_mkldnn and (dtype == torch.float32 or _onednn_has_bf16())
+
+
+@cache
+def _onednn_has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@cache
+def instructions() -> str:
+    """As PyTorch names them: "AVX512", "AVX2", ..."""
+    return torch.backends.cpu.get_cpu_capability()
+
+
+@cache
+def multiplies_pairs() -> bool:
+    """Whether there is an instruction for sums of two products of bf16 values, which the kernels use."""
+    return instructions() == "AVX512" and _has("avx512_bf16")
+
+
+@cache
+def is_zen5() -> bool:
+    """AMD's generation Zen 5, whose vectors of 512 bits are computed at once: the only processors with both of these."""
+    return multiplies_pairs() and _has("avx512_vp2intersect")
+
+
+@cache
+def has_amx() -> bool:
+    """Whether the processor multiplies tiles of bf16, several times as fast as the kernels do."""
+    return _has("amx_bf16")
+
+
+def _has(name: str) -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get(name))
