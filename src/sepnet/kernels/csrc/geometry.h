@@ -1,6 +1,5 @@
 /* Where a depthwise convolution's taps, planes, bands and tasks lie. Nothing here touches a tensor. */
 
-enum { BAND_BYTES = 384 << 10 };  /* of planes a task: within the L2 cache of one core */
 enum { SPARSE = 4 };              /* cache lines of a pixel: fewer, in a larger map, leave the hardware's prefetcher behind */
 enum { MAX_FOLDED = 4 };          /* channels: with so few, several images share a vector */
 enum { PARTS_PER_THREAD = 2 };    /* evens out threads that are disturbed; parts are fixed, so sums keep their order */
@@ -310,6 +309,7 @@ static int is_sparse(const sepnet_depthwise *conv, int64_t blocks) {
 /* Slabs as wide as possible, so that memory is read and written in its order; bands as few as keep the planes in cache and the
  * threads busy. */
 static cut cut_up(const sepnet_depthwise *conv, int64_t images, int backward) {
+    const int64_t room = sepnet_band_bytes();
     const int64_t blocks = count_blocks(conv), groups = sepnet_max(1, count_groups(conv, images));
     const int64_t limit = sepnet_max(1, sepnet_min(conv->out_h, conv->in_h) / 2), lines = sepnet_max(1, line_vectors(conv->dtype));
     for (int64_t slabs = 1;; slabs *= 2) {
@@ -319,11 +319,11 @@ static cut cut_up(const sepnet_depthwise *conv, int64_t images, int backward) {
         if (!last && slabs > 1 && is_sparse(conv, c.slab)) continue;
         c.slabs = (blocks + c.slab - 1) / c.slab, c.pixel = plane_pixel(c.slab);
         c.bands = last ? (conv->threads + groups * c.slabs - 1) / (groups * c.slabs) : 1;
-        c.bands = sepnet_min(limit, sepnet_max(c.bands, planes_bytes(conv, c.pixel, 1, backward) / BAND_BYTES)); /* not fewer */
-        while (c.bands < limit && planes_bytes(conv, c.pixel, c.bands, backward) > BAND_BYTES) c.bands++;
+        c.bands = sepnet_min(limit, sepnet_max(c.bands, planes_bytes(conv, c.pixel, 1, backward) / room)); /* not fewer */
+        while (c.bands < limit && planes_bytes(conv, c.pixel, c.bands, backward) > room) c.bands++;
         if (last) return c;
         if (groups * c.slabs * c.bands < conv->threads || !bands_pay(conv, c.bands)) continue;
-        if (planes_bytes(conv, c.pixel, c.bands, backward) <= BAND_BYTES) return c;
+        if (planes_bytes(conv, c.pixel, c.bands, backward) <= room) return c;
     }
 }
 

@@ -55,6 +55,9 @@ typedef void (*sepnet_body)(void *context, int64_t part, sepnet_worker worker);
  * fixed; what a part computes must not depend on it, so that results do not depend on the timing. */
 void sepnet_run_parts(sepnet_body body, void *context, int64_t parts, int64_t threads);
 
+/* Bytes of planes that one task may have: they are to stay in the L2 cache of a core. */
+int64_t sepnet_band_bytes(void);
+
 /* First of the items that part `part` of `parts` takes when `items` are dealt out evenly. */
 static inline int64_t sepnet_part_begin(int64_t items, int64_t parts, int64_t part) { return items * part / parts; }
 

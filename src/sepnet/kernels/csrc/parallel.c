@@ -13,9 +13,8 @@
 enum { MOST_SEATS = 64, LINE = 64 };
 
 typedef struct {
-    atomic_llong next;
+    _Alignas(LINE) atomic_llong next; /* threads that count do not wait for one another */
     int64_t end;
-    char line[LINE - sizeof(atomic_llong) - sizeof(int64_t)]; /* threads that count do not wait for one another */
 } seat;
 
 typedef struct {

@@ -1,7 +1,7 @@
 /* From a map in memory to a plane in cache, of float32 or of what pairs are made of, and what a normalisation does to values on
  * that way. */
 
-enum { CHUNK_BYTES = 12 << 10, CHUNK_ROWS = 4 }; /* unpacked before they are used: as many bytes, but so many rows at least */
+enum { CHUNK_BYTES = 12 << 10, CHUNK_ROWS = 8 }; /* unpacked before they are used: as many bytes, but so many rows at least */
 enum { AHEAD_BYTES = 8 << 10 };                  /* fetched ahead of what is unpacked: while results are computed, nothing is read */
 /* Pixels with something between them: the row that follows, as what lies behind a row's last one is another slab, or a row that no tap
  * sees; of longer rows a few pixels. */
