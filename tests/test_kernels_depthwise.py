@@ -262,6 +262,37 @@ def test_other_types_take_the_reference(dtype: torch.dtype) -> None:
     assert y.dtype == dtype
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("wanted", [(a, b, c) for a in (True, False) for b in (True, False) for c in (True, False)], ids=str)
+def test_branches_give_the_gradients_that_are_wanted(wanted: tuple[bool, bool, bool], autocast: bool) -> None:
+    """In the types of their tensors, once; as by PyTorch's operations."""
+    leaves = [torch.randn(2, 5, 9, 8), torch.randn(5, 1, 3, 3).bfloat16(), torch.randn(5, 1, 5, 5)]
+    leaves = [leaf.requires_grad_(want) for leaf, want in zip(leaves, wanted, strict=True)]
+
+    def gradients() -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = depthwise_branches(leaves[0], leaves[1:], paddings=[1, 2], dilations=[1, 1])
+        assert y.requires_grad == any(wanted)
+        asked = [leaf for leaf in leaves if leaf.requires_grad]
+        return [y.detach(), *(torch.autograd.grad(y, asked, torch.ones_like(y), retain_graph=True) if asked else ())]
+
+    got = gradients()
+    with use("reference"):
+        expected = gradients()
+    for one, other in zip(got, expected, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=3e-2, atol=0.2)
+
+
+@needs_library
+def test_branches_have_no_second_derivative() -> None:
+    x, weights = torch.randn(2, 5, 9, 8, requires_grad=True), [torch.randn(5, 1, k, k, requires_grad=True) for k in (3, 5)]
+    y = depthwise_branches(x, weights, paddings=[1, 2], dilations=[1, 1])
+    (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 def test_more_branches_and_larger_kernels_than_the_library_takes() -> None:
     x = torch.randn(2, 3, 12, 12)
     five = [torch.randn(3, 1, 3, 3) for _ in range(5)]
