@@ -15,7 +15,7 @@ def show_kernels(out: Output) -> None:
     import torch
 
     from sepnet.engine.devices import prefers_bf16
-    from sepnet.kernels import gpu_path, kernel_paths, kernels_in_use, library, why_not_native
+    from sepnet.kernels import EXAMPLE_BATCH, gpu_path, kernel_paths, kernels_in_use, library, why_not_native
 
     lib, reason, paths = library(), why_not_native(), kernel_paths()
     precision = "bf16" if prefers_bf16(torch.device("cpu")) else "fp32"
@@ -23,7 +23,7 @@ def show_kernels(out: Output) -> None:
         threads = None if lib is None else lib.threads
         rows = [path._asdict() for path in paths]
         numbers = {"kernels": kernels_in_use(), "why_not_native": reason, "threads": threads, "precision": precision}
-        out.json(numbers | {"gpu": gpu_path(), "paths": rows})
+        out.json(numbers | {"gpu": gpu_path(), "batch_size": EXAMPLE_BATCH, "paths": rows})
         return
     facts = [("kernels", kernels_in_use() if lib is not None else f"PyTorch's own operations: {reason}")]
     if lib is not None:
@@ -32,6 +32,7 @@ def show_kernels(out: Output) -> None:
     gpu = gpu_path()
     if gpu is not None:
         facts.append(("GPU", gpu))
+    facts.append(("shown", f"what batches of {EXAMPLE_BATCH} images take in training"))
     facts.append(("choice", "SEPNET_KERNELS=native or reference, SEPNET_KERNELS_ISA=NAME"))
     out.facts(facts)
     out.line()

@@ -19,11 +19,12 @@ from sepnet.kernels._norm import Normalisation, batch_norm_relu
 from sepnet.kernels._pixels import global_average
 from sepnet.kernels._pointwise import pointwise_conv2d
 from sepnet.kernels._pooled import pooled_pointwise, pools
-from sepnet.kernels._status import KernelPath, gpu_path, kernel_paths, kernels_in_use
+from sepnet.kernels._status import EXAMPLE_BATCH, KernelPath, gpu_path, kernel_paths, kernels_in_use
 from sepnet.kernels._tensors import is_plain
 from sepnet.kernels._tracing import is_written_down
 
 __all__ = [
+    "EXAMPLE_BATCH",
     "MOST_STEPS",
     "Averages",
     "Geometry",

@@ -14,7 +14,7 @@ from sepnet.kernels._gpu import why_not_triton
 from sepnet.kernels._library import library, why_not_native
 from sepnet.kernels._muon import why_torch_iterates
 
-__all__ = ["KernelPath", "gpu_path", "kernel_paths", "kernels_in_use"]
+__all__ = ["EXAMPLE_BATCH", "KernelPath", "gpu_path", "kernel_paths", "kernels_in_use"]
 
 _CPU = torch.device("cpu")
 
@@ -59,7 +59,7 @@ def _plain(kernel: int, stride: int = 1, dilation: int = 1, branches: int = 1, i
 
 
 _CHANNELS = 64
-_BATCH = 128  # of the pointwise convolutions: their way depends on it
+EXAMPLE_BATCH = 128  # of what is listed: the way of a convolution depends on it
 _WHY_POINTWISE = {
     Way.KERNELS: "PyTorch's products are slower here",
     Way.CONVOLUTION: "the faster of the two in PyTorch",
@@ -87,7 +87,7 @@ def _depthwise_path(
     label = str(dtype).removeprefix("torch.")
     if reason is not None:
         return KernelPath(name, label, "PyTorch", "PyTorch", reason)
-    shape = (2, channels, size, size)
+    shape = (EXAMPLE_BATCH, channels, size, size)
     choice = choose(dtype, shape, geometry)
     if choice is None:
         return KernelPath(name, label, "PyTorch", "PyTorch", "kernels reach to 7x7")
@@ -115,9 +115,9 @@ def kernel_paths() -> list[KernelPath]:
         label = str(dtype).removeprefix("torch.")
         rows += [_depthwise_path(*case, dtype, native, reason) for case in _DEPTHWISE]
         for size in (4, 8):
-            way = Way.CONVOLUTION if lib is None else pointwise_way(dtype, (_BATCH, _CHANNELS, size, size), _CHANNELS)
+            way = Way.CONVOLUTION if lib is None else pointwise_way(dtype, (EXAMPLE_BATCH, _CHANNELS, size, size), _CHANNELS)
             how = native if way is Way.KERNELS else way.value
-            name = f"pointwise 1x1, {size}x{size} map, batch {_BATCH}"
+            name = f"pointwise 1x1, {size}x{size} map"
             rows.append(KernelPath(name, label, how, how, reason or _WHY_POINTWISE[way]))
         for name in ("batch norm, ReLU", "batch norm, 2x2 max pooling, ReLU"):
             why = reason or "one pass for all, after that of the statistics"
