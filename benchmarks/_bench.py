@@ -116,13 +116,14 @@ def in_turns(
     warm_up: int = 3,
     seconds: float | None = None,
     least: int = 5,
+    cycle: int = 1,
     settle: Callable[[], object] | None = None,
 ) -> dict[str, list[float]]:
     """Milliseconds of each call, the contenders taking turns, in another order each round: what one leaves in the caches meets all.
 
     Args:
-        work: functions of the number of the round, which is 0 in the warm-up.
-        seconds: no further round begins after so long, once there are ``least``.
+        work: functions of the number of the round, which is 0 in the warm-up (with ``cycle``, each number below it).
+        seconds: no further round begins after so long, once there are ``least``, and a multiple of ``cycle``.
         settle: called before the clock is read, to wait for an accelerator.
     """
     times: dict[str, list[float]] = {name: [] for name in work}
@@ -131,12 +132,12 @@ def in_turns(
     for number in range(-warm_up, rounds):
         if number == 0:
             begin = time.perf_counter()
-        if seconds is not None and number >= least and time.perf_counter() - begin > seconds:
+        if seconds is not None and number >= least and number % cycle == 0 and time.perf_counter() - begin > seconds:
             break
         order.shuffle(names)
         for name in names:
             start = time.perf_counter()
-            work[name](max(number, 0))
+            work[name](number if number >= 0 else number % cycle)
             if settle is not None:
                 settle()
             if number >= 0:

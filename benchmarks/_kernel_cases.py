@@ -94,6 +94,11 @@ class Case:
         self._default = _Given(_Operands(x, weights, bias), grad)
         self._dense = [_Given(_Operands(_dense(x), weights, bias), _dense(grad)) for _ in self._names]
 
+    @property
+    def copies(self) -> int:
+        """After how many rounds everyone has had every map."""
+        return len(self._dense)
+
     def calls(self, direction: str) -> dict[str, Call]:
         """The contenders, "forward" or "backward", as functions of the number of the round; the kernel alone where there is one."""
         made = {name: self._in_turns(direction, name, place) for place, name in enumerate(self._names)}

@@ -88,7 +88,9 @@ def measure(args: argparse.Namespace, copy: Copy) -> Iterator[list[Row]]:
             case = Case(shape, dtype, control=bool(users))
             case.check()
             for direction in DIRECTIONS:
-                times = in_turns(case.calls(direction), rounds=args.rounds, warm_up=1, seconds=args.seconds)
+                times = in_turns(
+                    case.calls(direction), rounds=args.rounds, warm_up=case.copies, seconds=args.seconds, cycle=case.copies
+                )
                 contenders = {name: figures_of(values) for name, values in times.items()}
                 rows.append(Row(shape, tuple(users), dtype, direction, contenders))
         yield rows

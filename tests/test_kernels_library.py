@@ -308,8 +308,9 @@ def parts_by_thread(parts: int, count: int, slow: int) -> dict[int, list[int]]:
 
 @needs_library
 @pytest.mark.usefixtures("team")
-@pytest.mark.parametrize(("parts", "count"), [(8, 2), (7, 2), (9, 4), (3, 3), (200, 64)])
+@pytest.mark.parametrize(("parts", "count"), [(8, 2), (7, 2), (9, 4), (7, 3), (200, 64)])
 def test_a_thread_begins_with_its_own_parts_and_then_takes_those_of_others(parts: int, count: int) -> None:
+    parts_by_thread(9, 9, -1)  # with more threads: those that are left over from it have no part in what follows
     firsts = {parts * seat // count for seat in range(count)}
     slow = max(firsts)
     found = parts_by_thread(parts, count, slow)

@@ -33,7 +33,7 @@ def multiplies_pairs() -> bool:
 
 @cache
 def is_zen5() -> bool:
-    """AMD's generation Zen 5, whose vectors of 512 bits are computed at once: the only processors with both of these."""
+    """AMD's generation Zen 5 or a later one, whose vectors of 512 bits are computed at once: the first ones with both of these."""
     return multiplies_pairs() and _has("avx512_vp2intersect")
 
 

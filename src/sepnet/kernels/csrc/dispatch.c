@@ -58,9 +58,11 @@ static int64_t find_band_bytes(void) {
 
 int64_t sepnet_band_bytes(void) {
     static atomic_llong known = 0; /* looking takes longer than a small convolution where a hypervisor answers for the processor */
-    int64_t bytes = atomic_load_explicit(&known, memory_order_relaxed);
-    if (bytes == 0) atomic_store_explicit(&known, bytes = find_band_bytes(), memory_order_relaxed);
-    return bytes;
+    long long bytes = atomic_load_explicit(&known, memory_order_relaxed);
+    if (bytes != 0) return bytes;
+    /* cores may differ: what one caller found is everyone's, as workspaces are measured by it */
+    const long long found = find_band_bytes();
+    return atomic_compare_exchange_strong(&known, &bytes, found) ? found : bytes;
 }
 
 int sepnet_abi(void) { return SEPNET_ABI; }

@@ -45,6 +45,7 @@ static void run_job(void *argument) {
     int64_t own = number ? number() : pool_number;
     for (int64_t i = 0; i < j->count; i++) {
         seat *from = &j->seats[(own + i) % j->count];
+        if (atomic_load_explicit(&from->next, memory_order_relaxed) >= from->end) continue; /* only read, its line stays everyone's */
         for (;; worker.done++) {
             int64_t part = atomic_fetch_add_explicit(&from->next, 1, memory_order_relaxed);
             if (part >= from->end) break;
@@ -68,17 +69,17 @@ static struct {
 static pthread_mutex_t pool_owner = PTHREAD_MUTEX_INITIALIZER; /* held for the length of one parallel region */
 static pthread_once_t pool_once = PTHREAD_ONCE_INIT;
 
+/* Of the workers the first ones take part, so that a number is always the same thread's. */
 static void *work(void *number) {
     pool_number = (intptr_t)number;
     uint64_t seen = 0;
     pthread_mutex_lock(&pool.lock);
     for (;;) {
-        while (pool.generation == seen || pool.wanted == 0) {
-            if (pool.generation != seen) seen = pool.generation;
+        while (pool.generation == seen || pool_number > pool.wanted) {
+            seen = pool.generation;
             pthread_cond_wait(&pool.wake, &pool.lock);
         }
         seen = pool.generation;
-        pool.wanted--;
         pool.running++;
         job *j = pool.current;
         pthread_mutex_unlock(&pool.lock);
