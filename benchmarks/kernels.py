@@ -5,11 +5,11 @@
     python benchmarks/kernels.py --sweep --dtype bf16
 
 sepnet is the function that the networks call, with its choice of path; the kernel is the native one alone. PyTorch's F.conv2d runs
-in its default layout (NCHW) and in channels_last. All of them run in turns on the same values, and the results are compared first.
-At the shapes of networks F.conv2d in channels_last runs a second time, as a contender of its own: how often it falls behind itself
-says what chance does. The floor is the time that this machine takes to copy as many bytes as must move, by the copy bandwidth
-measured in the same run on 512 MiB. Every contender has its large buffers kept by the allocator (see
-sepnet.engine.devices.keep_large_buffers), so that the figures are those of the kernels alone.
+in its default layout (NCHW) and in channels_last. All of them run in turns on the same values, whose channels-last copies they pass
+on from round to round, and the results are compared first. At the shapes of networks F.conv2d in channels_last runs a second time,
+as a contender of its own: how often it falls behind itself says what chance does. The floor is the time that this machine takes to
+copy as many bytes as must move, by the copy bandwidth measured in the same run on 512 MiB. Every contender has its large buffers
+kept by the allocator (see sepnet.engine.devices.keep_large_buffers), so that the figures are those of the kernels alone.
 
 With neither --networks nor --sweep both are measured.
 """

@@ -281,7 +281,9 @@ def test_branches_give_the_gradients_that_are_wanted(wanted: tuple[bool, bool, b
         expected = gradients()
     for one, other in zip(got, expected, strict=True):
         assert one.dtype == other.dtype
-        torch.testing.assert_close(one, other, rtol=3e-2, atol=0.2)
+        error = float((one - other).abs().max() / other.abs().max())
+        # PyTorch's way rounds each branch's weights, and adds the branches' gradients, in bf16
+        assert error < (2e-2 if autocast else 1e-2 if one.dtype == torch.bfloat16 else 1e-5)
 
 
 @needs_library

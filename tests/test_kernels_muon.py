@@ -35,7 +35,7 @@ SIDES = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 96, 127, 129,
 @pytest.fixture(autouse=True)
 def no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a processor has AMX the kernels would leave bf16 to PyTorch."""
-    monkeypatch.setattr("sepnet.kernels._muon.has_amx", lambda: False)
+    monkeypatch.setattr("sepnet.kernels._muon.processor_has", lambda name: False)
 
 
 def exactly(matrix: Tensor, iterations: Iterations = FLOAT) -> Tensor:
@@ -202,7 +202,7 @@ def test_who_iterates_where(monkeypatch: pytest.MonkeyPatch) -> None:
         assert muon_step([update], FLOAT) == [update]
     assert why_torch_iterates(LIBRARY, torch.float32) is None
     assert (why_torch_iterates(LIBRARY, torch.bfloat16) is None) == (LIBRARY.isa == "avx512_bf16")
-    monkeypatch.setattr("sepnet.kernels._muon.has_amx", lambda: True)
+    monkeypatch.setattr("sepnet.kernels._muon.processor_has", lambda name: name == "amx_bf16")
     assert why_torch_iterates(LIBRARY, torch.bfloat16) == "PyTorch's products are faster with AMX"
     assert muon_step([update], HALF) == [update]
 

@@ -127,6 +127,7 @@ def test_a_large_workspace_is_not_kept() -> None:
     assert _native.workspace(10) is before
 
 
+@needs_library
 @pytest.mark.usefixtures("team")
 def test_python_threads_compute_at_once_and_do_not_disturb_one_another() -> None:
     problems = [PROBLEM._replace(seed=seed, channels=9 + seed) for seed in range(3)]

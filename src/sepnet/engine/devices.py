@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from sepnet.errors import ConfigError, one_line
+from sepnet.kernels import processor_has
 
 try:
     from lightning_fabric import Fabric
@@ -30,8 +31,7 @@ def prefers_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))
+        return processor_has("avx512_bf16") or processor_has("amx_bf16")
     return False
 
 

@@ -19,6 +19,7 @@ from sepnet.kernels._norm import Normalisation, batch_norm_relu
 from sepnet.kernels._pixels import global_average
 from sepnet.kernels._pointwise import pointwise_conv2d
 from sepnet.kernels._pooled import pooled_pointwise, pools
+from sepnet.kernels._processor import processor_has
 from sepnet.kernels._status import EXAMPLE_BATCH, KernelPath, gpu_path, kernel_paths, kernels_in_use
 from sepnet.kernels._tensors import is_plain
 from sepnet.kernels._tracing import is_written_down
@@ -54,6 +55,7 @@ __all__ = [
     "pooled_pointwise",
     "pooling_is_faster",
     "pools",
+    "processor_has",
     "same_places",
     "use",
     "watching",

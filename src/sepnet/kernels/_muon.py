@@ -17,7 +17,7 @@ from sepnet.kernels import _native_muon
 from sepnet.kernels._calls import is_watched
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._native_muon import Iterations, Update
-from sepnet.kernels._processor import has_amx
+from sepnet.kernels._processor import processor_has
 from sepnet.kernels._tensors import is_plain
 from sepnet.kernels._tracing import is_traced
 
@@ -63,7 +63,7 @@ def why_torch_iterates(lib: Library, dtype: torch.dtype) -> str | None:
         return None
     if dtype != torch.bfloat16:
         return "the kernels iterate in float32 and bf16"
-    if has_amx():
+    if processor_has("amx_bf16"):  # which multiplies tiles, several times as fast as the kernels do
         return "PyTorch's products are faster with AMX"
     return None if lib.isa_key == b"avx512_bf16" else "the kernels multiply bf16 with AVX512-BF16 only"
 

@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-__all__ = ["has_amx", "instructions", "is_zen5", "multiplies_pairs", "onednn_has"]
+__all__ = ["instructions", "is_zen5", "multiplies_pairs", "onednn_has", "processor_has"]
 
 
 def onednn_has(dtype: torch.dtype) -> bool:
@@ -28,21 +28,17 @@ def instructions() -> str:
 @cache
 def multiplies_pairs() -> bool:
     """Whether there is an instruction for sums of two products of bf16 values, which the kernels use."""
-    return instructions() == "AVX512" and _has("avx512_bf16")
+    return instructions() == "AVX512" and processor_has("avx512_bf16")
 
 
 @cache
 def is_zen5() -> bool:
     """AMD's generation Zen 5 or a later one, whose vectors of 512 bits are computed at once: the first ones with both of these."""
-    return multiplies_pairs() and _has("avx512_vp2intersect")
+    return multiplies_pairs() and processor_has("avx512_vp2intersect")
 
 
 @cache
-def has_amx() -> bool:
-    """Whether the processor multiplies tiles of bf16, several times as fast as the kernels do."""
-    return _has("amx_bf16")
-
-
-def _has(name: str) -> bool:
+def processor_has(name: str) -> bool:
+    """Whether the CPU has instructions that PyTorch calls so ("avx512_bf16", "amx_bf16", ...); False where it does not tell."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get(name))
