@@ -37,9 +37,9 @@ def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
     ("geometry", "side", "avx2", "others"),
     [
         (plain(3), 32, False, True),
-        (plain(3), 56, True, True),
+        (plain(3), 56, False, True),
         (plain(3, stride=2), 32, False, True),
-        (plain(3, stride=2, dilation=2), 28, True, True),
+        (plain(3, stride=2, dilation=2), 28, False, True),
         (plain(3, stride=2, dilation=2), 32, False, True),
         (plain(3, dilation=2), 32, True, True),
         (plain(3, dilation=4), 32, True, True),
@@ -62,7 +62,8 @@ def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
         (plain(5, dilation=3), 7, False, False),
         (plain(7, dilation=2), 8, False, True),
         (plain(5), 32, False, True),
-        (plain(5), 56, True, True),
+        (plain(5), 56, False, True),
+        (plain(5, stride=2), 56, False, True),
         (plain(5, dilation=2), 32, True, True),
         (plain(7), 56, False, True),
     ],
@@ -211,16 +212,41 @@ def test_backward_on_zen5(processor: str, side: int) -> None:
 
 
 @pytest.mark.parametrize("processor", ["AVX2"], indirect=True)
-def test_few_channels_a_pixel_are_left_to_onednn_with_avx2(processor: str) -> None:
-    assert _choice_depthwise.torch_forward_is_faster(FLOAT, (8, 32, 32, 32), plain(3))
-    assert not _choice_depthwise.torch_forward_is_faster(FLOAT, (8, 40, 32, 32), plain(3))
-
-
-@pytest.mark.parametrize("processor", ["AVX2"], indirect=True)
-def test_stride_2_with_dilation_2_is_for_our_avx2_with_3x3(processor: str) -> None:
-    seven = Geometry((2, 2), ((7, 7),), ((3, 3),), ((2, 2),), False)
-    assert not _choice_depthwise.torch_forward_is_faster(FLOAT, (8, 64, 28, 28), seven)
-    assert _choice_depthwise.torch_forward_is_faster(FLOAT, (8, 64, 32, 32), plain(5, stride=2, dilation=2))
+@pytest.mark.parametrize(
+    ("geometry", "shape", "torchs"),
+    [
+        (plain(3), (8, 31, 112, 112), True),
+        (plain(3), (8, 32, 112, 112), False),
+        (plain(3), (128, 1024, 4, 4), False),
+        (plain(2), (8, 64, 32, 32), True),
+        (plain(3, stride=3), (8, 64, 32, 32), True),
+        (plain(3, stride=2), (8, 32, 32, 32), True),
+        (plain(3, stride=2), (8, 33, 32, 32), False),
+        (plain(3, stride=2), (8, 32, 31, 31), False),
+        (plain(3, stride=2), (8, 256, 14, 14), True),  # 7x7 are left
+        (plain(3, stride=2), (8, 255, 14, 14), False),
+        (plain(3, stride=2), (8, 256, 15, 15), False),
+        (plain(5, stride=2), (8, 256, 14, 14), False),
+        (plain(5, stride=2), (8, 256, 6, 6), True),
+        (plain(3, stride=2, dilation=2), (128, 128, 8, 8), False),
+        (plain(3, stride=2, dilation=2), (128, 129, 8, 8), True),
+        (plain(3, stride=2, dilation=2), (128, 256, 14, 14), False),
+        (plain(3, stride=2, dilation=2), (128, 257, 14, 14), True),
+        (plain(3, dilation=2), (128, 64, 16, 16), False),  # 8 MiB
+        (plain(3, dilation=4), (128, 64, 16, 16), False),
+        (plain(3, dilation=4), (127, 64, 16, 16), True),
+        (plain(3, dilation=2), (512, 47, 16, 16), True),
+        (plain(3, dilation=2), (128, 256, 16, 16), False),
+        (plain(3, dilation=2), (128, 257, 16, 16), True),
+        (plain(3, dilation=3, stride=2), (128, 128, 32, 32), True),
+        (plain(5, dilation=2), (128, 128, 32, 32), True),
+        (plain(5, stride=2, dilation=2), (8, 64, 32, 32), True),
+        (Geometry((2, 2), ((7, 7),), ((3, 3),), ((2, 2),), False), (8, 16, 28, 28), False),
+    ],
+    ids=str,
+)
+def test_forward_with_avx2(processor: str, geometry: Geometry, shape: tuple[int, ...], torchs: bool) -> None:
+    assert _choice_depthwise.torch_forward_is_faster(FLOAT, shape, geometry) == torchs
 
 
 def test_the_choice_is_kept_for_each_type_shape_and_geometry() -> None:

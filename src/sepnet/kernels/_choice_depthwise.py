@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from sepnet.kernels._geometry import Geometry
+from sepnet.kernels._geometry import Geometry, Pair
 from sepnet.kernels._processor import instructions, is_zen5, multiplies_pairs, onednn_has
 
 __all__ = [
@@ -26,9 +26,13 @@ __all__ = [
 _FEW_CHANNELS = 4  # as MAX_FOLDED of the kernels
 _MOST_PADDING, _MOST_PADDING_AVX2 = 6, 4  # beyond them oneDNN has only a way that is 4 to a hundred times slower
 _NARROW, _MIDDLING, _LEAST_OUTPUT = 2, 4, 8  # paddings with AVX-512, and the output from which on more than the second is no matter
-_LARGE_MAP = 32  # up to which the kernels' forward pass with 5x5 filters is faster than oneDNN's with AVX2
-_LARGE_MAP_STRIDE_2 = 32  # from which on it is with stride 2 and dilation 2
-_LARGE_MAP_3X3, _FEW_CHANNELS_3X3 = 56, 32  # from which map on, and up to how many channels, oneDNN's is the faster with 3x3
+# with AVX2: channels below which oneDNN's forward pass is faster, and up to which on large maps with stride 2
+_FEWEST_AVX2, _FEW_AVX2, _LARGE_MAP_AVX2 = 32, 32, 32
+_SMALL_OUTPUT_3X3, _SMALL_OUTPUT_5X5, _MANY_AVX2 = 8, 4, 256  # and with stride 2 where less output meets so many channels
+# with stride and dilation 2: up to so many channels the kernels' is, and up to how many from which map on
+_LESS_AVX2, _MORE_AVX2, _MIDDLING_MAP_AVX2 = 128, 256, 14
+# and with dilation alone from so many channels to so many, from so many bytes on
+_FEWEST_DILATED_AVX2, _MOST_DILATED_AVX2, _DILATED_BYTES_AVX2 = 48, 256, 8 << 20
 # with AVX-512: channels and bytes of a map from which on, and channels up to which, the kernels' forward pass is faster with 3x3
 _LEAST_CHANNELS, _LEAST_CHANNELS_BF16, _MOST_CHANNELS = 128, 192, 512
 _LARGE_BYTES, _LARGE_BYTES_STRIDE_2 = 12 << 20, 32 << 20
@@ -68,8 +72,8 @@ def has_few_channels(shape: Sequence[int]) -> bool:
 def torch_forward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
     """PyTorch's forward pass of (B, C, H, W) is the faster one for a single filter bank; with bf16, where the processor has it.
 
-    Not where the padding is more than 6 (4 with AVX2) or much for a map of this size, nor for 3x3 on large maps, with AVX2 and
-    Zen 5 rarely for filters without dilation, and with AVX2 not for 3x3 of stride 2 and dilation 2 on the larger maps.
+    Not where the padding is more than 6 (4 with AVX2) or much for a map of this size, nor for 3x3 on large maps, and with AVX2 and
+    Zen 5 rarely for filters without dilation.
     """
     if len(geometry.kernels) > 1 or has_few_channels(shape) or shape[0] == 0:  # PyTorch's output of no images is not channels-last
         return False
@@ -121,17 +125,30 @@ def _is_padded_much(shape: Sequence[int], geometry: Geometry, avx2: bool) -> boo
 
 
 def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
-    """Filters without dilation: the kernels' forward pass takes 0.5 to 1.0 of oneDNN's time with AVX2, but for 3x3 and 5x5 on the
-    largest maps and 3x3 of few channels, where it takes 1.1 to 1.3. 3x3 with stride and dilation 2: 0.8 to 1.0 on the larger maps.
+    """7x7, and 3x3 and 5x5 of 32 channels and more. With stride 1 oneDNN's forward pass takes 1.0 to 2.1 times as long as the kernels'
+    (35 shapes), with stride 2 1.0 to 1.9 but for few channels on large maps (0.8 to 1.0) and many of little output (0.8 to 1.05).
+    Dilated 3x3: with stride 2 1.05 to 1.6 up to 128 channels, with more on small maps 0.65 to 1.05; with stride 1 1.0 to 1.6 for
+    48 to 256 channels of 8 MiB and more (but for one of 26 shapes), else 0.7 to 1.4. Dilated 5x5: 0.7 to 1.3.
     """
-    size = max(geometry.kernels[0])
-    if size == 3 and geometry.stride == geometry.dilations[0] == (2, 2):
-        return max(shape[2:]) >= _LARGE_MAP_STRIDE_2
-    if size > 5 or geometry.dilations[0] != (1, 1):
+    size, channels, stride, dilation = max(geometry.kernels[0]), shape[1], geometry.stride, geometry.dilations[0]
+    if size > 5 or size < 3 or channels < _FEWEST_AVX2 or max(stride) > 2:
         return size > 5
-    if size > 3:
-        return max(shape[2:]) <= _LARGE_MAP
-    return size == 3 and max(shape[2:]) < _LARGE_MAP_3X3 and shape[1] > _FEW_CHANNELS_3X3
+    if dilation != (1, 1):
+        return size == 3 and _is_for_our_dilated_avx2(shape, stride, dilation)
+    if max(stride) == 1:
+        return True
+    if channels <= _FEW_AVX2 and max(shape[2:]) >= _LARGE_MAP_AVX2:
+        return False
+    little = (min(shape[2:]) + 1) // 2 < (_SMALL_OUTPUT_3X3 if size == 3 else _SMALL_OUTPUT_5X5)
+    return not (little and channels >= _MANY_AVX2)
+
+
+def _is_for_our_dilated_avx2(shape: Sequence[int], stride: Pair, dilation: Pair) -> bool:
+    channels = shape[1]
+    if stride == dilation == (2, 2):
+        return channels <= (_MORE_AVX2 if min(shape[2:]) >= _MIDDLING_MAP_AVX2 else _LESS_AVX2)
+    large = math.prod(shape) * torch.float32.itemsize >= _DILATED_BYTES_AVX2
+    return stride == (1, 1) and large and _FEWEST_DILATED_AVX2 <= channels <= _MOST_DILATED_AVX2
 
 
 def _is_for_our_avx512(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:

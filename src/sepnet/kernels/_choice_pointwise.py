@@ -14,8 +14,8 @@ __all__ = ["MOST_FEW", "Way", "pointwise_way", "pooling_is_faster"]
 _SMALL_MAP = 16  # pixels of a map up to which a pointwise convolution in bf16 is a matrix product
 # channels, pixels of a batch and multiplications from which on the kernels' pointwise convolutions are faster than oneDNN's
 _FEWEST_CHANNELS, _FEWEST_PIXELS, _FEWEST_PRODUCTS = 32, 512, 1 << 23
-_FEW_PIXELS = 2048  # of a batch, up to which a matrix product is the fastest in bf16, and in fp32 with AVX2 from _MANY_WEIGHTS on
-_MANY_WEIGHTS = 1 << 19
+_FEW_PIXELS = 2048  # of a batch, up to which a matrix product is the fastest in bf16
+_FEWER_PIXELS, _MANY_WEIGHTS = 256, 1 << 19  # up to which it is in fp32 with AVX2, from so many weights on
 _MANY_CHANNELS, _MORE_PIXELS = 512, 8192  # in bf16, from so many on either side, up to so many
 MOST_FEW = 8  # channels that the pooled pointwise convolution takes, as SEPNET_MAX_FEW of the kernels
 _FEWEST_POOLED, _WIDER = 16, 2  # outputs, and how many times the inputs they must be, for it to be the faster way
@@ -35,8 +35,8 @@ def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int) -> Way
     In bf16 oneDNN is at the processor's limit, but its convolution takes 0.96 to 2.0 times as long as the same matrix product where
     pixels are few, and where many channels meet not too many. In fp32 with AVX2 oneDNN's products reach 60 to 75 % of what the
     processor can do, its gradient of the weights 40 to 55 %, and the kernels' 70 to 85 %; not where there is little to multiply, or
-    few channels, which do not fill a tile. Half a million weights and more with few pixels are a matrix product: they are what
-    takes the time, and it copies them least.
+    few channels, which do not fill a tile. Half a million weights and more with very few pixels are a matrix product: to copy them
+    takes the time.
     """
     batch, inputs, height, width = shape
     pixels = batch * height * width
@@ -44,9 +44,11 @@ def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int) -> Way
         return Way.PRODUCT
     if dtype != torch.float32 or instructions() != "AVX2":
         return Way.CONVOLUTION
-    if inputs * outputs >= _MANY_WEIGHTS and pixels <= _FEW_PIXELS:
+    many = inputs * outputs >= _MANY_WEIGHTS
+    if many and pixels <= _FEWER_PIXELS:
         return Way.PRODUCT
-    much = min(inputs, outputs) >= _FEWEST_CHANNELS and pixels >= _FEWEST_PIXELS and pixels * inputs * outputs >= _FEWEST_PRODUCTS
+    enough = pixels >= _FEWEST_PIXELS or many
+    much = min(inputs, outputs) >= _FEWEST_CHANNELS and enough and pixels * inputs * outputs >= _FEWEST_PRODUCTS
     return Way.KERNELS if much else Way.CONVOLUTION
 
 

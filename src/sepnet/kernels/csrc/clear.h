@@ -35,8 +35,8 @@ static void clear_gradient(const job_state *s, const task *at, int64_t row0, int
     const int64_t piece = ((at->blocks - 1) * VL + at->lanes) * size;
     for (int64_t i = 0; i < at->images; i++) {
         char *row = (char *)s->grad_x + ((at->image + i) * image_step(l) + at->channel) * size + first * l->map_w * step;
-        if (!s->stream) clear_pixels(row, (last - first) * l->map_w, piece, step, 0);
-        for (int64_t r = first; s->stream && r < last; r++, row += l->map_w * step) {
+        if (!s->stream_zeros) clear_pixels(row, (last - first) * l->map_w, piece, step, 0);
+        for (int64_t r = first; s->stream_zeros && r < last; r++, row += l->map_w * step) {
             if (r >= l->first_row && (r - l->first_row) % l->every_row == 0)
                 clear_between(l, row, piece, step);
             else

@@ -160,7 +160,7 @@ static void forward_part(void *context, int64_t part, sepnet_worker worker) {
         task at = nth_task(s, i);
         forward_task(s, &at, scratch, part);
     }
-    if (s->stream) stream_fence();
+    if (s->stream_zeros) stream_fence();
 }
 
 static void backward_part(void *context, int64_t part, sepnet_worker worker) {
@@ -174,7 +174,7 @@ static void backward_part(void *context, int64_t part, sepnet_worker worker) {
         task at = nth_task(s, i);
         backward_task(s, &at, scratch, sums, part);
     }
-    if (s->stream) stream_fence();
+    if (s->stream_zeros) stream_fence();
 }
 
 /* --- entry points -------------------------------------------------------------------------------------------------- */
@@ -242,10 +242,11 @@ static void lay_out(job_state *s, void *workspace, int backward) {
     s->scratch = at + joined_bytes(s);
 }
 
-/* Whether results, so many a pixel, are written past the caches. */
-static int is_streamed(const job_state *s, int64_t height, int64_t width, int64_t channels) {
-    const sepnet_depthwise *conv = s->conv;
-    return !sums_follow(s) && conv->batch * height * width * channels * (int64_t)element_size(conv->dtype) >= STREAM_BYTES;
+/* Whether results of so many channels are written past the caches. */
+static void choose_streams(job_state *s, int64_t height, int64_t width, int64_t channels) {
+    const int64_t pixel = channels * (int64_t)element_size(s->conv->dtype);
+    s->stream_zeros = !sums_follow(s) && s->conv->batch * height * width * pixel >= STREAM_BYTES;
+    s->stream = s->stream_zeros && pixel <= STREAM_PIXEL;
 }
 
 static void depthwise_forward(const sepnet_depthwise *whole, const sepnet_joined *joined, const void *x, const float *weight,
@@ -261,7 +262,7 @@ static void depthwise_forward(const sepnet_depthwise *whole, const sepnet_joined
     pack_biases(&s);
     clear_joined_sums(&s);
     if (sums_follow(&s)) find_origins(&s);
-    s.stream = is_streamed(&s, conv->out_h, conv->out_w, conv->channels * conv->branches);
+    choose_streams(&s, conv->out_h, conv->out_w, conv->channels * conv->branches);
     sepnet_run_parts(forward_part, &s, s.parts, conv->threads);
     if (sums_follow(&s)) finish_output_sums(&s);
 }
@@ -280,7 +281,7 @@ static void depthwise_backward(const sepnet_depthwise *whole, const sepnet_joine
             backward_taps(conv, &s.pairs, p, s.grad_floats, r, c, &s.classes[r * conv->stride_w + c]);
     pack_weights(&s, 1);
     clear_joined_sums(&s);
-    s.stream = is_streamed(&s, whole->in_h, whole->in_w, conv->channels);
+    choose_streams(&s, whole->in_h, whole->in_w, conv->channels);
     sepnet_run_parts(backward_part, &s, s.parts, conv->threads);
     unpack_sums(&s, grad_weight, grad_bias);
     if (sums_follow(&s)) reduce_joined_sums(&s, 1, joined->sums, joined->sums + conv->channels);

@@ -10,7 +10,8 @@
 enum { TILE_ROWS = VL == 16 ? 14 : 6, TILE_COLS = 2 * VL };
 enum { BAND_ROWS = 8 * TILE_ROWS };                          /* of the tall matrix: what is fetched ahead */
 enum { MOST_DEPTH = 256, MOST_PANELS = 8 };                  /* of the small one: a panel for the L1 cache, so many for the L2 cache */
-enum { MOST_PIXELS = 128, MOST_OUTPUTS = 22 * TILE_ROWS };   /* of dL/dw: what is copied at once */
+enum { MOST_PIXELS = 128, MOST_OUTPUTS = 43 * TILE_ROWS };   /* of dL/dw: what is copied at once for the L2 cache, */
+enum { NEAR_PANELS = 4 };                                    /* beside panels of inputs: whole cache lines of a pixel, in its order */
 enum { LEAST_SHARE = 256 };                                  /* pixels that are worth a gradient of their own, to be added */
 
 typedef vf tile[TILE_ROWS][2];
@@ -34,12 +35,20 @@ INLINE void clear_tile(tile sum) {
     for (int r = 0; r < TILE_ROWS; r++) sum[r][0] = sum[r][1] = splat(0);
 }
 
-/* Writes rows x cols of a tile, or adds them to what is there. bias: of the columns, or NULL; only where nothing is added. */
+/* The same as put_tile, value by value. */
+INLINE void put_corner(tile sum, float *to, int64_t stride, int rows, int cols, const float *bias, int add) {
+    float line[TILE_ROWS][TILE_COLS];
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++) *(vfu *)line[r] = sum[r][0], *(vfu *)(line[r] + VL) = sum[r][1];
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < cols; c++) to[r * stride + c] = line[r][c] + (add ? to[r * stride + c] : bias ? bias[c] : 0);
+}
+
+/* Writes rows x cols of a tile, or adds them to what is there. bias: of the columns, or NULL; only where nothing is added. A whole tile
+ * goes there from its registers. */
 INLINE void put_tile(tile sum, float *to, int64_t stride, int rows, int cols, const float *bias, int add) {
     if (rows < TILE_ROWS || cols < TILE_COLS) {
-        for (int r = 0; r < rows; r++)
-            for (int c = 0; c < cols; c++)
-                to[r * stride + c] = sum[r][c / VL][c % VL] + (add ? to[r * stride + c] : bias ? bias[c] : 0);
+        put_corner(sum, to, stride, rows, cols, bias, add);
         return;
     }
     vf left = bias ? *(const vfu *)bias : splat(0), right = bias ? *(const vfu *)(bias + VL) : splat(0);
@@ -55,7 +64,7 @@ INLINE void put_tile(tile sum, float *to, int64_t stride, int rows, int cols, co
 
 /* c (rows, cols) = a (rows, depth) * small (depth, cols) + bias. */
 typedef struct {
-    int64_t rows, depth, cols, bands, parts;
+    int64_t rows, depth, cols;
     const float *a, *panels, *bias;
     float *c;
 } product;
@@ -72,24 +81,71 @@ typedef struct {
     float *panels;
 } packing;
 
-static void pack_part(void *context, int64_t panel, sepnet_worker worker) {
+/* 8 rows of 8 values, `step` apart, to columns; those are the rows of a panel. */
+INLINE void turn_square(const float *from, int64_t step, float *to) {
+#ifdef HAVE_AVX2
+    __m256 row[8], pair[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) row[i] = _mm256_loadu_ps(from + i * step);
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]), pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) { /* columns i and i + 4 of rows 0 to 3, and of rows 4 to 7 */
+        const int at = i / 2;
+        __m256 upper = i % 2 ? _mm256_shuffle_ps(pair[at], pair[at + 2], 0xee) : _mm256_shuffle_ps(pair[at], pair[at + 2], 0x44);
+        __m256 lower = i % 2 ? _mm256_shuffle_ps(pair[at + 4], pair[at + 6], 0xee) : _mm256_shuffle_ps(pair[at + 4], pair[at + 6], 0x44);
+        _mm256_storeu_ps(to + i * TILE_COLS, _mm256_permute2f128_ps(upper, lower, 0x20));
+        _mm256_storeu_ps(to + (i + 4) * TILE_COLS, _mm256_permute2f128_ps(upper, lower, 0x31));
+    }
+#else
+    for (int i = 0; i < 8; i++)
+        for (int k = 0; k < 8; k++) to[k * TILE_COLS + i] = from[i * step + k];
+#endif
+}
+
+/* Rows [top, top + depth) of a panel whose columns are `cols` rows of the small matrix. */
+static void pack_across_panel(const packing *s, int64_t left, int64_t cols, int64_t top, int64_t depth, float *to) {
+    const float *from = s->small + left * s->depth + top;
+    int64_t n = 0;
+    for (; n + 8 <= cols; n += 8) {
+        int64_t k = 0;
+        for (; k + 8 <= depth; k += 8) turn_square(from + n * s->depth + k, s->depth, to + k * TILE_COLS + n);
+        for (; k < depth; k++)
+            for (int i = 0; i < 8; i++) to[k * TILE_COLS + n + i] = from[(n + i) * s->depth + k];
+    }
+    for (; n < cols; n++)
+        for (int64_t k = 0; k < depth; k++) to[k * TILE_COLS + n] = from[n * s->depth + k];
+}
+
+/* The panels of some columns; they are read in their order. */
+static void pack_part(void *context, int64_t part, sepnet_worker worker) {
     (void)worker;
     const packing *s = context;
-    int64_t left = panel * TILE_COLS, cols = sepnet_min(TILE_COLS, s->cols - left);
+    const int64_t width = panels_of(s->cols), begin = part * NEAR_PANELS, end = sepnet_min(begin + NEAR_PANELS, width);
     for (int64_t top = 0; top < s->depth; top += MOST_DEPTH) {
-        int64_t depth = sepnet_min(MOST_DEPTH, s->depth - top);
-        float *to = s->panels + (top * panels_of(s->cols) + panel * depth) * TILE_COLS;
-        if (cols < TILE_COLS) memset(to, 0, (size_t)(depth * TILE_COLS) * sizeof *to);
-        if (s->transposed)
-            for (int64_t n = 0; n < cols; n++)
-                for (int64_t k = 0; k < depth; k++) to[k * TILE_COLS + n] = s->small[(left + n) * s->depth + top + k];
-        else
-            for (int64_t k = 0; k < depth; k++)
-                memcpy(to + k * TILE_COLS, s->small + (top + k) * s->cols + left, (size_t)cols * sizeof *to);
+        const int64_t depth = sepnet_min(MOST_DEPTH, s->depth - top);
+        float *block = s->panels + top * width * TILE_COLS;
+        if (s->cols < end * TILE_COLS) memset(block + (end - 1) * depth * TILE_COLS, 0, (size_t)(depth * TILE_COLS) * sizeof *block);
+        if (s->transposed) {
+            for (int64_t panel = begin; panel < end; panel++)
+                pack_across_panel(s, panel * TILE_COLS, sepnet_min(TILE_COLS, s->cols - panel * TILE_COLS), top, depth,
+                                  block + panel * depth * TILE_COLS);
+            continue;
+        }
+        for (int64_t k = 0; k < depth; k++)
+            for (int64_t panel = begin; panel < end; panel++) {
+                const int64_t cols = sepnet_min(TILE_COLS, s->cols - panel * TILE_COLS);
+                const float *from = s->small + (top + k) * s->cols + panel * TILE_COLS;
+                float *to = block + (panel * depth + k) * TILE_COLS;
+                if (cols == TILE_COLS)
+                    memcpy(to, from, TILE_COLS * sizeof *to);
+                else
+                    memcpy(to, from, (size_t)cols * sizeof *to);
+            }
     }
 }
 
-static void pack_panels(packing s, int threads) { sepnet_run_parts(pack_part, &s, panels_of(s.cols), threads); }
+static void pack_panels(packing s, int threads) { sepnet_run_parts(pack_part, &s, (panels_of(s.cols) + NEAR_PANELS - 1) / NEAR_PANELS, threads); }
 
 /* One tile of c: rows from `row` on, panel `panel` of the block of rows from `top` on. */
 INLINE void product_tile(const product *s, int64_t row, int rows, int64_t panel, const float *panels, int64_t top, int64_t depth) {
@@ -120,24 +176,20 @@ INLINE void product_block(const product *s, int64_t first, int64_t last, int64_t
         }
 }
 
-static void product_part(void *context, int64_t part, sepnet_worker worker) {
+/* A band of rows: pieces so small that no thread waits long for the other's last one. */
+static void product_part(void *context, int64_t band, sepnet_worker worker) {
     (void)worker;
     const product *s = context;
-    int64_t width = panels_of(s->cols), stop = sepnet_part_begin(s->bands, s->parts, part + 1);
-    for (int64_t band = sepnet_part_begin(s->bands, s->parts, part); band < stop; band++) {
-        int64_t first = band * BAND_ROWS, last = sepnet_min(first + BAND_ROWS, s->rows);
-        for (int64_t top = 0; top < s->depth; top += MOST_DEPTH)
-            for (int64_t panel = 0; panel < width; panel += MOST_PANELS) {
-                const char *next = top || panel ? NULL : (const char *)(s->a + last * s->depth);
-                product_block(s, first, last, panel, sepnet_min(panel + MOST_PANELS, width), s->panels + top * width * TILE_COLS, top, next);
-            }
-    }
+    int64_t width = panels_of(s->cols), first = band * BAND_ROWS, last = sepnet_min(first + BAND_ROWS, s->rows);
+    for (int64_t top = 0; top < s->depth; top += MOST_DEPTH)
+        for (int64_t panel = 0; panel < width; panel += MOST_PANELS) {
+            const char *next = top || panel ? NULL : (const char *)(s->a + last * s->depth);
+            product_block(s, first, last, panel, sepnet_min(panel + MOST_PANELS, width), s->panels + top * width * TILE_COLS, top, next);
+        }
 }
 
 static void run_product(product s, int threads) {
-    s.bands = (s.rows + BAND_ROWS - 1) / BAND_ROWS;
-    s.parts = threads <= 1 ? 1 : sepnet_min(s.bands, 4 * threads);
-    sepnet_run_parts(product_part, &s, s.parts, threads);
+    sepnet_run_parts(product_part, &s, (s.rows + BAND_ROWS - 1) / BAND_ROWS, threads);
 }
 
 /* --- the weights' gradient --------------------------------------------------------------------------------------------------- */
@@ -148,7 +200,7 @@ typedef struct {
     const float *x, *grad;
     float *grad_weight, *more_weight; /* (out, in): of the first share, and of the others one after the other */
     double *bias_sums;                /* [task][bias_stride]; NULL if nobody asks */
-    float *scratch;                   /* a worker: outputs of some pixels, tile by tile; inputs of a panel */
+    float *scratch;                   /* a worker: outputs of some pixels, tile by tile; inputs of some panels */
     int64_t block, blocks, shares, bias_stride, scratch_floats;
 } weight_job;
 
@@ -162,7 +214,7 @@ static weight_job make_weight_job(const sepnet_pointwise *conv) {
     s.shares = conv->threads / gcd(conv->threads, s.blocks); /* as many tasks for each thread */
     s.shares = sepnet_max(1, sepnet_min(s.shares, conv->rows / LEAST_SHARE));
     s.bias_stride = sepnet_round_up(s.block, VL);
-    s.scratch_floats = MOST_PIXELS * (s.block + TILE_COLS);
+    s.scratch_floats = MOST_PIXELS * (s.block + NEAR_PANELS * TILE_COLS);
     return s;
 }
 
@@ -185,13 +237,15 @@ INLINE void pack_outputs(const weight_job *s, int64_t begin, int64_t end, int64_
     }
 }
 
-INLINE void pack_inputs(const weight_job *s, int64_t left, int cols, int64_t first, int64_t last, float *to) {
+/* Inputs [left, end) of pixels [first, last), read in their order: [panel][pixel][TILE_COLS]. */
+INLINE void pack_inputs(const weight_job *s, int64_t left, int64_t end, int64_t first, int64_t last, float *to) {
     for (int64_t pixel = first; pixel < last; pixel++, to += TILE_COLS) {
-        const float *from = s->x + pixel * s->conv->in + left;
-        if (cols == TILE_COLS)
-            memcpy(to, from, TILE_COLS * sizeof *to);
-        else
-            for (int c = 0; c < TILE_COLS; c++) to[c] = c < cols ? from[c] : 0;
+        const float *from = s->x + pixel * s->conv->in;
+        float *at = to;
+        int64_t c = left;
+        for (; c + TILE_COLS <= end; c += TILE_COLS, at += TILE_COLS * MOST_PIXELS) memcpy(at, from + c, TILE_COLS * sizeof *at);
+        if (c < end)
+            for (int i = 0; i < TILE_COLS; i++) at[i] = c + i < end ? from[c + i] : 0;
     }
 }
 
@@ -212,13 +266,14 @@ INLINE void add_outputs(const weight_job *s, int64_t begin, int64_t end, int64_t
 
 /* Adds some pixels' products to a block of the gradient, or writes them if they are the first; the next pixels are fetched. */
 INLINE void correlate_pixels(const weight_job *s, int64_t begin, int64_t end, int64_t first, int64_t last, const float *outputs,
-                             float *inputs, float *to, int add) {
+                             float *panels, float *to, int add) {
     int64_t in = s->conv->in, out = s->conv->out, tiles = panels_of(in) * ((end - begin + TILE_ROWS - 1) / TILE_ROWS);
     const char *next_x = (const char *)(s->x + last * in), *next_grad = (const char *)(s->grad + last * out);
     size_t share_x = (size_t)((last - first) * in * 4 / tiles), share_grad = (size_t)((last - first) * out * 4 / tiles);
-    for (int64_t left = 0; left < in; left += TILE_COLS) {
+    for (int64_t left = 0, near = 0; left < in; left += TILE_COLS, near = (near + 1) % NEAR_PANELS) {
         int cols = (int)sepnet_min(TILE_COLS, in - left);
-        pack_inputs(s, left, cols, first, last, inputs);
+        if (!near) pack_inputs(s, left, sepnet_min(left + NEAR_PANELS * TILE_COLS, in), first, last, panels);
+        const float *inputs = panels + near * TILE_COLS * MOST_PIXELS;
         for (int64_t n = begin; n < end; n += TILE_ROWS) {
             next_x = fetch(next_x, share_x), next_grad = fetch(next_grad, share_grad);
             const float *a[TILE_ROWS];
@@ -240,7 +295,7 @@ static void weight_part(void *context, int64_t task, sepnet_worker worker) {
     int64_t in = s->conv->in, out = s->conv->out, rows = s->conv->rows, share = task / s->blocks;
     int64_t begin = task % s->blocks * s->block, end = sepnet_min(begin + s->block, out);
     int64_t from = sepnet_part_begin(rows, s->shares, share), stop = sepnet_part_begin(rows, s->shares, share + 1);
-    float *outputs = s->scratch + worker.index * s->scratch_floats, *inputs = outputs + s->block * MOST_PIXELS;
+    float *outputs = s->scratch + worker.index * s->scratch_floats, *panels = outputs + s->block * MOST_PIXELS;
     float *weight = share ? s->more_weight + (share - 1) * in * out : s->grad_weight;
     double *sums = s->bias_sums ? s->bias_sums + task * s->bias_stride : NULL;
     if (sums) memset(sums, 0, (size_t)s->bias_stride * sizeof *sums);
@@ -249,7 +304,7 @@ static void weight_part(void *context, int64_t task, sepnet_worker worker) {
         if (sums) add_outputs(s, begin, end, first, last, sums);
         if (!s->grad_weight) continue;
         pack_outputs(s, begin, end, first, last, outputs);
-        correlate_pixels(s, begin, end, first, last, outputs, inputs, weight, first > from);
+        correlate_pixels(s, begin, end, first, last, outputs, panels, weight, first > from);
     }
 }
 
