@@ -28,7 +28,7 @@ _MOST_PADDING, _MOST_PADDING_AVX2 = 6, 4  # beyond them oneDNN has only a way th
 _NARROW, _MIDDLING, _LEAST_OUTPUT = 2, 4, 8  # paddings with AVX-512, and the output from which on more than the second is no matter
 # with AVX2: channels below which oneDNN's forward pass is faster, and up to which on large maps with stride 2
 _FEWEST_AVX2, _FEW_AVX2, _LARGE_MAP_AVX2 = 32, 32, 32
-_SMALL_OUTPUT_3X3, _SMALL_OUTPUT_5X5, _MANY_AVX2 = 8, 4, 256  # and with stride 2 where less output meets so many channels
+_MANY_AVX2, _SMALL_RESULTS_AVX2 = 512, 2 << 20  # and with 3x3 of stride 2 from how many on, where they are of so few bytes
 # with stride and dilation 2: up to so many channels the kernels' is, and up to how many from which map on
 _LESS_AVX2, _MORE_AVX2, _MIDDLING_MAP_AVX2 = 128, 256, 14
 # and with dilation alone from so many channels to so many, from so many bytes on
@@ -125,10 +125,10 @@ def _is_padded_much(shape: Sequence[int], geometry: Geometry, avx2: bool) -> boo
 
 
 def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
-    """7x7, and 3x3 and 5x5 of 32 channels and more. With stride 1 oneDNN's forward pass takes 1.0 to 2.1 times as long as the kernels'
-    (35 shapes), with stride 2 1.0 to 1.9 but for few channels on large maps (0.8 to 1.0) and many of little output (0.8 to 1.05).
-    Dilated 3x3: with stride 2 1.05 to 1.6 up to 128 channels, with more on small maps 0.65 to 1.05; with stride 1 1.0 to 1.6 for
-    48 to 256 channels of 8 MiB and more (but for one of 26 shapes), else 0.7 to 1.4. Dilated 5x5: 0.7 to 1.3.
+    """7x7, and 3x3 and 5x5 from 32 channels on. With stride 1 oneDNN's forward pass takes 1.0 to 2.1 times as long as the kernels'
+    (35 shapes), with stride 2 1.0 to 1.9 but for few channels on large maps (0.8 to 1.0) and many for small results (0.8 to 1.0).
+    Dilated 3x3: with stride 2 1.05 to 1.6 up to 128 channels, with more on small maps 0.65 to 1.05; with stride 1 1.0 to 1.6 from
+    48 to 256 channels and 8 MiB on (but for one of 26 shapes), else 0.7 to 1.4. Dilated 5x5: 0.7 to 1.3.
     """
     size, channels, stride, dilation = max(geometry.kernels[0]), shape[1], geometry.stride, geometry.dilations[0]
     if size > 5 or size < 3 or channels < _FEWEST_AVX2 or max(stride) > 2:
@@ -139,8 +139,8 @@ def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
         return True
     if channels <= _FEW_AVX2 and max(shape[2:]) >= _LARGE_MAP_AVX2:
         return False
-    little = (min(shape[2:]) + 1) // 2 < (_SMALL_OUTPUT_3X3 if size == 3 else _SMALL_OUTPUT_5X5)
-    return not (little and channels >= _MANY_AVX2)
+    small = math.prod(shape) // math.prod(stride) * torch.float32.itemsize <= _SMALL_RESULTS_AVX2
+    return size > 3 or channels < _MANY_AVX2 or not small
 
 
 def _is_for_our_dilated_avx2(shape: Sequence[int], stride: Pair, dilation: Pair) -> bool:
