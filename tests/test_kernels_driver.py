@@ -57,11 +57,17 @@ def test_library_as_built_agrees_with_the_definitions(tmp_path: Path) -> None:
     assert LIBRARY.handle.sepnet_abi() == _library.ABI
 
 
+def compile_object(source: Path, to: Path, flags: list[str]) -> subprocess.CompletedProcess[str]:
+    """Without the flags where it is for an instruction set that this processor lacks: nobody will run it."""
+    elsewhere = [f"isa_{isa}" for isa in isa_names if ISAS and isa not in ISAS]
+    return compile_c(*(["-O1"] if source.stem in elsewhere else flags), "-c", source, "-o", to)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers_find_nothing(tmp_path: Path, sanitizers: str) -> None:
-    """Half a minute on two cores: the kernels of all instruction sets, compiled anew with checks around every access, and so that
-    maps of a few kilobytes count as large and are cut into slabs and bands, and matrices of a few rows are shared.
+    """Minutes: the kernels of this processor's instruction sets, compiled anew with checks around every access, and so that maps of a
+    few kilobytes count as large and are cut into slabs and bands, and matrices of a few rows are shared.
     """
     flags = ["-Og", "-g", *SMALL, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     trial = tmp_path / "trial.c"
@@ -74,7 +80,7 @@ def test_sanitizers_find_nothing(tmp_path: Path, sanitizers: str) -> None:
     sources = [*sorted(SOURCES.glob("*.c")), DRIVER]
     objects = [tmp_path / f"{source.stem}.o" for source in sources]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done in pool.map(lambda pair: compile_c(*flags, "-c", pair[0], "-o", pair[1]), zip(sources, objects, strict=True)):
+        for done in pool.map(lambda pair: compile_object(pair[0], pair[1], flags), zip(sources, objects, strict=True)):
             assert done.returncode == 0, done.stderr
     program = tmp_path / "driver"
     linked = compile_c(*flags, *objects, "-lpthread", "-lm", "-o", program)
