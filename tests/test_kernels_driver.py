@@ -35,7 +35,8 @@ def run(program: Path, *words: object) -> int:
     return done.returncode
 
 
-@pytest.mark.parametrize("way", ["-fsyntax-only", pytest.param("-O1", marks=pytest.mark.slow)])  # the second sees where values come from
+# where values come from, which some warnings are of, is seen where they are optimised
+@pytest.mark.parametrize("way", ["-fsyntax-only", pytest.param("-O1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("source", sorted(SOURCES.glob("*.c")), ids=lambda path: path.stem)
 def test_compiler_has_nothing_to_warn_of(source: Path, way: str, tmp_path: Path) -> None:
     checked = compile_c("-Wall", "-Wextra", "-Werror", way, "-c", source, "-o", tmp_path / "object.o")
@@ -66,8 +67,8 @@ def compile_object(source: Path, to: Path, flags: list[str]) -> subprocess.Compl
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers_find_nothing(tmp_path: Path, sanitizers: str) -> None:
-    """Minutes: the kernels of this processor's instruction sets, compiled anew with checks around every access, and so that maps of a
-    few kilobytes count as large and are cut into slabs and bands, and matrices of a few rows are shared.
+    """Minutes: the kernels of this processor's instruction sets, compiled anew with checks around every access, and so that maps of
+    a few kilobytes count as large and are cut into slabs and bands, and matrices of a few rows are shared.
     """
     flags = ["-Og", "-g", *SMALL, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     trial = tmp_path / "trial.c"
