@@ -475,6 +475,7 @@ static void try_pointwise(void) {
     sepnet_pointwise p = {pick(1, deep ? 60 : 300), pick(deep ? 250 : 1, deep ? 600 : 70), pick(1, 150), the_threads};
     if (deep && pick(0, 1)) p.in = pick(1, 40), p.out = pick(250, 600);
     if (pick(0, 9) == 0) p.rows = pick(500, 2000), p.in = pick(1, 20), p.out = pick(1, 20); /* shares */
+    if (pick(0, 19) == 0) p.rows = pick(130, 700), p.in = pick(1, 20), p.out = pick(250, 700); /* blocks of outputs, some pixels at a time */
     float *x = floats(p.rows * p.in), *weight = floats(p.out * p.in), *bias = pick(0, 1) ? floats(p.out) : NULL;
     float *grad = floats(p.rows * p.out), *y = block(p.rows * p.out * 4), *grad_x = pick(0, 3) ? block(p.rows * p.in * 4) : NULL;
     float *grad_weight = pick(0, 3) ? block(p.out * p.in * 4) : NULL, *grad_bias = pick(0, 1) ? block(p.out * 4) : NULL;

@@ -20,7 +20,7 @@ from sepnet.nn.conv import pointwise
 
 pytestmark = needs_library
 
-CHANNELS = st.one_of(st.integers(1, 40), st.sampled_from([64, 131, 132, 133, 256, 257, 300]))
+CHANNELS = st.one_of(st.integers(1, 40), st.sampled_from([64, 65, 132, 257, 258, 259, 300]))
 U = ROUNDING[torch.float32]
 ALL = (True, True, True)
 
@@ -86,7 +86,7 @@ def test_agrees_with_float64(
 @every_isa
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(
-    ("shape", "outputs"), [((2, 513, 9, 31), 300), ((1, 1024, 3, 3), 40), ((3, 20, 40, 41), 600), ((1, 2, 1, 1), 2000)]
+    ("shape", "outputs"), [((2, 513, 9, 31), 300), ((1, 1024, 3, 3), 40), ((3, 20, 40, 41), 1300), ((1, 2, 1, 1), 2000)]
 )
 def test_more_than_a_block_of_everything(isa: str, count: int, shape: tuple[int, int, int, int], outputs: int) -> None:
     with instruction_set(isa), threads(count):

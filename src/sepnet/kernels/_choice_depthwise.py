@@ -26,8 +26,8 @@ __all__ = [
 _FEW_CHANNELS = 4  # as MAX_FOLDED of the kernels
 _MOST_PADDING, _MOST_PADDING_AVX2 = 6, 4  # beyond them oneDNN has only a way that is 4 to a hundred times slower
 _NARROW, _MIDDLING, _LEAST_OUTPUT = 2, 4, 8  # paddings with AVX-512, and the output from which on more than the second is no matter
-# with AVX2: channels below which oneDNN's forward pass is faster, and up to which on large maps with stride 2
-_FEWEST_AVX2, _FEW_AVX2, _LARGE_MAP_AVX2 = 32, 32, 32
+# with AVX2: channels from which on the kernels' forward pass is faster, with stride 2 on maps as large as that from more on
+_FEWEST_AVX2, _LARGE_MAP_AVX2 = 32, 32
 _MANY_AVX2, _SMALL_RESULTS_AVX2 = 512, 2 << 20  # and with 3x3 of stride 2 from how many on, where they are of so few bytes
 # with stride and dilation 2: up to so many channels the kernels' is, and up to how many from which map on
 _LESS_AVX2, _MORE_AVX2, _MIDDLING_MAP_AVX2 = 128, 256, 14
@@ -73,7 +73,7 @@ def torch_forward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: 
     """PyTorch's forward pass of (B, C, H, W) is the faster one for a single filter bank; with bf16, where the processor has it.
 
     Not where the padding is more than 6 (4 with AVX2) or much for a map of this size, nor for 3x3 on large maps, and with AVX2 and
-    Zen 5 rarely for filters without dilation.
+    Zen 5 rarely for filters without dilation and not for some dilated 3x3.
     """
     if len(geometry.kernels) > 1 or has_few_channels(shape) or shape[0] == 0:  # PyTorch's output of no images is not channels-last
         return False
@@ -125,21 +125,22 @@ def _is_padded_much(shape: Sequence[int], geometry: Geometry, avx2: bool) -> boo
 
 
 def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
-    """7x7, and 3x3 and 5x5 from 32 channels on. With stride 1 oneDNN's forward pass takes 1.0 to 2.1 times as long as the kernels'
-    (35 shapes), with stride 2 1.0 to 1.9 but for few channels on large maps (0.8 to 1.0) and many for small results (0.8 to 1.0).
-    Dilated 3x3: with stride 2 1.05 to 1.6 up to 128 channels, with more on small maps 0.65 to 1.05; with stride 1 1.0 to 1.6 from
-    48 to 256 channels and 8 MiB on (but for one of 26 shapes), else 0.7 to 1.4. Dilated 5x5: 0.7 to 1.3.
+    """7x7, and filters of up to 3x3 and 5x5 from 32 channels on. With stride 1 oneDNN's forward pass takes 1.0 to 2.1 times as long
+    as the kernels' (35 shapes), with stride 2 1.0 to 1.9 but for few channels on large maps (0.8 to 1.0) and, with 3x3, many for
+    small results (0.8 to 1.0). Dilated 3x3: with stride and dilation 2 1.05 to 1.7 up to 128 channels, 256 on maps from 14x14 0.98
+    to 1.3, else 0.65 to 1.05; with stride 1 1.0 to 1.6 from 48 to 256 channels and 8 MiB on (but for one of 26 shapes), else 0.7 to
+    1.4. Dilated 5x5: 0.7 to 1.3.
     """
     size, channels, stride, dilation = max(geometry.kernels[0]), shape[1], geometry.stride, geometry.dilations[0]
-    if size > 5 or size < 3 or channels < _FEWEST_AVX2 or max(stride) > 2:
+    if size > 5 or size < 3 or max(stride) > 2:
         return size > 5
     if dilation != (1, 1):
         return size == 3 and _is_for_our_dilated_avx2(shape, stride, dilation)
-    if max(stride) == 1:
-        return True
-    if channels <= _FEW_AVX2 and max(shape[2:]) >= _LARGE_MAP_AVX2:
+    if channels < _FEWEST_AVX2 or max(stride) == 1:
+        return channels >= _FEWEST_AVX2
+    if channels == _FEWEST_AVX2 and max(shape[2:]) >= _LARGE_MAP_AVX2:
         return False
-    small = math.prod(shape) // math.prod(stride) * torch.float32.itemsize <= _SMALL_RESULTS_AVX2
+    small = _result_bytes(torch.float32, shape, geometry) <= _SMALL_RESULTS_AVX2
     return size > 3 or channels < _MANY_AVX2 or not small
 
 
@@ -194,14 +195,15 @@ def _has_large_results(dtype: torch.dtype, shape: Sequence[int], geometry: Geome
     """Whether results are so many bytes, and a pixel's whole cache lines, that writing them past the caches (results.h) makes the
     kernels faster than oneDNN.
     """
-    pixel = shape[1] * dtype.itemsize
-    if pixel % _CACHE_LINE:
-        return False
+    return shape[1] * dtype.itemsize % _CACHE_LINE == 0 and _result_bytes(dtype, shape, geometry) >= _LARGE_RESULTS
+
+
+def _result_bytes(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> int:
     try:
         height, width = geometry.output_size(shape[2], shape[3])
     except ValueError:  # there is no output: PyTorch refuses
-        return False
-    return shape[0] * height * width * pixel >= _LARGE_RESULTS
+        return 0
+    return shape[0] * shape[1] * height * width * dtype.itemsize
 
 
 def torch_backward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:

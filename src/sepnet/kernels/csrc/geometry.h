@@ -10,10 +10,12 @@ enum { PARTS_PER_THREAD = 2 };    /* evens out threads that are disturbed; parts
 #define STREAM_BYTES (8 << 20)
 #endif
 
-/* Bytes of a pixel's results up to which they are: where a line is two vectors or more, lines as far apart as the next pixel's are
- * slower to write so than by way of the caches. (AVX2, float32, 114 shapes: 128 channels 1.1 to 1.4 times as fast past them, 512
- * channels 0.5 to 0.95 times.) */
+/* Bytes of a pixel's results up to which they are, with AVX2: a tile writes a line of each of several pixels, and the farther apart
+ * these lie the slower that is (114 shapes in float32: 128 channels 1.1 to 1.4 times as fast past the caches, 512 and more 0.55 to
+ * 0.95 times). No such bound is known for AVX-512. (Tests set less.) */
+#ifndef STREAM_PIXEL
 #define STREAM_PIXEL (VL >= 16 ? INT64_MAX : 1 << 10)
+#endif
 
 /* Rows and columns of an unpacked plane, and where it begins in the map it was taken from. */
 typedef struct {

@@ -10,8 +10,9 @@
 enum { TILE_ROWS = VL == 16 ? 14 : 6, TILE_COLS = 2 * VL };
 enum { BAND_ROWS = 8 * TILE_ROWS };                          /* of the tall matrix: what is fetched ahead */
 enum { MOST_DEPTH = 256, MOST_PANELS = 8 };                  /* of the small one: a panel for the L1 cache, so many for the L2 cache */
-enum { MOST_PIXELS = 128, MOST_OUTPUTS = 43 * TILE_ROWS };   /* of dL/dw: what is copied at once for the L2 cache, */
-enum { NEAR_PANELS = 4 };                                    /* beside panels of inputs: whole cache lines of a pixel, in its order */
+enum { MOST_PIXELS = 128, MOST_OUTPUTS = 43 * TILE_ROWS };   /* of dL/dw: what is copied at once, for the L2 cache */
+enum { LEAST_OUTPUTS = 8 * TILE_ROWS };                      /* that are worth a copy of the inputs of their own */
+enum { NEAR_PANELS = 4 };                                    /* copied together: whole lines of a pixel, or of a row of weights */
 enum { LEAST_SHARE = 256 };                                  /* pixels that are worth a gradient of their own, to be added */
 
 typedef vf tile[TILE_ROWS][2];
@@ -184,7 +185,8 @@ static void product_part(void *context, int64_t band, sepnet_worker worker) {
     for (int64_t top = 0; top < s->depth; top += MOST_DEPTH)
         for (int64_t panel = 0; panel < width; panel += MOST_PANELS) {
             const char *next = top || panel ? NULL : (const char *)(s->a + last * s->depth);
-            product_block(s, first, last, panel, sepnet_min(panel + MOST_PANELS, width), s->panels + top * width * TILE_COLS, top, next);
+            const float *panels = s->panels + top * width * TILE_COLS;
+            product_block(s, first, last, panel, sepnet_min(panel + MOST_PANELS, width), panels, top, next);
         }
 }
 
@@ -208,11 +210,13 @@ static int64_t gcd(int64_t a, int64_t b) { return b ? gcd(b, a % b) : a; }
 
 static weight_job make_weight_job(const sepnet_pointwise *conv) {
     weight_job s = {.conv = conv};
-    s.blocks = (conv->out + MOST_OUTPUTS - 1) / MOST_OUTPUTS;
+    const int64_t most_shares = sepnet_max(1, conv->rows / LEAST_SHARE);
+    s.blocks = sepnet_min((conv->threads + most_shares - 1) / most_shares, conv->out / LEAST_OUTPUTS); /* a task for each thread */
+    s.blocks = sepnet_max(s.blocks, (conv->out + MOST_OUTPUTS - 1) / MOST_OUTPUTS);
     s.block = sepnet_round_up((conv->out + s.blocks - 1) / s.blocks, TILE_ROWS);
     s.blocks = (conv->out + s.block - 1) / s.block;
     s.shares = conv->threads / gcd(conv->threads, s.blocks); /* as many tasks for each thread */
-    s.shares = sepnet_max(1, sepnet_min(s.shares, conv->rows / LEAST_SHARE));
+    s.shares = sepnet_min(s.shares, most_shares);
     s.bias_stride = sepnet_round_up(s.block, VL);
     s.scratch_floats = MOST_PIXELS * (s.block + NEAR_PANELS * TILE_COLS);
     return s;
