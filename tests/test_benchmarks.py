@@ -295,6 +295,7 @@ def test_a_limit_of_time_loses_no_shape(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(bench, "measure", measure)
     monkeypatch.setattr(bench, "demand_gpu", lambda name: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr("sepnet.report.record.kernels_in_use", lambda device: "Triton")  # PyTorch for CUDA would look for a driver
     options = ["--networks", "separable_cnn", "--jobs", "1", "--threads", "1", "--output", str(tmp_path)]
     with pytest.raises(KeyboardInterrupt):
         bench.main(options)
