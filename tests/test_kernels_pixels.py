@@ -15,7 +15,7 @@ from sepnet.kernels._pixels import every_nth_pixel
 from sepnet.nn import PoolHead
 from sepnet.nn.conv import pointwise
 
-SHAPES = [(2, 3, 4, 4), (1, 1, 1, 1), (3, 5, 7, 2), (2, 33, 3, 2)]
+SHAPES = [(2, 3, 4, 4), (1, 1, 1, 1), (3, 5, 7, 2), (2, 64, 5, 6)]
 
 
 def sliced(x: Tensor, stride: int) -> Tensor:
@@ -29,8 +29,9 @@ def test_values_and_gradients_are_those_of_pytorch(shape: tuple[int, ...], layou
     torch.testing.assert_close(global_average(x), x.mean((2, 3)))
     assert torch.equal(every_nth_pixel(x, 2), sliced(x, 2))
     for call in (global_average, lambda x: every_nth_pixel(x, 2), lambda x: every_nth_pixel(x, 3)):
-        assert torch.autograd.gradcheck(call, x)
-        assert torch.autograd.gradgradcheck(call, x)
+        many = x.numel() > 1000  # whose Jacobians value by value take minutes: along a random direction
+        assert torch.autograd.gradcheck(call, x, fast_mode=many)
+        assert torch.autograd.gradgradcheck(call, x, fast_mode=many)
 
 
 @needs_library

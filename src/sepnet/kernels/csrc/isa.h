@@ -8,6 +8,7 @@
 #include "few.h"
 #include "few_gather.h"
 #include "pooled_pointwise.h"
+#include "pack.h"
 #include "pointwise.h"
 
 #include "pairing.h"

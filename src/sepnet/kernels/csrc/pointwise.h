@@ -1,5 +1,5 @@
 /* Pointwise convolution of float32 maps, forward and backward, as matrix products: a map's pixels are the rows of a tall matrix. One
- * vector length; included after vector.h.
+ * vector length; included after pack.h.
  *
  * A tile of results, TILE_ROWS by two vectors, stays in registers while the sum runs: a step loads two vectors, spreads
  * TILE_ROWS values, and multiplies and adds 2 * TILE_ROWS vectors, so that multiplying is the slowest of the three. y = x w' and dL/dx = g w
@@ -82,71 +82,28 @@ typedef struct {
     float *panels;
 } packing;
 
-/* 8 rows of 8 values, `step` apart, to columns; those are the rows of a panel. */
-INLINE void turn_square(const float *from, int64_t step, float *to) {
-#ifdef HAVE_AVX2
-    __m256 row[8], pair[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) row[i] = _mm256_loadu_ps(from + i * step);
-#pragma GCC unroll 4
-    for (int i = 0; i < 8; i += 2) pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]), pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) { /* columns i and i + 4 of rows 0 to 3, and of rows 4 to 7 */
-        const int at = i / 2;
-        __m256 upper = i % 2 ? _mm256_shuffle_ps(pair[at], pair[at + 2], 0xee) : _mm256_shuffle_ps(pair[at], pair[at + 2], 0x44);
-        __m256 lower = i % 2 ? _mm256_shuffle_ps(pair[at + 4], pair[at + 6], 0xee) : _mm256_shuffle_ps(pair[at + 4], pair[at + 6], 0x44);
-        _mm256_storeu_ps(to + i * TILE_COLS, _mm256_permute2f128_ps(upper, lower, 0x20));
-        _mm256_storeu_ps(to + (i + 4) * TILE_COLS, _mm256_permute2f128_ps(upper, lower, 0x31));
-    }
-#else
-    for (int i = 0; i < 8; i++)
-        for (int k = 0; k < 8; k++) to[k * TILE_COLS + i] = from[i * step + k];
-#endif
-}
-
-/* Rows [top, top + depth) of a panel whose columns are `cols` rows of the small matrix. */
-static void pack_across_panel(const packing *s, int64_t left, int64_t cols, int64_t top, int64_t depth, float *to) {
-    const float *from = s->small + left * s->depth + top;
-    int64_t n = 0;
-    for (; n + 8 <= cols; n += 8) {
-        int64_t k = 0;
-        for (; k + 8 <= depth; k += 8) turn_square(from + n * s->depth + k, s->depth, to + k * TILE_COLS + n);
-        for (; k < depth; k++)
-            for (int i = 0; i < 8; i++) to[k * TILE_COLS + n + i] = from[(n + i) * s->depth + k];
-    }
-    for (; n < cols; n++)
-        for (int64_t k = 0; k < depth; k++) to[k * TILE_COLS + n] = from[n * s->depth + k];
-}
-
 /* The panels of some columns; they are read in their order. */
 static void pack_part(void *context, int64_t part, sepnet_worker worker) {
     (void)worker;
     const packing *s = context;
-    const int64_t width = panels_of(s->cols), begin = part * NEAR_PANELS, end = sepnet_min(begin + NEAR_PANELS, width);
+    const int64_t width = panels_of(s->cols), first = part * NEAR_PANELS, last = sepnet_min(first + NEAR_PANELS, width);
+    const int64_t begin = first * TILE_COLS, end = sepnet_min(last * TILE_COLS, s->cols);
     for (int64_t top = 0; top < s->depth; top += MOST_DEPTH) {
-        const int64_t depth = sepnet_min(MOST_DEPTH, s->depth - top);
-        float *block = s->panels + top * width * TILE_COLS;
-        if (s->cols < end * TILE_COLS) memset(block + (end - 1) * depth * TILE_COLS, 0, (size_t)(depth * TILE_COLS) * sizeof *block);
-        if (s->transposed) {
-            for (int64_t panel = begin; panel < end; panel++)
-                pack_across_panel(s, panel * TILE_COLS, sepnet_min(TILE_COLS, s->cols - panel * TILE_COLS), top, depth,
-                                  block + panel * depth * TILE_COLS);
+        const int64_t depth = sepnet_min(MOST_DEPTH, s->depth - top), apart = depth * TILE_COLS;
+        float *to = s->panels + top * width * TILE_COLS + first * apart;
+        if (!s->transposed) {
+            pack_columns(s->small + top * s->cols, s->cols, depth, begin, end, TILE_COLS, to, apart);
             continue;
         }
-        for (int64_t k = 0; k < depth; k++)
-            for (int64_t panel = begin; panel < end; panel++) {
-                const int64_t cols = sepnet_min(TILE_COLS, s->cols - panel * TILE_COLS);
-                const float *from = s->small + (top + k) * s->cols + panel * TILE_COLS;
-                float *to = block + (panel * depth + k) * TILE_COLS;
-                if (cols == TILE_COLS)
-                    memcpy(to, from, TILE_COLS * sizeof *to);
-                else
-                    memcpy(to, from, (size_t)cols * sizeof *to);
-            }
+        if (end < last * TILE_COLS) memset(to + (last - 1 - first) * apart, 0, (size_t)apart * sizeof *to);
+        for (int64_t col = begin; col < end; col += TILE_COLS, to += apart)
+            turn_rows(s->small + col * s->depth + top, s->depth, sepnet_min(TILE_COLS, end - col), depth, to, TILE_COLS);
     }
 }
 
-static void pack_panels(packing s, int threads) { sepnet_run_parts(pack_part, &s, (panels_of(s.cols) + NEAR_PANELS - 1) / NEAR_PANELS, threads); }
+static void pack_panels(packing s, int threads) {
+    sepnet_run_parts(pack_part, &s, (panels_of(s.cols) + NEAR_PANELS - 1) / NEAR_PANELS, threads);
+}
 
 /* One tile of c: rows from `row` on, panel `panel` of the block of rows from `top` on. */
 INLINE void product_tile(const product *s, int64_t row, int rows, int64_t panel, const float *panels, int64_t top, int64_t depth) {
@@ -229,30 +186,6 @@ static int64_t weight_job_bytes(const weight_job *s) {
     return floats * (int64_t)sizeof(float) + bias_doubles(s) * (int64_t)sizeof(double);
 }
 
-/* Outputs [begin, end) of pixels [first, last), read in their order: [tile][pixel][TILE_ROWS]. */
-INLINE void pack_outputs(const weight_job *s, int64_t begin, int64_t end, int64_t first, int64_t last, float *to) {
-    for (int64_t pixel = first; pixel < last; pixel++, to += TILE_ROWS) {
-        const float *from = s->grad + pixel * s->conv->out;
-        float *at = to;
-        int64_t n = begin;
-        for (; n + TILE_ROWS <= end; n += TILE_ROWS, at += TILE_ROWS * MOST_PIXELS) memcpy(at, from + n, TILE_ROWS * sizeof *at);
-        if (n < end)
-            for (int r = 0; r < TILE_ROWS; r++) at[r] = n + r < end ? from[n + r] : 0;
-    }
-}
-
-/* Inputs [left, end) of pixels [first, last), read in their order: [panel][pixel][TILE_COLS]. */
-INLINE void pack_inputs(const weight_job *s, int64_t left, int64_t end, int64_t first, int64_t last, float *to) {
-    for (int64_t pixel = first; pixel < last; pixel++, to += TILE_COLS) {
-        const float *from = s->x + pixel * s->conv->in;
-        float *at = to;
-        int64_t c = left;
-        for (; c + TILE_COLS <= end; c += TILE_COLS, at += TILE_COLS * MOST_PIXELS) memcpy(at, from + c, TILE_COLS * sizeof *at);
-        if (c < end)
-            for (int i = 0; i < TILE_COLS; i++) at[i] = c + i < end ? from[c + i] : 0;
-    }
-}
-
 /* Adds the outputs of pixels [first, last), eight in float32 first. */
 INLINE void add_outputs(const weight_job *s, int64_t begin, int64_t end, int64_t first, int64_t last, double *sums) {
     for (; first < last; first += 8) {
@@ -276,7 +209,8 @@ INLINE void correlate_pixels(const weight_job *s, int64_t begin, int64_t end, in
     size_t share_x = (size_t)((last - first) * in * 4 / tiles), share_grad = (size_t)((last - first) * out * 4 / tiles);
     for (int64_t left = 0, near = 0; left < in; left += TILE_COLS, near = (near + 1) % NEAR_PANELS) {
         int cols = (int)sepnet_min(TILE_COLS, in - left);
-        if (!near) pack_inputs(s, left, sepnet_min(left + NEAR_PANELS * TILE_COLS, in), first, last, panels);
+        int64_t right = sepnet_min(left + NEAR_PANELS * TILE_COLS, in);
+        if (!near) pack_columns(s->x + first * in, in, last - first, left, right, TILE_COLS, panels, TILE_COLS * MOST_PIXELS);
         const float *inputs = panels + near * TILE_COLS * MOST_PIXELS;
         for (int64_t n = begin; n < end; n += TILE_ROWS) {
             next_x = fetch(next_x, share_x), next_grad = fetch(next_grad, share_grad);
@@ -307,7 +241,7 @@ static void weight_part(void *context, int64_t task, sepnet_worker worker) {
         int64_t last = sepnet_min(first + MOST_PIXELS, stop);
         if (sums) add_outputs(s, begin, end, first, last, sums);
         if (!s->grad_weight) continue;
-        pack_outputs(s, begin, end, first, last, outputs);
+        pack_columns(s->grad + first * out, out, last - first, begin, end, TILE_ROWS, outputs, TILE_ROWS * MOST_PIXELS);
         correlate_pixels(s, begin, end, first, last, outputs, panels, weight, first > from);
     }
 }

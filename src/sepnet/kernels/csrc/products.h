@@ -1,5 +1,5 @@
 /* Products of matrices whose result is symmetric, and others of the same operands: what orthogonal.h is made of. One vector length;
- * included after geometry.h.
+ * included after geometry.h and pack.h.
  *
  * A matrix lies in rows of "units" of four bytes: a float, or a pair of bfloat16 values that follow one another. A tile of results,
  * SQ_ROWS by SQ_COLS, stays in registers while the sum runs: for each unit of its rows of the left matrix, spread to a vector, there is a
@@ -7,7 +7,7 @@
  * lie beyond a matrix's last row and column, as far as tiles and panels go. A thread takes whole panels, as far as that comes out even,
  * and packs them itself: between the threads' caches goes what other threads have computed, and nothing else. */
 
-enum { SQ_ROWS = 6, SQ_VECTORS = VL == 16 ? 4 : 2, SQ_COLS = SQ_VECTORS * VL, SQ_UNITS = 16 }; /* units of a cache line */
+enum { SQ_ROWS = 6, SQ_VECTORS = VL == 16 ? 4 : 2, SQ_COLS = SQ_VECTORS * VL };
 
 typedef vf square_tile[SQ_ROWS][SQ_VECTORS];
 
@@ -59,18 +59,11 @@ static int64_t count_panels(right_matrix r) { return ((r.across ? r.from.rows : 
 
 static int64_t panel_bytes(right_matrix r) { return aligned(depth_of(r) * SQ_COLS * (int64_t)sizeof(float)); }
 
-/* The rows that are the panel's columns, some units at a time. */
+/* The rows that are the panel's columns. */
 static void pack_across(right_matrix right, int64_t panel, float *to) {
     const int64_t depth = depth_of(right), top = panel * SQ_COLS, rows = sepnet_min(SQ_COLS, right.from.rows - top);
     if (rows < SQ_COLS) memset(to, 0, (size_t)(depth * SQ_COLS) * sizeof *to);
-    for (int64_t first = 0; first < depth; first += SQ_UNITS) {
-        const int64_t units = sepnet_min(SQ_UNITS, depth - first);
-        for (int64_t r = 0; r < rows; r++) {
-            const uint32_t *from = (const uint32_t *)(units_of(right.from, top + r) + first);
-            uint32_t *out = (uint32_t *)to + first * SQ_COLS + r;
-            for (int64_t u = 0; u < units; u++) out[u * SQ_COLS] = from[u];
-        }
-    }
+    turn_rows(units_of(right.from, top), row_units(right.from), rows, depth, to, SQ_COLS);
 }
 
 static void pack_down(right_matrix right, int64_t panel, float *to) {
