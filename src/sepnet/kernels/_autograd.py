@@ -18,10 +18,12 @@ Gradients = tuple[Tensor | None, ...]
 class Function(torch.autograd.Function):
     """One that no transform of ``torch.func`` meets: its callers have made sure of that (``is_traced``), PyTorch need not."""
 
-    @classmethod
-    def apply(cls, *args: Any) -> Any:
-        """The result for ``args``, differentiable."""
-        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+    apply: Callable[..., Any]
+    """The result for the arguments, differentiable: what PyTorch's own ``apply`` calls in the end, for each class."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.apply = super(torch.autograd.Function, cls).apply  # type: ignore[misc]
 
 
 def once_differentiable(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:

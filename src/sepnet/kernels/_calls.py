@@ -10,11 +10,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 __all__ = ["Watcher", "is_watched", "native_call", "watching"]
 
-P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 Watcher = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
 """Given a function and its arguments, all by position: calls it, and gives its result back."""
@@ -27,16 +27,14 @@ class _Watched(threading.local):
 _watched = _Watched()
 
 
-def native_call(function: Callable[P, R]) -> Callable[P, R]:
+def native_call(function: Callable[[*Ts], R]) -> Callable[[*Ts], R]:
     """Mark a function whose work is one call into the library, and that is called with arguments by position."""
 
     @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: *Ts) -> R:
         watcher = _watched.by
         if watcher is None:
-            return function(*args, **kwargs)
-        if kwargs:
-            raise TypeError(f"{function.__name__} takes its arguments by position")
+            return function(*args)
         result: R = watcher(function, args)
         return result
 

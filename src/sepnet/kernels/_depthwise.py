@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from sepnet.kernels import _gpu, _native, _reference
 from sepnet.kernels._autograd import Function, once_differentiable
 from sepnet.kernels._choice_depthwise import ByTorch, by_torch
 from sepnet.kernels._geometry import Geometry, Pair
 from sepnet.kernels._library import MAX_BRANCHES, MAX_KERNEL, Library, library
-from sepnet.kernels._tensors import compute_dtype, dense, is_plain, is_trifle, wants_gradients
-from sepnet.kernels._tracing import is_traced, is_written_down
+from sepnet.kernels._tensors import compute_dtype, dense, exact, is_trifle, library_for, wants_gradients
+from sepnet.kernels._tracing import is_written_down
 
 __all__ = [
     "choose",
@@ -44,12 +45,31 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
     return pair[0], pair[1]
 
 
+_Numbers = int | Sequence[int]
+
+
 def _single(
-    kernel: Pair, multiplier: int, stride: int | Sequence[int], padding: int | Sequence[int], dilation: int | Sequence[int]
+    shape: Sequence[int],
+    filters: Sequence[int],
+    biases: Sequence[int] | None,
+    stride: _Numbers,
+    padding: _Numbers,
+    dilation: _Numbers,
 ) -> Geometry:
-    """One filter bank of ``multiplier`` filters a channel. Raises ValueError."""
+    """One filter bank, of operands of such shapes. Raises ValueError."""
+    channels = shape[1] if len(shape) == 4 else 0
+    if channels == 0 or len(filters) != 4 or filters[1] != 1 or filters[0] % channels or min(filters) < 1:
+        raise ValueError(
+            f"depthwise_conv2d wants (B, C, H, W) and (C * multiplier, 1, kh, kw), got {tuple(shape)}, {tuple(filters)}"
+        )
+    if biases is not None and biases != filters[:1]:
+        raise ValueError(f"depthwise_conv2d wants a bias of {filters[0]} values, got {tuple(biases)}")
+    multiplier, kernel = filters[0] // channels, (filters[2], filters[3])
     paddings, dilations = (_pair("padding", padding, 0),) * multiplier, (_pair("dilation", dilation, 1),) * multiplier
     return Geometry(_pair("stride", stride, 1), (kernel,) * multiplier, paddings, dilations, multiplier > 1)
+
+
+_known = lru_cache(maxsize=1024, typed=True)(_single)  # a layer's operands are nearly always of the shapes they had
 
 
 def depthwise_conv2d(
@@ -76,15 +96,11 @@ def depthwise_conv2d(
         ValueError: weight, bias and input do not go together or are on several devices, or a stride, padding or dilation is none;
             the message shows shapes, devices, or the value.
     """
-    shape, filters = x.shape, weight.shape
-    channels = shape[1] if len(shape) == 4 else 0
-    if channels == 0 or len(filters) != 4 or filters[1] != 1 or filters[0] % channels or min(filters) < 1:
-        raise ValueError(
-            f"depthwise_conv2d wants (B, C, H, W) and (C * multiplier, 1, kh, kw), got {tuple(shape)}, {tuple(filters)}"
-        )
-    if bias is not None and bias.shape != filters[:1]:
-        raise ValueError(f"depthwise_conv2d wants a bias of {filters[0]} values, got {tuple(bias.shape)}")
-    geometry = _single((filters[2], filters[3]), filters[0] // channels, stride, padding, dilation)
+    what = x.shape, weight.shape, None if bias is None else bias.shape, stride, padding, dilation
+    try:
+        geometry = (_single if is_dynamo_compiling() else _known)(*what)
+    except TypeError:  # a list, or a size that is a symbol: they cannot be looked up
+        geometry = _single(*what)
     return depthwise_by_geometry(x, weight, bias, geometry)
 
 
@@ -119,7 +135,7 @@ def depthwise_branches(
 
 def native_for(x: Tensor) -> bool:
     """Whether the kernels would be given ``x``: a caller may then choose the form that suits them."""
-    return not is_traced() and is_plain(x) and x.dtype in _TYPES and not is_trifle(x) and library() is not None
+    return library_for(x) is not None and x.dtype in _TYPES and not is_trifle(x)
 
 
 def fits(geometry: Geometry, channels: int, weight: Tensor, bias: Tensor | None) -> bool:
@@ -147,15 +163,16 @@ def _fits(geometry: Geometry) -> bool:
 
 def depthwise_by_geometry(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """The same for operands that go together, by the path that suits; the weights of several branches one after the other."""
-    plain = not is_traced() and is_plain(x) and is_plain(weight) and (bias is None or is_plain(bias))
-    lib = library() if plain else None
+    lib = library_for(x, weight, bias)
     if lib is None:
         return _elsewhere(x, weight, bias, geometry)
-    x = _as_type(x, compute_dtype(x))
-    choice = choose(x.dtype, x.shape, geometry)
+    dtype = compute_dtype(x)
+    if x.dtype != dtype:
+        x = x.to(dtype)
+    choice = choose(dtype, x.shape, geometry)
     if choice is None:
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
-    if choice.wholly:
+    if choice.forward and choice.wholly:
         return _by_torch(dense(x), weight, bias, geometry)
     if not wants_gradients(x, weight, bias):
         return _forward(lib, dense(x), weight, bias, geometry, choice)
@@ -194,8 +211,7 @@ def _forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geome
     """x: channels-last. Weight and bias in x's type, or float32."""
     if choice.forward:
         return _by_torch(x, weight, bias, geometry)
-    bias = None if bias is None else bias.detach().float().contiguous()
-    return _native.depthwise_forward(lib, x, weight.detach().float().contiguous(), bias, geometry)
+    return _native.depthwise_forward(lib, x, exact(weight), None if bias is None else exact(bias), geometry)
 
 
 def _backward(
@@ -210,9 +226,8 @@ def _backward(
             x.shape[1], want,
         )  # fmt: skip
     else:
-        exact = weight.float().contiguous()
-        grad_x, grad_weight, grad_bias = _native.depthwise_backward(lib, x, exact, grad, geometry, want)
-    return grad_x, None if grad_weight is None else grad_weight.to(weight.dtype), grad_bias
+        grad_x, grad_weight, grad_bias = _native.depthwise_backward(lib, x, exact(weight), grad, geometry, want)
+    return grad_x, None if grad_weight is None else _as_type(grad_weight, weight.dtype), grad_bias
 
 
 _NO_GRADIENTS = (None, None, None)  # of geometry, library and choice

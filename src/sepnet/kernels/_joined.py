@@ -18,8 +18,7 @@ from sepnet.kernels._depthwise import choose, fits
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._norm import Normalisation
-from sepnet.kernels._tensors import compute_dtype, dense, is_plain
-from sepnet.kernels._tracing import is_traced
+from sepnet.kernels._tensors import compute_dtype, dense, exact, library_for
 
 __all__ = ["joined_depthwise", "joins"]
 
@@ -28,14 +27,11 @@ def joins(
     x: Tensor, before: Normalisation | None, weight: Tensor, bias: Tensor | None, geometry: Geometry, after: Normalisation | None
 ) -> bool:
     """Whether ``joined_depthwise`` takes these, and is the faster way."""
-    if is_traced() or not is_plain(x) or x.dim() != 4 or not is_plain(weight) or not (bias is None or is_plain(bias)):
+    if library_for(x, weight, bias) is None or x.dim() != 4 or not fits(geometry, x.shape[1], weight, bias):
         return False
-    if not fits(geometry, x.shape[1], weight, bias):
-        return False
-    lib, size, dtype = library(), (x.shape[2], x.shape[3]), compute_dtype(x)
+    size, dtype = (x.shape[2], x.shape[3]), compute_dtype(x)
     if (
-        lib is None
-        or min(x.shape) == 0
+        min(x.shape) == 0
         or choose(dtype, x.shape, geometry) is None
         or torch_backward_is_faster(dtype, x.shape, geometry)
         or has_few_channels(x.shape)
@@ -83,14 +79,13 @@ class _JoinedDepthwise(Function):
         assert lib is not None
         x = dense(x)
         ahead = _statistics(lib, x, None, before)
-        exact = weight.detach().float().contiguous()
-        exact_bias = None if bias is None else bias.detach().float().contiguous()
-        y, sums = _native.depthwise_forward_joined(lib, x, exact, exact_bias, geometry, ahead, after is not None)
+        weight_exact, bias_exact = exact(weight), None if bias is None else exact(bias)
+        y, sums = _native.depthwise_forward_joined(lib, x, weight_exact, bias_exact, geometry, ahead, after is not None)
         behind = _statistics(lib, y, sums, after)
         ctx.lib, ctx.geometry, ctx.types = lib, geometry, (weight.dtype, None if bias is None else bias.dtype)
         ctx.relu = (None if ahead is None else ahead.relu, None if behind is None else behind.relu)
         ctx.save_for_backward(
-            x, exact, None if behind is None else y, *(None if side is None else side.constants for side in (ahead, behind))
+            x, weight_exact, None if behind is None else y, *(None if side is None else side.constants for side in (ahead, behind))
         )
         return y if behind is None else _native_norm.norm_apply_constants(lib, y, behind)
 

@@ -54,7 +54,7 @@ def muon_step(lib: Library, updates: Sequence[Update], iterations: Iterations, m
     entries = [Muon(*u.matrix, *numbers, u.rate, u.gradient.data_ptr(), pointer(u.mean), u.weight.data_ptr()) for u in updates]
     weights = (Muon * len(entries))(*entries)
     work = sum(rows * columns * min(rows, columns) for rows, columns in (u.matrix for u in updates))
-    threads = _native.threads_for(work // _PRODUCTS_A_VALUE)
+    threads = _native.threads_for(work // _PRODUCTS_A_VALUE, torch.get_num_threads())
     address = ctypes.addressof(weights)
     size = lib.handle.sepnet_muon_workspace(address, len(entries), threads)
     if size < 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from sepnet.kernels import _native
 from sepnet.kernels._calls import native_call
 from sepnet.kernels._library import Library, Norm, Running
-from sepnet.kernels._native import DTYPES, Call, Side, empty_like_map, memory, pointer, workspace
+from sepnet.kernels._native import DTYPES, Call, Shape, Side, described, empty_map, memory, pointer, workspace
 
 __all__ = [
     "CONSTANTS",
@@ -36,20 +37,15 @@ def norm_description(shape: tuple[int, ...], dtype: torch.dtype, pool: bool, rel
 
 
 @lru_cache(maxsize=512)
-def _norm_call(lib: Library, isa: bytes, shape: tuple[int, ...], dtype: torch.dtype, pool: bool, relu: bool, threads: int) -> Call:
-    d = norm_description(shape, dtype, pool, relu, threads)
+def _norm_call(lib: Library, isa: bytes, shape: Shape, dtype: torch.dtype, pool: bool, relu: bool, most_threads: int) -> Call:
+    d = norm_description(shape, dtype, pool, relu, _native.threads_for(math.prod(shape), most_threads))
     size = int(lib.handle.sepnet_norm_workspace(ctypes.byref(d)))
-    if size < 0:
-        raise ValueError(f"the kernels do not normalise a map of shape {tuple(shape)} (pool={pool})")
-    return Call(d, (size, size))
+    output = (*shape[:2], shape[2] // 2, shape[3] // 2) if pool else shape
+    return described(d, (size, size), output, f"normalise a map of shape {tuple(shape)} (pool={pool})")
 
 
 def _describe_norm(lib: Library, x: Tensor, pool: bool, relu: bool) -> Call:
-    return _norm_call(lib, lib.isa_key, tuple(x.shape), x.dtype, pool, relu, _native.threads_for(x.numel()))
-
-
-def _pooled(x: Tensor, pool: bool) -> tuple[int, int, int]:
-    return (x.shape[1], x.shape[2] // 2, x.shape[3] // 2) if pool else (x.shape[1], x.shape[2], x.shape[3])
+    return _norm_call(lib, lib.isa_key, x.shape, x.dtype, pool, relu, torch.get_num_threads())
 
 
 CONSTANTS = 6  # rows: mean, inverse standard deviation, scale, shift, and in the backward pass slope, constant
@@ -79,7 +75,7 @@ def norm_statistics(
     scratch = workspace(call.workspace[0])
     running = as_running(averages)
     lib.handle.sepnet_norm_statistics(
-        ctypes.addressof(call.description),
+        call.address,
         x.data_ptr(),
         pointer(sums),
         weight.data_ptr(),
@@ -106,13 +102,13 @@ def norm_forward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """With x's own statistics; the result, the constants, and which positions pooling kept. ``shortcut``: added before the ReLU."""
     call = _describe_norm(lib, x, pool, relu)
-    y = empty_like_map(x, *_pooled(x, pool))
+    y = empty_map(x, call.output)
     argmax = memory(y.numel(), dtype=torch.uint8) if pool else None
     constants = memory(CONSTANTS, x.shape[1])
     scratch = workspace(call.workspace[0])
     running = as_running(averages)
     lib.handle.sepnet_norm_forward(
-        ctypes.addressof(call.description),
+        call.address,
         x.data_ptr(),
         pointer(shortcut),
         weight.data_ptr(),
@@ -133,9 +129,9 @@ def norm_apply(
 ) -> Tensor:
     """relu(pool(x * scale + shift + shortcut)), scale and shift a channel."""
     call = _describe_norm(lib, x, pool, relu)
-    y = empty_like_map(x, *_pooled(x, pool))
+    y = empty_map(x, call.output)
     lib.handle.sepnet_norm_apply(
-        ctypes.addressof(call.description),
+        call.address,
         x.data_ptr(),
         pointer(shortcut),
         scale.data_ptr(),
@@ -149,7 +145,7 @@ def norm_apply(
 @native_call
 def norm_apply_constants(lib: Library, x: Tensor, side: Side) -> Tensor:
     """The normalisation, and ReLU, whose constants are known."""
-    return norm_apply(lib, x, side.constants[_SCALE], side.constants[_SHIFT], False, side.relu)
+    return norm_apply(lib, x, side.constants[_SCALE], side.constants[_SHIFT], False, side.relu, None)
 
 
 @native_call
@@ -159,7 +155,7 @@ def norm_sums(lib: Library, x: Tensor, grad: Tensor, side: Side) -> Tensor:
     rows = memory(2, x.shape[1], dtype=torch.float64)
     scratch = workspace(call.workspace[1])
     lib.handle.sepnet_norm_sums(
-        ctypes.addressof(call.description),
+        call.address,
         x.data_ptr(),
         None,
         None,
@@ -178,7 +174,7 @@ def norm_gradients(lib: Library, x: Tensor, sums: Tensor, side: Side) -> tuple[T
     call = _describe_norm(lib, x, False, side.relu)
     grads = memory(2, x.shape[1])
     lib.handle.sepnet_norm_gradients(
-        ctypes.addressof(call.description), sums.data_ptr(), side.constants.data_ptr(), grads[0].data_ptr(), grads[1].data_ptr()
+        call.address, sums.data_ptr(), side.constants.data_ptr(), grads[0].data_ptr(), grads[1].data_ptr()
     )
     return grads[0], grads[1]
 
@@ -188,7 +184,7 @@ def norm_input_gradient_(lib: Library, x: Tensor, grad: Tensor, side: Side) -> T
     """x's gradient, in place of ``grad``, with all constants known."""
     call = _describe_norm(lib, x, False, side.relu)
     lib.handle.sepnet_norm_input_gradient(
-        ctypes.addressof(call.description), x.data_ptr(), None, None, grad.data_ptr(), side.constants.data_ptr(), grad.data_ptr()
+        call.address, x.data_ptr(), None, None, grad.data_ptr(), side.constants.data_ptr(), grad.data_ptr()
     )
     return grad
 
@@ -207,12 +203,12 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of x, weight, bias and shortcut. ``y``, the forward pass's result: for ReLU after pooling or a shortcut."""
     call = _describe_norm(lib, x, pool, relu)
-    grad_x = empty_like_map(x, *x.shape[1:])
-    grad_shortcut = empty_like_map(x, *x.shape[1:]) if shortcut else None
+    grad_x = empty_map(x, x.shape)
+    grad_shortcut = empty_map(x, x.shape) if shortcut else None
     grads = memory(2, x.shape[1])
     scratch = workspace(call.workspace[1])
     lib.handle.sepnet_norm_backward(
-        ctypes.addressof(call.description),
+        call.address,
         x.data_ptr(),
         pointer(y),
         pointer(argmax),

@@ -5,12 +5,23 @@ from __future__ import annotations
 import ctypes
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from sepnet.kernels import _native
 from sepnet.kernels._calls import native_call
 from sepnet.kernels._library import Library, Pointwise
-from sepnet.kernels._native import Call, Gradients, empty_gradients, empty_like_map, pointer, workspace
+from sepnet.kernels._native import (
+    Call,
+    Gradients,
+    Shape,
+    check_gradient,
+    described,
+    empty_gradients,
+    empty_map,
+    pointer,
+    workspace,
+)
 
 __all__ = ["pointwise_backward", "pointwise_forward"]
 
@@ -18,28 +29,26 @@ _PRODUCTS_A_VALUE = 64  # multiplications that take about as long as a value's w
 
 
 @lru_cache(maxsize=512)
-def _call(lib: Library, isa: bytes, rows: int, inputs: int, outputs: int, threads: int) -> Call:
-    d = Pointwise(rows, inputs, outputs, threads)
-    sizes = tuple(lib.handle.sepnet_pointwise_workspace(ctypes.byref(d), backward) for backward in (0, 1))
-    if min(sizes) < 0:
-        raise ValueError(f"the kernels do not take {rows} pixels of {inputs} channels to {outputs}")
-    return Call(d, (sizes[0], sizes[1]))
+def _call(lib: Library, isa: bytes, shape: Shape, outputs: int, most_threads: int) -> Call:
+    batch, inputs, height, width = shape
+    rows = batch * height * width
+    d = Pointwise(rows, inputs, outputs, _native.threads_for(rows * inputs * outputs // _PRODUCTS_A_VALUE, most_threads))
+    sizes = [lib.handle.sepnet_pointwise_workspace(ctypes.byref(d), backward) for backward in (0, 1)]
+    return described(d, sizes, (batch, outputs, height, width), f"take {rows} pixels of {inputs} channels to {outputs}")
 
 
 def _describe(lib: Library, x: Tensor, outputs: int) -> Call:
-    batch, inputs, height, width = x.shape
-    rows = batch * height * width
-    return _call(lib, lib.isa_key, rows, inputs, outputs, _native.threads_for(rows * inputs * outputs // _PRODUCTS_A_VALUE))
+    return _call(lib, lib.isa_key, x.shape, outputs, torch.get_num_threads())
 
 
 @native_call
 def pointwise_forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(B, C, H, W) by weight (N, C, 1, 1) and bias (N), both without gaps, to (B, N, H, W)."""
     call = _describe(lib, x, weight.shape[0])
-    y = empty_like_map(x, weight.shape[0], *x.shape[2:])
+    y = empty_map(x, call.output)
     scratch = workspace(call.workspace[0])
     lib.handle.sepnet_pointwise_forward(
-        ctypes.addressof(call.description),
+        call.address,
         x.data_ptr(),
         weight.data_ptr(),
         pointer(bias),
@@ -52,13 +61,12 @@ def pointwise_forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | No
 @native_call
 def pointwise_backward(lib: Library, x: Tensor, weight: Tensor, grad: Tensor, want: tuple[bool, bool, bool]) -> Gradients:
     """Gradients of x, weight (with its strides) and bias, as far as they are wanted."""
-    if grad.shape != (x.shape[0], weight.shape[0], *x.shape[2:]):
-        raise ValueError(f"the gradient is {tuple(grad.shape)}, the map {tuple(x.shape)}, the weight {tuple(weight.shape)}")
     call = _describe(lib, x, weight.shape[0])
+    check_gradient(grad, call, x)
     scratch = workspace(call.workspace[1])
     gradients = empty_gradients(x, weight, weight.shape[0], want)
     lib.handle.sepnet_pointwise_backward(
-        ctypes.addressof(call.description),
+        call.address,
         x.data_ptr(),
         weight.data_ptr(),
         grad.data_ptr(),

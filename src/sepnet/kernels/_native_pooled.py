@@ -13,7 +13,18 @@ from sepnet.kernels import _native
 from sepnet.kernels._calls import native_call
 from sepnet.kernels._choice_pointwise import MOST_FEW
 from sepnet.kernels._library import Library
-from sepnet.kernels._native import Call, Gradients, empty_gradients, empty_like_map, memory, pointer, workspace
+from sepnet.kernels._native import (
+    Call,
+    Gradients,
+    Shape,
+    check_gradient,
+    described,
+    empty_gradients,
+    empty_map,
+    memory,
+    pointer,
+    workspace,
+)
 from sepnet.kernels._native_norm import CONSTANTS, Averages, as_running, norm_description
 
 __all__ = ["Pooled", "pooled_pointwise_backward", "pooled_pointwise_forward"]
@@ -32,18 +43,16 @@ class Pooled(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def _call(lib: Library, isa: bytes, shape: tuple[int, ...], outputs: int, dtype: torch.dtype, relu: bool, threads: int) -> Call:
+def _call(lib: Library, isa: bytes, shape: Shape, outputs: int, dtype: torch.dtype, relu: bool, most_threads: int) -> Call:
     batch, inputs, height, width = shape
+    threads = _native.threads_for(batch * height * width * outputs, most_threads)
     d = norm_description((batch, outputs, height, width), dtype, True, relu, threads)
-    sizes = tuple(lib.handle.sepnet_pooled_pointwise_workspace(ctypes.byref(d), inputs, backward) for backward in (0, 1))
-    if min(sizes) < 0:
-        raise ValueError(f"the kernels do not pool a map of shape {tuple(shape)}")
-    return Call(d, (sizes[0], sizes[1]))
+    sizes = [lib.handle.sepnet_pooled_pointwise_workspace(ctypes.byref(d), inputs, backward) for backward in (0, 1)]
+    return described(d, sizes, (batch, outputs, height // 2, width // 2), f"pool a map of shape {tuple(shape)}")
 
 
 def _describe(lib: Library, x: Tensor, outputs: int, relu: bool) -> Call:
-    threads = _native.threads_for(x.numel() // x.shape[1] * outputs)
-    return _call(lib, lib.isa_key, tuple(x.shape), outputs, x.dtype, relu, threads)
+    return _call(lib, lib.isa_key, x.shape, outputs, x.dtype, relu, torch.get_num_threads())
 
 
 @native_call
@@ -53,12 +62,12 @@ def pooled_pointwise_forward(
     """(B, C, H, W) by weight (N, C, 1, 1), float32 without gaps, to (B, N, H // 2, W // 2)."""
     outputs = weight.shape[0]
     call = _describe(lib, x, outputs, relu)
-    y = empty_like_map(x, outputs, x.shape[2] // 2, x.shape[3] // 2)
+    y = empty_map(x, call.output)
     pooled = Pooled(memory(CONSTANTS, outputs), memory(_MOMENTS, dtype=torch.float64), memory(y.numel(), dtype=torch.uint8))
     scratch = workspace(call.workspace[0])
     running = as_running(averages)
     lib.handle.sepnet_pooled_pointwise_forward(
-        ctypes.addressof(call.description),
+        call.address,
         x.shape[1],
         x.data_ptr(),
         weight.data_ptr(),
@@ -79,15 +88,13 @@ def pooled_pointwise_backward(
     lib: Library, x: Tensor, weight: Tensor, pooled: Pooled, grad: Tensor, relu: bool, want: tuple[bool, bool]
 ) -> tuple[Gradients, Tensor]:
     """Gradients of x and weight (with its strides), as far as they are wanted, then those of gamma and beta, (2, N)."""
-    expected = (x.shape[0], weight.shape[0], x.shape[2] // 2, x.shape[3] // 2)
-    if grad.shape != expected:
-        raise ValueError(f"the gradient is {tuple(grad.shape)}, the output of {tuple(x.shape)} is {expected}")
     call = _describe(lib, x, weight.shape[0], relu)
+    check_gradient(grad, call, x)
     scratch = workspace(call.workspace[1])
     gradients = empty_gradients(x, weight, weight.shape[0], (*want, False))
     affine = memory(2, weight.shape[0])
     lib.handle.sepnet_pooled_pointwise_backward(
-        ctypes.addressof(call.description),
+        call.address,
         x.shape[1],
         x.data_ptr(),
         weight.data_ptr(),

@@ -13,9 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from sepnet.kernels._library import library
-from sepnet.kernels._tensors import dense, is_plain
-from sepnet.kernels._tracing import is_traced
+from sepnet.kernels._tensors import dense, library_for
 
 __all__ = ["every_nth_pixel", "global_average"]
 
@@ -43,10 +41,9 @@ def every_nth_pixel(x: Tensor, stride: int) -> Tensor:
 
 
 def _is_ours(x: Tensor) -> bool:
-    if is_traced() or not is_plain(x) or x.dim() != 4 or x.numel() == 0:
+    if library_for(x) is None or x.dim() != 4 or x.numel() == 0:
         return False
-    wanted = torch.is_grad_enabled() and x.requires_grad and forward_ad._current_level < 0
-    return wanted and library() is not None
+    return torch.is_grad_enabled() and x.requires_grad and forward_ad._current_level < 0
 
 
 def _is_pooled_well(x: Tensor) -> bool:

@@ -9,11 +9,10 @@ from torch.nn import functional as F
 
 from sepnet.kernels._autograd import Function, once_differentiable
 from sepnet.kernels._choice_pointwise import Way, pointwise_way
-from sepnet.kernels._library import Library, library
+from sepnet.kernels._library import Library
 from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
 from sepnet.kernels._pixels import every_nth_pixel
-from sepnet.kernels._tensors import compute_dtype, dense, is_plain, wants_gradients
-from sepnet.kernels._tracing import is_traced
+from sepnet.kernels._tensors import compute_dtype, dense, is_plain, library_for, wants_gradients
 
 __all__ = ["pointwise_conv2d"]
 
@@ -23,7 +22,7 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, s
 
     Shape: (B, C, H, W), weight (N, C, 1, 1) -> (B, N, H', W'), H' = ceil(H / stride).
     """
-    lib = None if is_traced() or not is_plain(x) or x.dim() != 4 else library()
+    lib = library_for(x) if x.dim() == 4 else None
     if lib is None:
         return F.conv2d(x, weight, bias, stride)
     if stride > 1:  # of the pixels that count, which oneDNN's strided gradients are slow to find
@@ -46,8 +45,9 @@ def _matrix(weight: Tensor) -> Tensor:
 
 def _is_ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the library can read the three, and they fit together; what does not is PyTorch's to refuse."""
-    parameters = [weight] if bias is None else [weight, bias]
-    if weight.shape[1:] != (x.shape[1], 1, 1) or not all(is_plain(t) and t.dtype == x.dtype for t in parameters):
+    if weight.shape[1:] != (x.shape[1], 1, 1) or not is_plain(weight, bias):
+        return False
+    if weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
         return False
     dense_weight = weight.permute(0, 2, 3, 1).is_contiguous()
     return dense_weight and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))

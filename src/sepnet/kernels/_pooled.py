@@ -16,15 +16,14 @@ from sepnet.kernels._choice_pointwise import pooling_is_faster
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._native_pooled import Pooled, pooled_pointwise_backward, pooled_pointwise_forward
 from sepnet.kernels._norm import Normalisation
-from sepnet.kernels._tensors import compute_dtype, dense, is_plain
-from sepnet.kernels._tracing import is_traced
+from sepnet.kernels._tensors import compute_dtype, dense, library_for
 
 __all__ = ["pooled_pointwise", "pools"]
 
 
 def pools(x: Tensor, weight: Tensor, norm: Normalisation) -> bool:
     """Whether ``pooled_pointwise`` takes these, and is the faster way."""
-    if is_traced() or not is_plain(x) or x.dim() != 4 or not is_plain(weight) or library() is None:
+    if library_for(x, weight) is None or x.dim() != 4:
         return False
     if min(x.shape) == 0 or min(x.shape[2:]) < 2 or weight.shape[1:] != (x.shape[1], 1, 1):
         return False

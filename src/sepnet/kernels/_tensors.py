@@ -6,17 +6,29 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["compute_dtype", "dense", "is_plain", "is_trifle", "wants_gradients"]
+from sepnet.kernels._library import Library, library
+from sepnet.kernels._tracing import is_traced
+
+__all__ = ["compute_dtype", "dense", "exact", "is_plain", "is_trifle", "library_for", "wants_gradients"]
 
 _TRIFLE = 1 << 16  # values
 _KINDS = (Tensor, torch.nn.Parameter)
+_has_storage = torch._C._has_storage
 
 
-def is_plain(x: Tensor) -> bool:
-    """A tensor of PyTorch's own on the CPU, with values in memory: no subclass, which may stand for something else (FakeTensor,
-    DTensor, ...), none of another layout (sparse, ...), and none that a transform of ``torch.func`` has left behind.
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Tensors of PyTorch's own on the CPU, with values in memory: no subclass, which may stand for something else (FakeTensor,
+    DTensor, ...), none of another layout (sparse, ...), and none that a transform of ``torch.func`` has left behind. None is fine.
     """
-    return type(x) in _KINDS and x.is_cpu and torch._C._has_storage(x)
+    for x in tensors:  # noqa: SIM110 - a generator would be a function more
+        if x is not None and not (type(x) in _KINDS and x.is_cpu and _has_storage(x)):
+            return False
+    return True
+
+
+def library_for(*tensors: Tensor | None) -> Library | None:
+    """The library, where it is in use and may read these: plain ones, of which no graph is being made."""
+    return None if is_traced() or not is_plain(*tensors) else library()
 
 
 def is_trifle(x: Tensor) -> bool:
@@ -36,7 +48,15 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def exact(parameter: Tensor) -> Tensor:
+    """The values in float32 and without gaps, as the library reads parameters; nothing to differentiate."""
+    if parameter.dtype == torch.float32 and parameter.is_contiguous():
+        return parameter
+    return parameter.detach().float().contiguous()
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The type that a convolution of ``x`` is computed in: autocast's, which leaves float64 alone, or its own."""
     kind = "cuda" if x.is_cuda else "cpu"
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x.dtype
+    dtype = x.dtype
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and dtype != torch.float64 else dtype

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from sepnet.kernels._calls import is_watched
 
 __all__ = ["is_traced", "is_written_down"]
+
+# asked at every call, often of a few microseconds: by the shortest way
+_tracing_state = torch._C._get_tracing_state
+_modes = torch._C._len_torch_dispatch_stack
+_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def is_written_down() -> bool:
     """Whether a graph is being made that must run without sepnet (torch.export, torch.jit.trace), or a transform is at work, or
     somebody wants to see every operation (make_fx, FlopCounterMode: dispatch modes), to whom a call into C is invisible.
     """
-    if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_exporting() or _transforms_active():
         return True
     if torch.compiler.is_compiling():  # which cannot read the rest, and has no need to
         return False
-    return torch._C._get_tracing_state() is not None or _has_dispatch_modes()
+    return _tracing_state() is not None or _has_dispatch_modes()
 
 
 def is_traced() -> bool:
     """Whether a graph is being made, by torch.compile or for keeps (torch.export counts as both)."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or _has_dispatch_modes()
-        or torch._C._are_functorch_transforms_active()
-    )
+    if is_dynamo_compiling():  # torch.export without it has dispatch modes
+        return True
+    return _tracing_state() is not None or (_modes() > 0 and _has_dispatch_modes()) or _transforms_active()
 
 
 def _has_dispatch_modes() -> bool:
     """Whether there are others than the one that sees the kernels' calls too."""
-    modes: int = torch._C._len_torch_dispatch_stack()
+    modes: int = _modes()
     return modes > 0 and (modes > 1 or not is_watched())

@@ -77,7 +77,7 @@ class MultiScaleUnit(nn.Module):
         """Branches and identity, merged: (B, m, H, W) -> (B, 2m, H, W) for concat, (B, m, H, W) for add."""
         layers = (self.dw_small, self.dw_large1, self.dw_large2) if self.pad and native_for(x) else ()
         filters = [layer.weight for layer in layers]  # once: they may be parametrized
-        if filters and all(map(is_plain, filters)):  # nothing nonlinear stands between the layers
+        if filters and is_plain(*filters):  # nothing nonlinear stands between the layers
             return multiscale_branches(x, *filters, add=self.merge == "add", residual=self.residual)
         small = self.dw_small(x)
         large = self.stacked(x)
