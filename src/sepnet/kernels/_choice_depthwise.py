@@ -28,9 +28,9 @@ _MOST_PADDING, _MOST_PADDING_AVX2 = 6, 4  # beyond them oneDNN has only a way th
 _NARROW, _MIDDLING, _LEAST_OUTPUT = 2, 4, 8  # paddings with AVX-512, and the output from which on more than the second is no matter
 # with AVX2: channels from which on the kernels' forward pass is faster, with stride 2 on maps as large as that from more on
 _FEWEST_AVX2, _LARGE_MAP_AVX2 = 32, 32
-_MANY_AVX2, _SMALL_RESULTS_AVX2 = 512, 2 << 20  # and with 3x3 of stride 2 from how many on, where they are of so few bytes
+_MANY_AVX2 = 1024  # and with 3x3 of stride 2 up to how many
 # with stride and dilation 2: up to so many channels the kernels' is, and up to how many from which map on
-_LESS_AVX2, _MORE_AVX2, _MIDDLING_MAP_AVX2 = 128, 256, 14
+_LESS_AVX2, _MORE_AVX2, _MIDDLING_MAP_AVX2 = 128, 256, 8
 # and with dilation alone from so many channels to so many, from so many bytes on
 _FEWEST_DILATED_AVX2, _MOST_DILATED_AVX2, _DILATED_BYTES_AVX2 = 48, 256, 8 << 20
 # with AVX-512: channels and bytes of a map from which on, and channels up to which, the kernels' forward pass is faster with 3x3
@@ -126,10 +126,10 @@ def _is_padded_much(shape: Sequence[int], geometry: Geometry, avx2: bool) -> boo
 
 def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
     """7x7, and filters of up to 3x3 and 5x5 from 32 channels on. With stride 1 oneDNN's forward pass takes 1.0 to 2.1 times as long
-    as the kernels' (35 shapes), with stride 2 1.0 to 1.9 but for few channels on large maps (0.8 to 1.0) and, with 3x3, many for
-    small results (0.8 to 1.0). Dilated 3x3: with stride and dilation 2 1.05 to 1.7 up to 128 channels, 256 on maps from 14x14 0.98
-    to 1.3, else 0.65 to 1.05; with stride 1 1.0 to 1.6 from 48 to 256 channels and 8 MiB on (but for one of 26 shapes), else 0.7 to
-    1.4. Dilated 5x5: 0.7 to 1.3.
+    as the kernels' (35 shapes), with stride 2 1.0 to 1.9 but for few channels on large maps (0.8 to 1.0) and, with 3x3, 1,024 (0.85
+    to 1.06). Dilated 3x3: with stride and dilation 2 1.05 to 1.7 up to 128 channels, 256 on maps from 8x8 0.98 to 1.6, else 0.65 to
+    1.15; with stride 1 1.0 to 1.6 from 48 to 256 channels and 8 MiB on (but for one of 26 shapes), else 0.7 to 1.4. Dilated 5x5:
+    0.7 to 1.3.
     """
     size, channels, stride, dilation = max(geometry.kernels[0]), shape[1], geometry.stride, geometry.dilations[0]
     if size > 5 or size < 3 or max(stride) > 2:
@@ -140,8 +140,7 @@ def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
         return channels >= _FEWEST_AVX2
     if channels == _FEWEST_AVX2 and max(shape[2:]) >= _LARGE_MAP_AVX2:
         return False
-    small = _result_bytes(torch.float32, shape, geometry) <= _SMALL_RESULTS_AVX2
-    return size > 3 or channels < _MANY_AVX2 or not small
+    return size > 3 or channels < _MANY_AVX2
 
 
 def _is_for_our_dilated_avx2(shape: Sequence[int], stride: Pair, dilation: Pair) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 
 from sepnet.kernels import _gpu, _native, _reference
 from sepnet.kernels._autograd import Function, once_differentiable
@@ -69,7 +68,11 @@ def _single(
     return Geometry(_pair("stride", stride, 1), (kernel,) * multiplier, paddings, dilations, multiplier > 1)
 
 
-_known = lru_cache(maxsize=1024, typed=True)(_single)  # a layer's operands are nearly always of the shapes they had
+@lru_cache(maxsize=1024, typed=True)
+def _plan(dtype: torch.dtype, shape: tuple[int, ...], *what: Any) -> tuple[Geometry, ByTorch | None]:
+    """The geometry of operands of such shapes, and which way they go: for small maps it matters that both are looked up at once."""
+    geometry = _single(shape, *what)
+    return geometry, choose(dtype, shape, geometry)
 
 
 def depthwise_conv2d(
@@ -96,12 +99,16 @@ def depthwise_conv2d(
         ValueError: weight, bias and input do not go together or are on several devices, or a stride, padding or dilation is none;
             the message shows shapes, devices, or the value.
     """
-    what = x.shape, weight.shape, None if bias is None else bias.shape, stride, padding, dilation
+    lib, biases = library_for(x, weight, bias), None if bias is None else bias.shape
+    if lib is None:
+        return _elsewhere(x, weight, bias, _single(x.shape, weight.shape, biases, stride, padding, dilation))
+    dtype = compute_dtype(x)
     try:
-        geometry = (_single if is_dynamo_compiling() else _known)(*what)
-    except TypeError:  # a list, or a size that is a symbol: they cannot be looked up
-        geometry = _single(*what)
-    return depthwise_by_geometry(x, weight, bias, geometry)
+        plan = _plan(dtype, x.shape, weight.shape, biases, stride, padding, dilation)
+    except TypeError:  # a list cannot be looked up
+        geometry = _single(x.shape, weight.shape, biases, stride, padding, dilation)
+        plan = geometry, choose(dtype, x.shape, geometry)
+    return _computed(lib, x, weight, bias, dtype, *plan)
 
 
 def depthwise_branches(
@@ -167,9 +174,15 @@ def depthwise_by_geometry(x: Tensor, weight: Tensor, bias: Tensor | None, geomet
     if lib is None:
         return _elsewhere(x, weight, bias, geometry)
     dtype = compute_dtype(x)
+    return _computed(lib, x, weight, bias, dtype, geometry, choose(dtype, x.shape, geometry))
+
+
+def _computed(
+    lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, geometry: Geometry, choice: ByTorch | None
+) -> Tensor:
+    """In that type, and the way that was chosen."""
     if x.dtype != dtype:
         x = x.to(dtype)
-    choice = choose(dtype, x.shape, geometry)
     if choice is None:
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
     if choice.forward and choice.wholly:

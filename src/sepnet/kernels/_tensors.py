@@ -14,6 +14,7 @@ __all__ = ["compute_dtype", "dense", "exact", "is_plain", "is_trifle", "library_
 _TRIFLE = 1 << 16  # values
 _KINDS = (Tensor, torch.nn.Parameter)
 _has_storage = torch._C._has_storage
+_has_autocast = torch._C._is_any_autocast_enabled
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -57,6 +58,8 @@ def exact(parameter: Tensor) -> Tensor:
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The type that a convolution of ``x`` is computed in: autocast's, which leaves float64 alone, or its own."""
-    kind = "cuda" if x.is_cuda else "cpu"
     dtype = x.dtype
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and dtype != torch.float64 else dtype
+    if not _has_autocast() or dtype == torch.float64:  # on any device; half of what it takes to ask for one
+        return dtype
+    kind = "cuda" if x.is_cuda else "cpu"
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
