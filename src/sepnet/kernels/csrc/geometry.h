@@ -78,6 +78,7 @@ typedef struct {
     int64_t images; /* that share a vector, more than one where channels are few: lane i * channels + c is the i-th one's channel c */
     int64_t blocks, filter_taps, parts, scratch_bytes, x_floats, grad_floats; /* floats: of the largest band's plane */
     pairing pairs;
+    int64_t grad_planes, grad_pixel, grad_step; /* planes of dL/dy, in each a pixel's floats; floats from one branch's to the next's */
     int64_t weight_vectors, spare_floats, x_halves, grad_halves; /* vectors of packed weights a block; halves: see unpack_pairs.h */
     cut cut;
     int want_x, want_weight, want_bias;
@@ -239,9 +240,9 @@ static void forward_taps(const sepnet_depthwise *conv, const pairing *pairs, pla
     end_segment(out, in, rows);
 }
 
-/* Taps of the input pixels whose row and column leave the remainders (r, c) modulo the strides; the branches' planes lie
- * `plane_step` floats apart. The last column of a filter reaches the leftmost gradient. */
-static void backward_taps(const sepnet_depthwise *conv, const pairing *pairs, plane p, int64_t plane_step, int64_t r, int64_t c,
+/* Taps of the input pixels whose row and column leave the remainders (r, c) modulo the strides; the branches' gradients
+ * lie `branch_step` floats apart. The last column of a filter reaches the leftmost gradient. */
+static void backward_taps(const sepnet_depthwise *conv, const pairing *pairs, plane p, int64_t branch_step, int64_t r, int64_t c,
                           taps *out) {
     open_taps(out, pairs);
     for (int j = 0; j < conv->branches; j++) {
@@ -261,7 +262,7 @@ static void backward_taps(const sepnet_depthwise *conv, const pairing *pairs, pl
             for (int64_t kc = b->kernel_w - 1; kc >= 0; kc--) {
                 int64_t col = c + b->pad_w - kc * b->dilation_w, to_col = sepnet_floor_div(col, conv->stride_w);
                 if (to_col * conv->stride_w != col) continue;
-                add_tap(out, &in, j * plane_step + (to_row * p.cols + to_col - p.first_col) * p.pixel,
+                add_tap(out, &in, j * branch_step + (to_row * p.cols + to_col - p.first_col) * p.pixel,
                         weight + (vector + kc) * VL);
             }
         }
@@ -270,12 +271,13 @@ static void backward_taps(const sepnet_depthwise *conv, const pairing *pairs, pl
 }
 
 /* Floats of the largest band's planes of x and of dL/dy. */
-static void measure_bands(const sepnet_depthwise *conv, int64_t pixel, int64_t bands, int64_t *x_floats, int64_t *grad_floats) {
+static void measure_bands(const sepnet_depthwise *conv, int64_t x_pixel, int64_t grad_pixel, int64_t bands, int64_t *x_floats,
+                          int64_t *grad_floats) {
     *x_floats = *grad_floats = 0;
     for (int64_t i = 0; i < bands; i++) {
         band_rows b = nth_band(conv, bands, i);
-        *x_floats = sepnet_max(*x_floats, plane_floats(input_plane(conv, pixel, b.out0, b.out1)));
-        *grad_floats = sepnet_max(*grad_floats, plane_floats(gradient_plane(conv, pixel, b.in0, b.in1, b.out0, b.out1)));
+        *x_floats = sepnet_max(*x_floats, plane_floats(input_plane(conv, x_pixel, b.out0, b.out1)));
+        *grad_floats = sepnet_max(*grad_floats, plane_floats(gradient_plane(conv, grad_pixel, b.in0, b.in1, b.out0, b.out1)));
     }
 }
 
@@ -297,7 +299,7 @@ static int64_t plane_pixel(int64_t blocks) {
 
 static int64_t planes_bytes(const sepnet_depthwise *conv, int64_t pixel, int64_t bands, int backward) {
     int64_t x_floats, grad_floats;
-    measure_bands(conv, pixel, bands, &x_floats, &grad_floats);
+    measure_bands(conv, pixel, pixel, bands, &x_floats, &grad_floats);
     return (x_floats + backward * conv->branches * grad_floats) * (int64_t)sizeof(float);
 }
 
@@ -332,6 +334,11 @@ static cut cut_up(const sepnet_depthwise *conv, int64_t images, int backward) {
         if (groups * c.slabs * c.bands < conv->threads || !bands_pay(conv, c.bands)) continue;
         if (planes_bytes(conv, c.pixel, c.bands, backward) <= room) return c;
     }
+}
+
+/* Whether the gradients of several branches lie side by side in one plane, as they do in memory, which is then read in its order. */
+static int are_together(const sepnet_depthwise *conv, const cut *c, int64_t images) {
+    return conv->branches > 1 && !conv->interleaved && images == 1 && c->slabs == 1 && conv->channels % VL == 0;
 }
 
 static int64_t count_tasks(const job_state *s) { return count_groups(s->conv, s->images) * s->cut.bands * s->cut.slabs; }

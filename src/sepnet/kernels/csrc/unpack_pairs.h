@@ -3,9 +3,9 @@
  * What enters as it is, is paired from the map. What is normalised, or is not whole vectors of neighbouring channels, becomes rows of
  * bfloat16 first, so that each value goes that way once: as many rows are kept as the two of a pair are apart, and one more. */
 
-/* Floats that hold the rows of a slab that are kept. */
-static int64_t halves_floats(const job_state *s, int64_t apart, int64_t width) {
-    return sepnet_round_up((apart + 1) * width * s->cut.slab * VL / 2, CACHE_LINE / (int64_t)sizeof(float));
+/* Floats that hold the rows of so many blocks that are kept. */
+static int64_t halves_floats(int64_t apart, int64_t width, int64_t blocks) {
+    return sepnet_round_up((apart + 1) * width * blocks * VL / 2, CACHE_LINE / (int64_t)sizeof(float));
 }
 
 /* A plane that is unpacked as far as it is needed. */
@@ -110,13 +110,14 @@ static window_plane open_input(const job_state *s, const task *at, plane p, floa
     return open_plane(from, p, start, s->pairs.x, halves);
 }
 
+/* Of a branch, or of all of them, where they are together. */
 static window_plane open_gradient(const job_state *s, const task *at, plane p, int branch, float *start, float *halves) {
     const sepnet_depthwise *c = s->conv;
     const sepnet_joined *j = s->joined;
     int64_t outputs = c->channels * c->branches, channel = output_channel(c, at->channel, branch);
     int64_t row = c->out_w * outputs, image = c->out_h * row;
     source from = {s->grad, at->image * image + channel, image, row, outputs, at->images, c->out_h, c->out_w, output_step(c),
-                   at->blocks, at->lanes, c->dtype, is_zeroed(s, at), is_large(c, image), 0,
+                   c->branches / s->grad_planes * at->blocks, at->lanes, c->dtype, is_zeroed(s, at), is_large(c, image), 0,
                    open_entry(j && j->after ? THROUGH_NORM : AS_IS, j ? j->after : NULL, outputs, channel,
                               j && j->after_relu, j ? j->y : NULL)};
     return open_plane(from, p, start, s->pairs.grad, halves);
