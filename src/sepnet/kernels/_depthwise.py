@@ -185,7 +185,7 @@ def _computed(
         x = x.to(dtype)
     if choice is None:
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
-    if choice.forward and choice.wholly:
+    if choice.wholly:
         return _by_torch(dense(x), weight, bias, geometry)
     if not wants_gradients(x, weight, bias):
         return _forward(lib, dense(x), weight, bias, geometry, choice)
