@@ -19,17 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from sepnet.kernels import (
-    _choice_depthwise,
-    _depthwise,
-    _library,
-    _native,
-    _native_norm,
-    _native_pointwise,
-    _native_pooled,
-    isa_names,
-    why_not_native,
-)
+from sepnet.kernels import _choice_depthwise, _depthwise, _library, _native, isa_names, why_not_native
 from sepnet.kernels._geometry import Geometry, Pair
 
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}  # half a unit of the last place, relative
@@ -68,17 +58,11 @@ def instruction_set(name: str) -> Iterator[None]:
 def threads(count: int) -> Iterator[None]:
     """The kernels work in so many threads, however little there is to do."""
     with mock.patch.object(_native, "threads_for", return_value=count):
-        _forget_calls()
+        _native.forget_calls()  # the threads are a part of what the library is told
         try:
             yield
         finally:
-            _forget_calls()
-
-
-def _forget_calls() -> None:
-    """What the library was told of maps, of which the threads are a part."""
-    for call in (_native._depthwise_call, _native_norm._norm_call, _native_pooled._call, _native_pointwise._call):
-        call.cache_clear()
+            _native.forget_calls()
 
 
 @contextlib.contextmanager

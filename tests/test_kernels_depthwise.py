@@ -63,6 +63,12 @@ def test_kernels_are_within_rounding_of_float64(isa: str, problem: Problem, dtyp
         check_native(problem, dtype)
 
 
+def scales(*kernels: int, stride: int = 1) -> Geometry:
+    """Branches of one input."""
+    halves = tuple((k // 2, k // 2) for k in kernels)
+    return Geometry((stride, stride), tuple((k, k) for k in kernels), halves, ((1, 1),) * len(kernels), False)
+
+
 LARGE = {
     "planes beyond the cache are cut into bands": Problem(single(3, padding=1), 1, 3, (190, 200), 0, True),
     "bands with dilation and stride": Problem(single(5, padding=7, dilation=4, stride=2), 1, 2, (260, 150), 1, True),
@@ -108,6 +114,14 @@ LARGE = {
     ),
     "the largest filter in tiles of all widths, with stride": Problem(single(7, padding=3, stride=2), 1, 40, (46, 60), 21, True),
     "the largest filter in tiles of all widths": Problem(single(7, padding=3), 1, 40, (23, 31), 22, True),
+    # the branches' gradients lie side by side where channels fill vectors, whatever becomes of the rest of a line
+    **{
+        f"{channels} channels of {len(kernels)} scales": Problem(scales(*kernels), 2, channels, (7, 9), channels, True)
+        for channels in (8, 16, 24, 32, 40, 48, 56, 80, 112)
+        for kernels in ((3, 5), (1, 3, 7), (5, 3, 1, 1))
+    },
+    "three scales side by side, in bands": Problem(scales(3, 5, 3), 1, 48, (90, 91), 31, True),
+    "two scales side by side, with stride, in bands": Problem(scales(3, 5, stride=2), 1, 40, (120, 121), 32, True),
     "a large batch": Problem(single(3, padding=1), 300, 3, (4, 4), 10, True),
 }
 

@@ -39,21 +39,13 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and min(value) >= least:
         return value
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
-    if len(pair) != 2 or not all(isinstance(n, int) and n >= least for n in pair):
+    if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= least for n in pair):
         raise ValueError(f"{name} must be an integer of at least {least}, or two of them, got {value!r}")
-    return pair[0], pair[1]
-
-
-_Numbers = int | Sequence[int]
+    return int(pair[0]), int(pair[1])
 
 
 def _single(
-    shape: Sequence[int],
-    filters: Sequence[int],
-    biases: Sequence[int] | None,
-    stride: _Numbers,
-    padding: _Numbers,
-    dilation: _Numbers,
+    shape: Sequence[int], filters: Sequence[int], biases: Sequence[int] | None, stride: Pair, padding: Pair, dilation: Pair
 ) -> Geometry:
     """One filter bank, of operands of such shapes. Raises ValueError."""
     channels = shape[1] if len(shape) == 4 else 0
@@ -64,14 +56,21 @@ def _single(
     if biases is not None and biases != filters[:1]:
         raise ValueError(f"depthwise_conv2d wants a bias of {filters[0]} values, got {tuple(biases)}")
     multiplier, kernel = filters[0] // channels, (filters[2], filters[3])
-    paddings, dilations = (_pair("padding", padding, 0),) * multiplier, (_pair("dilation", dilation, 1),) * multiplier
-    return Geometry(_pair("stride", stride, 1), (kernel,) * multiplier, paddings, dilations, multiplier > 1)
+    return Geometry(stride, (kernel,) * multiplier, (padding,) * multiplier, (dilation,) * multiplier, multiplier > 1)
 
 
-@lru_cache(maxsize=1024, typed=True)
-def _plan(dtype: torch.dtype, shape: tuple[int, ...], *what: Any) -> tuple[Geometry, ByTorch | None]:
+@lru_cache(maxsize=1024)
+def _plan(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    filters: tuple[int, ...],
+    biases: tuple[int, ...] | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> tuple[Geometry, ByTorch | None]:
     """The geometry of operands of such shapes, and which way they go: for small maps it matters that both are looked up at once."""
-    geometry = _single(shape, *what)
+    geometry = _single(shape, filters, biases, stride, padding, dilation)
     return geometry, choose(dtype, shape, geometry)
 
 
@@ -99,16 +98,13 @@ def depthwise_conv2d(
         ValueError: weight, bias and input do not go together or are on several devices, or a stride, padding or dilation is none;
             the message shows shapes, devices, or the value.
     """
+    numbers = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
     lib, biases = library_for(x, weight, bias), None if bias is None else bias.shape
     if lib is None:
-        return _elsewhere(x, weight, bias, _single(x.shape, weight.shape, biases, stride, padding, dilation))
+        return _elsewhere(x, weight, bias, _single(x.shape, weight.shape, biases, *numbers))
     dtype = compute_dtype(x)
-    try:
-        plan = _plan(dtype, x.shape, weight.shape, biases, stride, padding, dilation)
-    except TypeError:  # a list cannot be looked up
-        geometry = _single(x.shape, weight.shape, biases, stride, padding, dilation)
-        plan = geometry, choose(dtype, x.shape, geometry)
-    return _computed(lib, x, weight, bias, dtype, *plan)
+    geometry, choice = _plan(dtype, x.shape, weight.shape, biases, *numbers)
+    return _computed(lib, x, weight, bias, dtype, geometry, choice)
 
 
 def depthwise_branches(

@@ -7,9 +7,9 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ __all__ = [
     "described",
     "empty_gradients",
     "empty_map",
+    "forget_calls",
+    "looked_up",
     "memory",
     "pointer",
     "threads_for",
@@ -41,8 +43,9 @@ __all__ = [
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _FLOATS_A_THREAD = 1 << 14  # below this a second thread costs more than it saves
 
-
-Shape = tuple[int, int, int, int]
+P = ParamSpec("P")
+Shape = tuple[int, ...]
+"""(B, C, H, W)."""
 
 
 class Call(NamedTuple):
@@ -65,8 +68,23 @@ def described(description: ctypes.Structure, workspace: Sequence[int], output: S
     if min(workspace) < 0:
         raise ValueError(f"the kernels do not {what}")
     forward, backward = workspace
-    batch, channels, height, width = output
-    return Call(description, ctypes.addressof(description), (forward, backward), (batch, channels, height, width))
+    return Call(description, ctypes.addressof(description), (forward, backward), tuple(output))
+
+
+_forgetting: list[Callable[[], None]] = []
+
+
+def looked_up(describe: Callable[P, Call]) -> Callable[P, Call]:
+    """Calls that are described once for each library, shape and number of threads: small maps take no longer than Python does."""
+    kept = lru_cache(maxsize=512)(describe)
+    _forgetting.append(kept.cache_clear)
+    return kept  # type: ignore[return-value]  # whose arguments mypy does not know
+
+
+def forget_calls() -> None:
+    """Describe all anew, for who has changed what a description depends on."""
+    for forget in _forgetting:
+        forget()
 
 
 def threads_for(elements: int, most: int) -> int:
@@ -74,7 +92,7 @@ def threads_for(elements: int, most: int) -> int:
     return max(1, min(most, elements // _FLOATS_A_THREAD))
 
 
-@lru_cache(maxsize=512)
+@looked_up
 def _depthwise_call(lib: Library, isa: bytes, shape: Shape, dtype: torch.dtype, geometry: Geometry, most_threads: int) -> Call:
     out = geometry.output_size(shape[2], shape[3])
     taps = sum(h * w for h, w in geometry.kernels)

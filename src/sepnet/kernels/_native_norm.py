@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from sepnet.kernels import _native
 from sepnet.kernels._calls import native_call
 from sepnet.kernels._library import Library, Norm, Running
-from sepnet.kernels._native import DTYPES, Call, Shape, Side, described, empty_map, memory, pointer, workspace
+from sepnet.kernels._native import DTYPES, Call, Shape, Side, described, empty_map, looked_up, memory, pointer, workspace
 
 __all__ = [
     "CONSTANTS",
@@ -36,7 +35,7 @@ def norm_description(shape: tuple[int, ...], dtype: torch.dtype, pool: bool, rel
     return Norm(*shape, pool, relu, DTYPES[dtype], threads)
 
 
-@lru_cache(maxsize=512)
+@looked_up
 def _norm_call(lib: Library, isa: bytes, shape: Shape, dtype: torch.dtype, pool: bool, relu: bool, most_threads: int) -> Call:
     d = norm_description(shape, dtype, pool, relu, _native.threads_for(math.prod(shape), most_threads))
     size = int(lib.handle.sepnet_norm_workspace(ctypes.byref(d)))

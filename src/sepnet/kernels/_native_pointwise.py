@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from sepnet.kernels._native import (
     described,
     empty_gradients,
     empty_map,
+    looked_up,
     pointer,
     workspace,
 )
@@ -28,7 +28,7 @@ __all__ = ["pointwise_backward", "pointwise_forward"]
 _PRODUCTS_A_VALUE = 64  # multiplications that take about as long as a value's way through another kernel
 
 
-@lru_cache(maxsize=512)
+@looked_up
 def _call(lib: Library, isa: bytes, shape: Shape, outputs: int, most_threads: int) -> Call:
     batch, inputs, height, width = shape
     rows = batch * height * width

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from sepnet.kernels._native import (
     described,
     empty_gradients,
     empty_map,
+    looked_up,
     memory,
     pointer,
     workspace,
@@ -42,7 +42,7 @@ class Pooled(NamedTuple):
     kept: Tensor
 
 
-@lru_cache(maxsize=512)
+@looked_up
 def _call(lib: Library, isa: bytes, shape: Shape, outputs: int, dtype: torch.dtype, relu: bool, most_threads: int) -> Call:
     batch, inputs, height, width = shape
     threads = _native.threads_for(batch * height * width * outputs, most_threads)

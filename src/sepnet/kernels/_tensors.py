@@ -59,7 +59,7 @@ def exact(parameter: Tensor) -> Tensor:
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The type that a convolution of ``x`` is computed in: autocast's, which leaves float64 alone, or its own."""
     dtype = x.dtype
-    if not _has_autocast() or dtype == torch.float64:  # on any device; half of what it takes to ask for one
+    if not _has_autocast() or dtype == torch.float64:  # whether any device has it is found out in half of the time
         return dtype
     kind = "cuda" if x.is_cuda else "cpu"
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype

@@ -74,7 +74,7 @@ static void weight_gradient(const job_state *s, const task *at, plane in, const 
     for (int j = 0; j < conv->branches; j++) {
         const sepnet_branch *b = &conv->branch[j];
         correlation c = {.x = x + ((row0 * conv->stride_h - b->pad_h - in.first_row) * in.cols - b->pad_w - in.first_col) * in.pixel,
-                         .grad = grad + j * s->grad_step + ((row0 - g.first_row) * g.cols - g.first_col) * g.pixel,
+                         .grad = grad + j * s->grads.step + ((row0 - g.first_row) * g.cols - g.first_col) * g.pixel,
                          .rows = row1 - row0,
                          .cols = conv->out_w,
                          .blocks = at->blocks,
@@ -98,7 +98,7 @@ static void bias_gradient(const job_state *s, const task *at, plane g, const flo
         for (int64_t b = 0; b < at->blocks; b++) {
             vf sum = splat(0);
             for (int64_t row = row0; row < row1; row++) {
-                const float *from = grad + j * s->grad_step + ((row - g.first_row) * g.cols - g.first_col) * g.pixel + b * VL;
+                const float *from = grad + j * s->grads.step + ((row - g.first_row) * g.cols - g.first_col) * g.pixel + b * VL;
                 for (int64_t col = 0; col < s->conv->out_w; col++)
                     sum += load_factor(from + col * g.pixel, s->pairs.grad ? FIRST_HALF : FLOATS);
             }
@@ -115,13 +115,13 @@ static int64_t chunk_begin(const job_state *s, int64_t rows, int64_t chunks, int
 static void backward_task(const job_state *s, const task *at, float *scratch, float *sums, int64_t part) {
     const sepnet_depthwise *conv = s->conv;
     band_rows b = at->rows;
-    plane g = gradient_plane(conv, s->grad_pixel, b.in0, b.in1, b.out0, b.out1), in = input_plane(conv, s->cut.pixel, b.out0, b.out1);
-    float *grad_start = scratch + s->x_floats, *spare = grad_start + s->grad_planes * s->grad_floats;
+    plane g = gradient_plane(conv, s->grads.pixel, b.in0, b.in1, b.out0, b.out1), in = input_plane(conv, s->cut.pixel, b.out0, b.out1);
+    float *grad_start = scratch + s->x_floats, *spare = grad_start + s->grads.planes * s->grads.floats;
     float *halves = spare + s->spare_floats;
     window_plane x = open_input(s, at, in, scratch, halves), grad[SEPNET_MAX_BRANCHES];
     int64_t reach = 0; /* of an input row: output rows beyond row / stride that its gradient takes from */
-    for (int j = 0; j < s->grad_planes; j++)
-        grad[j] = open_gradient(s, at, g, j, grad_start + j * s->grad_floats, halves + s->x_halves + j * s->grad_halves);
+    for (int j = 0; j < s->grads.planes; j++)
+        grad[j] = open_gradient(s, at, g, j, grad_start + j * s->grads.floats, halves + s->x_halves + j * s->grad_halves);
     for (int j = 0; j < conv->branches; j++) reach = sepnet_max(reach, conv->branch[j].pad_h);
     int64_t beyond = in.rows - (b.out1 - b.out0 - 1) * conv->stride_h;
     int64_t chunks = sepnet_max(1, (b.out1 - b.out0) / chunk_rows(in));
@@ -132,7 +132,7 @@ static void backward_task(const job_state *s, const task *at, float *scratch, fl
         int64_t in0 = b.in0 + sepnet_part_begin(b.in1 - b.in0, chunks, i);
         int64_t in1 = b.in0 + sepnet_part_begin(b.in1 - b.in0, chunks, i + 1);
         int64_t rows = sepnet_max(out1, sepnet_floor_div(in1 - 1 + reach, conv->stride_h) + 1) - g.first_row;
-        for (int j = 0; j < s->grad_planes; j++) need_rows(&grad[j], rows);
+        for (int j = 0; j < s->grads.planes; j++) need_rows(&grad[j], rows);
         if (s->want_x && in0 < in1) {
             clear_gradient(s, at, in0, in1);
             input_gradient(s, at, g, grad_start, in0, in1, spare);
@@ -187,17 +187,15 @@ static job_state make_state(const reduced *rest, int64_t images, int backward) {
     s.pairs = find_pairs(conv, images, backward);
     s.weight_vectors = packed_before(conv, &s.pairs, conv->branches);
     s.parts = count_parts(&s);
-    const int together = are_together(conv, &s.cut, images);
-    s.grad_planes = together ? 1 : conv->branches, s.grad_pixel = together ? plane_pixel(conv->branches * s.cut.slab) : s.cut.pixel;
-    measure_bands(conv, s.cut.pixel, s.grad_pixel, s.cut.bands, &s.x_floats, &s.grad_floats);
-    s.grad_step = together ? s.cut.slab * VL : s.grad_floats;
+    s.grads = lay_gradients(conv, &s.cut, images);
+    s.x_floats = input_floats(conv, s.cut.pixel, s.cut.bands);
     int64_t floats = s.x_floats, rows = conv->out_h, cols = conv->out_w;
-    if (backward) floats += s.grad_planes * s.grad_floats, rows = conv->in_h, cols = conv->in_w;
+    if (backward) floats += s.grads.planes * s.grads.floats, rows = conv->in_h, cols = conv->in_w;
     int whole_vectors = conv->channels % VL == 0 && (backward ? conv->branches == 1 : output_step(conv) == 1);
     if (!whole_vectors) s.spare_floats = rows * cols * VL;
     if (s.pairs.x) s.x_halves = halves_floats(s.pairs.x, conv->in_w, s.cut.slab);
-    if (s.pairs.grad) s.grad_halves = halves_floats(s.pairs.grad, conv->out_w, conv->branches / s.grad_planes * s.cut.slab);
-    s.scratch_bytes = aligned((floats + s.spare_floats + s.x_halves + s.grad_planes * s.grad_halves) * (int64_t)sizeof(float));
+    if (s.pairs.grad) s.grad_halves = halves_floats(s.pairs.grad, conv->out_w, s.grads.branches * s.cut.slab);
+    s.scratch_bytes = aligned((floats + s.spare_floats + s.x_halves + s.grads.planes * s.grad_halves) * (int64_t)sizeof(float));
     return s;
 }
 
@@ -277,10 +275,10 @@ static void depthwise_backward(const sepnet_depthwise *whole, const sepnet_joine
     lay_out(&s, workspace, 1);
     s.joined = joined, s.x = x, s.weight = weight, s.grad = grad, s.grad_x = grad_x;
     s.want_x = grad_x != NULL, s.want_weight = grad_weight != NULL, s.want_bias = grad_bias != NULL;
-    plane p = gradient_plane(conv, s.grad_pixel, 0, conv->in_h, 0, conv->out_h);
+    plane p = gradient_plane(conv, s.grads.pixel, 0, conv->in_h, 0, conv->out_h);
     for (int64_t r = 0; r < conv->stride_h; r++)
         for (int64_t c = 0; c < conv->stride_w; c++)
-            backward_taps(conv, &s.pairs, p, s.grad_step, r, c, &s.classes[r * conv->stride_w + c]);
+            backward_taps(conv, &s.pairs, p, s.grads.step, r, c, &s.classes[r * conv->stride_w + c]);
     pack_weights(&s, 1);
     clear_joined_sums(&s);
     choose_streams(&s, whole->in_h, whole->in_w, conv->channels);

@@ -42,6 +42,12 @@ typedef struct {
     int64_t slab, slabs, bands, pixel; /* slab: blocks of one (fewer in the last); pixel: floats from pixel to pixel in its planes */
 } cut;
 
+/* Planes of dL/dy: how many there are, and in each how many branches, floats from pixel to pixel, floats at all in the largest band's,
+ * and floats from one branch's gradients to the next's. */
+typedef struct {
+    int64_t planes, branches, pixel, floats, step;
+} gradient_planes;
+
 /* The pixels of a map that some tap sees: every so many rows and columns, from the first on. All of them, as a rule. */
 typedef struct {
     int64_t first_row, first_col, every_row, every_col;
@@ -76,9 +82,9 @@ typedef struct {
     double *joined_sums;     /* [part][first or second][branch][block][VL] */
     char *scratch;           /* one piece a thread */
     int64_t images; /* that share a vector, more than one where channels are few: lane i * channels + c is the i-th one's channel c */
-    int64_t blocks, filter_taps, parts, scratch_bytes, x_floats, grad_floats; /* floats: of the largest band's plane */
+    int64_t blocks, filter_taps, parts, scratch_bytes, x_floats; /* floats: of the largest band's plane */
     pairing pairs;
-    int64_t grad_planes, grad_pixel, grad_step; /* planes of dL/dy, in each a pixel's floats; floats from one branch's to the next's */
+    gradient_planes grads;
     int64_t weight_vectors, spare_floats, x_halves, grad_halves; /* vectors of packed weights a block; halves: see unpack_pairs.h */
     cut cut;
     int want_x, want_weight, want_bias;
@@ -270,15 +276,23 @@ static void backward_taps(const sepnet_depthwise *conv, const pairing *pairs, pl
     }
 }
 
-/* Floats of the largest band's planes of x and of dL/dy. */
-static void measure_bands(const sepnet_depthwise *conv, int64_t x_pixel, int64_t grad_pixel, int64_t bands, int64_t *x_floats,
-                          int64_t *grad_floats) {
-    *x_floats = *grad_floats = 0;
+/* Floats of the largest band's planes, of x and of dL/dy. */
+static int64_t input_floats(const sepnet_depthwise *conv, int64_t pixel, int64_t bands) {
+    int64_t most = 0;
     for (int64_t i = 0; i < bands; i++) {
-        band_rows b = nth_band(conv, bands, i);
-        *x_floats = sepnet_max(*x_floats, plane_floats(input_plane(conv, x_pixel, b.out0, b.out1)));
-        *grad_floats = sepnet_max(*grad_floats, plane_floats(gradient_plane(conv, grad_pixel, b.in0, b.in1, b.out0, b.out1)));
+        const band_rows b = nth_band(conv, bands, i);
+        most = sepnet_max(most, plane_floats(input_plane(conv, pixel, b.out0, b.out1)));
     }
+    return most;
+}
+
+static int64_t gradient_floats(const sepnet_depthwise *conv, int64_t pixel, int64_t bands) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < bands; i++) {
+        const band_rows b = nth_band(conv, bands, i);
+        most = sepnet_max(most, plane_floats(gradient_plane(conv, pixel, b.in0, b.in1, b.out0, b.out1)));
+    }
+    return most;
 }
 
 static int64_t count_blocks(const sepnet_depthwise *conv) { return (conv->channels + VL - 1) / VL; }
@@ -297,10 +311,25 @@ static int64_t plane_pixel(int64_t blocks) {
     return blocks * VL <= line ? blocks * VL : (lines | 1) * line;
 }
 
-static int64_t planes_bytes(const sepnet_depthwise *conv, int64_t pixel, int64_t bands, int backward) {
-    int64_t x_floats, grad_floats;
-    measure_bands(conv, pixel, pixel, bands, &x_floats, &grad_floats);
-    return (x_floats + backward * conv->branches * grad_floats) * (int64_t)sizeof(float);
+/* The gradients of several branches lie side by side in one plane, where they do so in memory, which is then read in its order; else
+ * each has a plane, with a slab's channels. (A slab may be rounded up: beyond the blocks that there are nothing lies.) */
+static gradient_planes lay_gradients(const sepnet_depthwise *conv, const cut *c, int64_t images) {
+    const int64_t blocks = count_blocks(conv), all = conv->branches;
+    if (all == 1 || conv->interleaved || images > 1 || c->slabs > 1 || conv->channels % VL) {
+        const int64_t floats = gradient_floats(conv, c->pixel, c->bands);
+        return (gradient_planes){.planes = all, .branches = 1, .pixel = c->pixel, .floats = floats, .step = floats};
+    }
+    const int64_t pixel = plane_pixel(all * blocks), floats = gradient_floats(conv, pixel, c->bands);
+    return (gradient_planes){.planes = 1, .branches = all, .pixel = pixel, .floats = floats, .step = blocks * VL};
+}
+
+static int64_t planes_bytes(const sepnet_depthwise *conv, const cut *c, int64_t images, int backward) {
+    int64_t floats = input_floats(conv, c->pixel, c->bands);
+    if (backward) {
+        const gradient_planes g = lay_gradients(conv, c, images);
+        floats += g.planes * g.floats;
+    }
+    return floats * (int64_t)sizeof(float);
 }
 
 /* Whether bands unpack less than half as many rows again as there are: the rows at their edges belong to two. */
@@ -327,18 +356,15 @@ static cut cut_up(const sepnet_depthwise *conv, int64_t images, int backward) {
         const int last = c.slab == 1;
         if (!last && slabs > 1 && is_sparse(conv, c.slab)) continue;
         c.slabs = (blocks + c.slab - 1) / c.slab, c.pixel = plane_pixel(c.slab);
-        c.bands = last ? (conv->threads + groups * c.slabs - 1) / (groups * c.slabs) : 1;
-        c.bands = sepnet_min(limit, sepnet_max(c.bands, planes_bytes(conv, c.pixel, 1, backward) / room)); /* not fewer */
-        while (c.bands < limit && planes_bytes(conv, c.pixel, c.bands, backward) > room) c.bands++;
+        c.bands = 1;
+        const int64_t least = planes_bytes(conv, &c, images, backward) / room; /* not fewer */
+        if (last) c.bands = (conv->threads + groups * c.slabs - 1) / (groups * c.slabs);
+        c.bands = sepnet_min(limit, sepnet_max(c.bands, least));
+        while (c.bands < limit && planes_bytes(conv, &c, images, backward) > room) c.bands++;
         if (last) return c;
         if (groups * c.slabs * c.bands < conv->threads || !bands_pay(conv, c.bands)) continue;
-        if (planes_bytes(conv, c.pixel, c.bands, backward) <= room) return c;
+        if (planes_bytes(conv, &c, images, backward) <= room) return c;
     }
-}
-
-/* Whether the gradients of several branches lie side by side in one plane, as they do in memory, which is then read in its order. */
-static int are_together(const sepnet_depthwise *conv, const cut *c, int64_t images) {
-    return conv->branches > 1 && !conv->interleaved && images == 1 && c->slabs == 1 && conv->channels % VL == 0;
 }
 
 static int64_t count_tasks(const job_state *s) { return count_groups(s->conv, s->images) * s->cut.bands * s->cut.slabs; }

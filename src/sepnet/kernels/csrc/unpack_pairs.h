@@ -117,7 +117,7 @@ static window_plane open_gradient(const job_state *s, const task *at, plane p, i
     int64_t outputs = c->channels * c->branches, channel = output_channel(c, at->channel, branch);
     int64_t row = c->out_w * outputs, image = c->out_h * row;
     source from = {s->grad, at->image * image + channel, image, row, outputs, at->images, c->out_h, c->out_w, output_step(c),
-                   c->branches / s->grad_planes * at->blocks, at->lanes, c->dtype, is_zeroed(s, at), is_large(c, image), 0,
+                   s->grads.branches * at->blocks, at->lanes, c->dtype, is_zeroed(s, at), is_large(c, image), 0,
                    open_entry(j && j->after ? THROUGH_NORM : AS_IS, j ? j->after : NULL, outputs, channel,
                               j && j->after_relu, j ? j->y : NULL)};
     return open_plane(from, p, start, s->pairs.grad, halves);
