@@ -28,7 +28,7 @@ _MOST_PADDING, _MOST_PADDING_AVX2 = 6, 4  # beyond them oneDNN has only a way th
 _NARROW, _MIDDLING, _LEAST_OUTPUT = 2, 4, 8  # paddings with AVX-512, and the output from which on more than the second is no matter
 # with AVX2: channels from which on the kernels' forward pass is faster, with stride 2 on maps as large as that from more on
 _FEWEST_AVX2, _LARGE_MAP_AVX2 = 32, 32
-_MANY_AVX2 = 1024  # and with 3x3 of stride 2 up to how many
+_MANY_AVX2 = 1024  # and with 3x3 of stride 2 below how many
 # with stride and dilation 2: up to so many channels the kernels' is, and up to how many from which map on
 _LESS_AVX2, _MORE_AVX2, _MIDDLING_MAP_AVX2 = 128, 256, 8
 # and with dilation alone from so many channels to so many, from so many bytes on

@@ -36,7 +36,7 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
     # nearly always one of the first two, and this is called three times a layer
     if type(value) is int and value >= least:
         return value, value
-    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and min(value) >= least:
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and value[0] >= least <= value[1]:
         return value
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
     if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= least for n in pair):

@@ -10,31 +10,20 @@ from torch import Tensor
 from sepnet.kernels import _native
 from sepnet.kernels._calls import native_call
 from sepnet.kernels._library import Library, Pointwise
-from sepnet.kernels._native import (
-    Call,
-    Gradients,
-    Shape,
-    check_gradient,
-    described,
-    empty_gradients,
-    empty_map,
-    looked_up,
-    pointer,
-    workspace,
-)
+from sepnet.kernels._native import Call, Gradients, Shape, empty_gradients, empty_map, pointer, workspace
 
 __all__ = ["pointwise_backward", "pointwise_forward"]
 
 _PRODUCTS_A_VALUE = 64  # multiplications that take about as long as a value's way through another kernel
 
 
-@looked_up
+@_native.looked_up
 def _call(lib: Library, isa: bytes, shape: Shape, outputs: int, most_threads: int) -> Call:
     batch, inputs, height, width = shape
     rows = batch * height * width
     d = Pointwise(rows, inputs, outputs, _native.threads_for(rows * inputs * outputs // _PRODUCTS_A_VALUE, most_threads))
     sizes = [lib.handle.sepnet_pointwise_workspace(ctypes.byref(d), backward) for backward in (0, 1)]
-    return described(d, sizes, (batch, outputs, height, width), f"take {rows} pixels of {inputs} channels to {outputs}")
+    return _native.described(d, sizes, (batch, outputs, height, width), f"take {rows} pixels of {inputs} channels to {outputs}")
 
 
 def _describe(lib: Library, x: Tensor, outputs: int) -> Call:
@@ -62,7 +51,7 @@ def pointwise_forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | No
 def pointwise_backward(lib: Library, x: Tensor, weight: Tensor, grad: Tensor, want: tuple[bool, bool, bool]) -> Gradients:
     """Gradients of x, weight (with its strides) and bias, as far as they are wanted."""
     call = _describe(lib, x, weight.shape[0])
-    check_gradient(grad, call, x)
+    _native.check_gradient(grad, call, x)
     scratch = workspace(call.workspace[1])
     gradients = empty_gradients(x, weight, weight.shape[0], want)
     lib.handle.sepnet_pointwise_backward(

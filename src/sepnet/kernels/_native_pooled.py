@@ -12,19 +12,7 @@ from sepnet.kernels import _native
 from sepnet.kernels._calls import native_call
 from sepnet.kernels._choice_pointwise import MOST_FEW
 from sepnet.kernels._library import Library
-from sepnet.kernels._native import (
-    Call,
-    Gradients,
-    Shape,
-    check_gradient,
-    described,
-    empty_gradients,
-    empty_map,
-    looked_up,
-    memory,
-    pointer,
-    workspace,
-)
+from sepnet.kernels._native import Call, Gradients, Shape, empty_gradients, empty_map, memory, pointer, workspace
 from sepnet.kernels._native_norm import CONSTANTS, Averages, as_running, norm_description
 
 __all__ = ["Pooled", "pooled_pointwise_backward", "pooled_pointwise_forward"]
@@ -42,13 +30,13 @@ class Pooled(NamedTuple):
     kept: Tensor
 
 
-@looked_up
+@_native.looked_up
 def _call(lib: Library, isa: bytes, shape: Shape, outputs: int, dtype: torch.dtype, relu: bool, most_threads: int) -> Call:
     batch, inputs, height, width = shape
     threads = _native.threads_for(batch * height * width * outputs, most_threads)
     d = norm_description((batch, outputs, height, width), dtype, True, relu, threads)
     sizes = [lib.handle.sepnet_pooled_pointwise_workspace(ctypes.byref(d), inputs, backward) for backward in (0, 1)]
-    return described(d, sizes, (batch, outputs, height // 2, width // 2), f"pool a map of shape {tuple(shape)}")
+    return _native.described(d, sizes, (batch, outputs, height // 2, width // 2), f"pool a map of shape {tuple(shape)}")
 
 
 def _describe(lib: Library, x: Tensor, outputs: int, relu: bool) -> Call:
@@ -89,7 +77,7 @@ def pooled_pointwise_backward(
 ) -> tuple[Gradients, Tensor]:
     """Gradients of x and weight (with its strides), as far as they are wanted, then those of gamma and beta, (2, N)."""
     call = _describe(lib, x, weight.shape[0], relu)
-    check_gradient(grad, call, x)
+    _native.check_gradient(grad, call, x)
     scratch = workspace(call.workspace[1])
     gradients = empty_gradients(x, weight, weight.shape[0], (*want, False))
     affine = memory(2, weight.shape[0])

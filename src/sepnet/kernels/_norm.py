@@ -10,7 +10,7 @@ from torch import Tensor
 from sepnet.kernels import _gpu, _native_norm, _reference
 from sepnet.kernels._autograd import Function, once_differentiable
 from sepnet.kernels._library import Library, library
-from sepnet.kernels._tensors import dense, is_plain, is_trifle
+from sepnet.kernels._tensors import dense, is_plain, is_trifle, library_for
 from sepnet.kernels._tracing import is_traced
 
 __all__ = ["Normalisation", "batch_norm_relu"]
@@ -61,7 +61,7 @@ def batch_norm_relu(
     """
     if shortcut is not None and (pool or not relu):
         raise ValueError(f"a shortcut wants relu=True and pool=False, got relu={relu}, pool={pool}")
-    lib = _library_for(x, (weight, bias), (running_mean, running_var), pool, shortcut)
+    lib = _library_taking(x, (weight, bias), (running_mean, running_var), pool, shortcut)
     if lib is not None and weight is not None and bias is not None:
         if training or running_mean is None or running_var is None:
             averages = _averages(running_mean, running_var, momentum)
@@ -101,7 +101,7 @@ def _is_vector(t: Tensor | None, channels: int) -> bool:
     return t is not None and t.dtype == torch.float32 and t.shape == (channels,) and t.is_contiguous() and is_plain(t)
 
 
-def _library_for(
+def _library_taking(
     x: Tensor,
     affine: tuple[Tensor | None, Tensor | None],
     averages: tuple[Tensor | None, Tensor | None],
@@ -109,7 +109,8 @@ def _library_for(
     shortcut: Tensor | None,
 ) -> Library | None:
     """The library, if it takes these tensors and nothing is being traced. PyTorch takes the others, or has the words for them."""
-    if is_traced() or not is_plain(x) or x.dtype not in _TYPES or x.dim() != 4 or x.numel() == 0 or is_trifle(x):
+    lib = library_for(x)
+    if lib is None or x.dtype not in _TYPES or x.dim() != 4 or x.numel() == 0 or is_trifle(x):
         return None
     channels = x.shape[1]
     if not all(_is_vector(t, channels) for t in affine) or not all(t is None or _is_vector(t, channels) for t in averages):
@@ -118,9 +119,7 @@ def _library_for(
         return None
     if shortcut is not None and not (is_plain(shortcut) and shortcut.dtype == x.dtype and shortcut.shape == x.shape):
         return None
-    if x.numel() == channels:
-        return None  # one value a channel
-    return library()
+    return None if x.numel() == channels else lib  # one value a channel has no variance
 
 
 class _BatchNormReLU(Function):

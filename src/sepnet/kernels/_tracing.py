@@ -30,7 +30,7 @@ def is_traced() -> bool:
     """Whether a graph is being made, by torch.compile or for keeps (torch.export counts as both)."""
     if is_dynamo_compiling():  # torch.export without it has dispatch modes
         return True
-    return _tracing_state() is not None or (_modes() > 0 and _has_dispatch_modes()) or _transforms_active()
+    return _tracing_state() is not None or _has_dispatch_modes() or _transforms_active()
 
 
 def _has_dispatch_modes() -> bool:
