@@ -44,6 +44,11 @@ ISAS = [name for name in isa_names if LIBRARY is not None and _runs_here(name)]
 every_isa = pytest.mark.parametrize("isa", ISAS)
 
 
+def multiplies_halves(isa: str) -> bool:
+    """Whether it has instructions for products of bfloat16, which depthwise convolutions may still do without."""
+    return isa.startswith("avx512_bf16")
+
+
 @contextlib.contextmanager
 def instruction_set(name: str) -> Iterator[None]:
     before = LIBRARY.isa

@@ -77,8 +77,11 @@ static float to_bfloat(float value) {
     return value;
 }
 
-/* Whether weights are rounded where maps are bfloat16. */
+/* Whether weights are rounded where maps are bfloat16: where pairs of them are multiplied. */
 static int rounds_weights(int dtype) { return dtype == SEPNET_BFLOAT16 && strcmp(sepnet_isa(), "avx512_bf16") == 0; }
+
+/* Whether there are instructions for products of bfloat16, of pairs or not in depthwise convolutions. */
+static int multiplies_halves(int dtype) { return dtype == SEPNET_BFLOAT16 && strncmp(sepnet_isa(), "avx512_bf16", 11) == 0; }
 
 /* Weights that lose nothing by it. */
 static float *filters_of(int64_t count, int dtype) {
@@ -610,7 +613,7 @@ static void try_muon(void) {
     const int count = (int)pick(1, MOST), steps = (int)pick(1, 3);
     const float keep = (float)pick(0, 1) * 0.75f;
     int dtype = (int)pick(0, 1);
-    if (dtype == SEPNET_BFLOAT16 && strcmp(sepnet_isa(), "avx512_bf16") != 0) {
+    if (dtype == SEPNET_BFLOAT16 && !multiplies_halves(dtype)) {
         sepnet_muon halves = {.rows = 2, .cols = 3, .steps = 1, .dtype = dtype};
         expect(sepnet_muon_workspace(&halves, 1, 1) == -1, "products of bfloat16 are promised");
         dtype = SEPNET_FLOAT32;
@@ -682,7 +685,7 @@ static void try_pooled(void) {
     free(workspace);
     workspace = block(sepnet_pointwise_workspace(&conv, 1));
     sepnet_pointwise_backward(&conv, x32, weight, du, dx32, dw32, NULL, workspace);
-    if (rounds_weights(m.dtype)) { /* those of dL/dx, times the normalisation's scale */
+    if (multiplies_halves(m.dtype)) { /* those of dL/dx, times the normalisation's scale */
         for (int64_t i = 0; i < m.channels * inputs; i++) {
             const float scale = constants[SEPNET_SCALE * m.channels + i / inputs], scaled = weight[i] * scale;
             if (scaled != 0) weight[i] = to_bfloat(scaled) / scale;

@@ -22,9 +22,10 @@ def plain(kernel: int, dilation: int = 1, stride: int = 1) -> Geometry:
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """Its instructions, with oneDNN's bf16 where AVX-512 is; "AVX512 pairs" has the instruction that multiplies pairs of it, as has
-    "AVX512 Zen 5".
+    "AVX512 Zen 5", and "AVX512 Intel" has it without gaining by it.
     """
     name, _, pairs = str(request.param).partition(" ")
+    monkeypatch.setattr(_choice_depthwise, "is_intel_with_bf16", lambda: pairs == "Intel")
     monkeypatch.setattr(_choice_depthwise, "is_zen5", lambda: pairs == "Zen 5")
     monkeypatch.setattr(_choice_depthwise, "instructions", lambda: name)
     monkeypatch.setattr(_choice_depthwise, "multiplies_pairs", lambda: bool(pairs))
@@ -203,9 +204,50 @@ def test_forward_on_zen5(processor: str, geometry: Geometry, shape: tuple[int, .
     assert _choice_depthwise.torch_forward_is_faster(BF16, shape, geometry) == bf16
 
 
-@pytest.mark.parametrize("processor", ["AVX512 Zen 5"], indirect=True)
+@pytest.mark.parametrize("processor", ["AVX512 Intel"], indirect=True)
+@pytest.mark.parametrize(
+    ("geometry", "shape", "fp32", "bf16"),
+    [
+        (plain(3), (128, 64, 8, 8), False, False),
+        (plain(3), (128, 64, 9, 8), True, False),  # over 2 MiB in fp32, on a map that is not small
+        (plain(3), (128, 128, 8, 8), False, False),
+        (plain(3), (128, 128, 8, 9), True, True),
+        (plain(3), (8, 256, 28, 28), True, True),
+        (plain(3), (128, 64, 16, 16), False, True),  # 8 MiB in fp32
+        (plain(3, stride=2), (128, 64, 8, 8), False, False),
+        (plain(3, stride=2), (128, 128, 8, 8), True, False),
+        (plain(3, stride=2), (128, 256, 8, 8), True, True),
+        (plain(3, stride=3), (8, 64, 8, 8), True, True),
+        (plain(2), (8, 64, 8, 8), True, True),
+        (plain(3, dilation=2), (128, 512, 8, 8), False, False),
+        (plain(3, dilation=2), (8, 256, 28, 28), True, False),
+        (plain(3, stride=2, dilation=2), (128, 256, 32, 32), False, False),
+        (plain(3, stride=2, dilation=2), (16, 128, 56, 56), True, False),
+        (plain(3, stride=2, dilation=2), (17, 128, 56, 56), False, False),
+        (plain(3, stride=2, dilation=2), (8, 128, 56, 56), False, False),
+        (plain(3, dilation=5), (8, 64, 16, 16), False, False),
+        (plain(3, dilation=5), (16, 64, 17, 17), True, False),
+        (plain(3, dilation=5), (128, 128, 16, 16), False, True),
+        (plain(3, dilation=5), (128, 64, 32, 32), True, False),
+        (plain(3, dilation=5, stride=2), (128, 64, 8, 8), False, False),  # padded too much for oneDNN
+        (plain(5), (128, 64, 32, 32), False, False),
+        (plain(5), (128, 128, 8, 8), True, False),
+        (plain(5), (8, 128, 56, 56), False, True),
+        (plain(5, stride=2), (128, 512, 16, 16), True, False),
+        (plain(7), (128, 64, 16, 16), True, False),
+        (plain(7), (128, 32, 16, 16), False, False),
+        (plain(7), (128, 128, 16, 16), False, False),
+    ],
+    ids=str,
+)
+def test_forward_on_intel(processor: str, geometry: Geometry, shape: tuple[int, ...], fp32: bool, bf16: bool) -> None:
+    assert _choice_depthwise.torch_forward_is_faster(FLOAT, shape, geometry) == fp32
+    assert _choice_depthwise.torch_forward_is_faster(BF16, shape, geometry) == bf16
+
+
+@pytest.mark.parametrize("processor", ["AVX512 Zen 5", "AVX512 Intel"], indirect=True)
 @pytest.mark.parametrize("side", [4, 5, 8])
-def test_backward_on_zen5(processor: str, side: int) -> None:
+def test_backward_on_zen5_and_intel(processor: str, side: int) -> None:
     """There ours is always the faster one, and may share passes over memory with the normalisations beside it."""
     for dtype in (FLOAT, BF16):
         assert not _choice_depthwise.torch_backward_is_faster(dtype, (8, 64, side, side), plain(3))
@@ -266,6 +308,8 @@ def test_the_choice_is_kept_for_each_type_shape_and_geometry() -> None:
 def test_this_processor_has_a_name() -> None:
     told = Path("/proc/cpuinfo").read_text()
     assert _processor.instructions() == torch.backends.cpu.get_cpu_capability()
-    assert _processor.multiplies_pairs() == ("avx512_bf16" in told)
+    intel = "GenuineIntel" in told
+    assert _processor.multiplies_pairs() == ("avx512_bf16" in told and not intel)
+    assert _processor.is_intel_with_bf16() == ("avx512_bf16" in told and intel)
     assert _processor.processor_has("amx_bf16") == ("amx_bf16" in told)
-    assert _processor.is_zen5() == ("avx512_bf16" in told and "avx512_vp2intersect" in told)
+    assert _processor.is_zen5() == ("avx512_bf16" in told and "avx512_vp2intersect" in told and not intel)

@@ -17,7 +17,14 @@ DRIVER = Path(__file__).with_name("kernels_driver.c")
 SOURCES = Path(_library.__file__).with_name("csrc")
 COMPILER = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
 # what counts as large: results, their pixels, planes, matrices
-SMALL = ["-DSTREAM_BYTES=4096", "-DSTREAM_PIXEL=256", "-DBAND_BYTES=16384", "-DLEAST_WORK=4096"]
+SMALL = [
+    "-DSTREAM_BYTES=4096",
+    "-DSTREAM_PIXEL=256",
+    "-DBAND_BYTES=16384",
+    "-DLEAST_WORK=4096",
+    "-DFETCH_AHEAD=1",
+    "-DFETCHED_MAP_BYTES=1024",
+]
 NOT_HERE = 77  # how the driver ends where the processor lacks the instruction set
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler here")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernel_tools import LIBRARY, every_isa, instruction_set, needs_library, poisoned_memory, threads
+from kernel_tools import LIBRARY, every_isa, instruction_set, multiplies_halves, needs_library, poisoned_memory, threads
 from sepnet.engine import build_optimizer, make_fabric
 from sepnet.engine._step import TrainingStep
 from sepnet.engine.muon import NEWTON_SCHULZ_STEPS, QUINTIC, Muon, orthogonalise
@@ -28,7 +28,9 @@ pytestmark = [
 
 FLOAT = Iterations(*QUINTIC, NEWTON_SCHULZ_STEPS, torch.float32)
 HALF = FLOAT._replace(dtype=torch.bfloat16)
-has_halves = pytest.mark.skipif(LIBRARY is None or LIBRARY.isa != "avx512_bf16", reason="no instructions for products of bf16")
+has_halves = pytest.mark.skipif(
+    LIBRARY is None or not multiplies_halves(LIBRARY.isa), reason="no instructions for products of bf16"
+)
 SIDES = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 96, 127, 129, 200]))
 
 
@@ -94,7 +96,7 @@ def test_in_bf16_it_deviates_little(shape: tuple[int, int], decades: int, steps:
 @every_isa
 @pytest.mark.parametrize("iterations", [FLOAT, pytest.param(HALF, marks=has_halves)])
 def test_threads_change_no_bit(isa: str, iterations: Iterations) -> None:
-    if isa != "avx512_bf16" and iterations is HALF:
+    if iterations is HALF and not multiplies_halves(isa):
         pytest.skip("no products of bf16")
     matrix = torch.randn(270, 300)
     with instruction_set(isa):
@@ -201,7 +203,7 @@ def test_who_iterates_where(monkeypatch: pytest.MonkeyPatch) -> None:
         assert why_torch_iterates(LIBRARY, torch.float32) is not None
         assert muon_step([update], FLOAT) == [update]
     assert why_torch_iterates(LIBRARY, torch.float32) is None
-    assert (why_torch_iterates(LIBRARY, torch.bfloat16) is None) == (LIBRARY.isa == "avx512_bf16")
+    assert (why_torch_iterates(LIBRARY, torch.bfloat16) is None) == multiplies_halves(LIBRARY.isa)
     monkeypatch.setattr("sepnet.kernels._muon.processor_has", lambda name: name == "amx_bf16")
     assert why_torch_iterates(LIBRARY, torch.bfloat16) == "PyTorch's products are faster with AMX"
     assert muon_step([update], HALF) == [update]

@@ -4,18 +4,39 @@ the others; here is what pairs could get wrong and random problems seldom meet.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
-from kernel_tools import LIBRARY, Problem, channels_last, depthwise_by_definition, limits, needs_library, poisoned_memory, threads
+from kernel_tools import (
+    ISAS,
+    LIBRARY,
+    Problem,
+    channels_last,
+    depthwise_by_definition,
+    instruction_set,
+    limits,
+    needs_library,
+    poisoned_memory,
+    threads,
+)
 from sepnet.kernels import _native
 from sepnet.kernels._geometry import Geometry
 
+PAIRS = "avx512_bf16"
 pytestmark = [
     needs_library,
-    pytest.mark.skipif(LIBRARY is None or LIBRARY.isa != "avx512_bf16", reason="this processor multiplies no pairs of bfloat16"),
+    pytest.mark.skipif(PAIRS not in ISAS, reason="this processor multiplies no pairs of bfloat16"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def multiplied() -> Iterator[None]:
+    """Also where the processor takes so long for them that the kernels multiply floats."""
+    with instruction_set(PAIRS):
+        yield
 
 
 def geometry(*kernels: int, stride: int = 1, dilation: int = 1) -> Geometry:

@@ -20,6 +20,7 @@ from kernel_tools import (
     channels_last,
     every_isa,
     instruction_set,
+    multiplies_halves,
     needs_library,
     poisoned_memory,
     threads,
@@ -75,7 +76,7 @@ def exact_dx(u_grad: Tensor, weight: Tensor, pooled: Pooled, dtype: torch.dtype)
     normalisation's scale, are rounded to it.
     """
     seen = weight.flatten(1).double()
-    if dtype == torch.bfloat16 and LIBRARY.isa == "avx512_bf16":
+    if dtype == torch.bfloat16 and multiplies_halves(LIBRARY.isa):
         scale = pooled.constants[_SCALE][:, None]
         scaled = weight.flatten(1) * scale
         seen = torch.where(scaled == 0, seen, scaled.bfloat16().double() / scale.double())

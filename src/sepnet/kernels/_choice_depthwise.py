@@ -1,7 +1,8 @@
 """Which way is the faster one for a depthwise convolution on this processor: PyTorch's (oneDNN's), or the kernels.
 
 oneDNN's depthwise convolutions are written for one instruction set each. What they are fast with was measured on AMD EPYC
-processors of the generations Zen 3 (AVX2), Zen 4 (AVX-512, which stands for others with it) and Zen 5 (AVX-512): LOG.md.
+processors of the generations Zen 3 (AVX2), Zen 4 (AVX-512, which stands for others with it) and Zen 5 (AVX-512), and on Intel's
+Xeon 6 (``_choice_intel``): LOG.md.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import NamedTuple
 
 import torch
 
+from sepnet.kernels._choice_intel import is_for_our_intel
 from sepnet.kernels._geometry import Geometry, Pair
-from sepnet.kernels._processor import instructions, is_zen5, multiplies_pairs, onednn_has
+from sepnet.kernels._processor import instructions, is_intel_with_bf16, is_zen5, multiplies_pairs, onednn_has
 
 __all__ = [
     "ByTorch",
@@ -72,8 +74,8 @@ def has_few_channels(shape: Sequence[int]) -> bool:
 def torch_forward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
     """PyTorch's forward pass of (B, C, H, W) is the faster one for a single filter bank; with bf16, where the processor has it.
 
-    Not where the padding is more than 6 (4 with AVX2) or much for a map of this size, nor for 3x3 on large maps, and with AVX2 and
-    Zen 5 rarely for filters without dilation and not for some dilated 3x3.
+    Not where the padding is more than 6 (4 with AVX2) or much for a map of this size, nor for 3x3 on large maps, and with AVX2, on
+    Zen 5 and on Intel rarely for filters without dilation and not for some dilated 3x3.
     """
     if len(geometry.kernels) > 1 or has_few_channels(shape) or shape[0] == 0:  # PyTorch's output of no images is not channels-last
         return False
@@ -84,6 +86,8 @@ def torch_forward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: 
 
 
 def _is_for_ours(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
+    if is_intel_with_bf16():
+        return is_for_our_intel(dtype, shape, geometry)
     if is_zen5():
         return _is_for_our_zen5(dtype, shape, geometry)
     if instructions() == "AVX2":
@@ -207,13 +211,13 @@ def _result_bytes(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) 
 
 def torch_backward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
     """PyTorch's backward pass of (B, C, H, W) is the faster one for a filter bank of up to 3x3 on a map of 4x4 to 8x8, even where
-    ours could share the passes over memory of the normalisations beside it. With AVX2 and with Zen 5 ours is (oneDNN takes 1.05 to
-    2.3 times as long, 30 shapes), and on 4x4 where two bf16 values are multiplied at once (1.0 to 2.7, 20 shapes; from 5x5 to 8x8
-    0.7 to 2.3).
+    ours could share the passes over memory of the normalisations beside it. With AVX2, with Zen 5 and on Intel ours is (oneDNN
+    takes 1.05 to 2.3 times as long, 30 shapes), and on 4x4 where two bf16 values are multiplied at once (1.0 to 2.7, 20 shapes;
+    from 5x5 to 8x8 0.7 to 2.3).
     """
     if len(geometry.kernels) > 1 or geometry.stride != (1, 1) or geometry.dilations[0] != (1, 1) or has_few_channels(shape):
         return False
-    if instructions() == "AVX2" or is_zen5():
+    if instructions() == "AVX2" or is_zen5() or is_intel_with_bf16():
         return False
     least = 5 if dtype == torch.bfloat16 and multiplies_pairs() else 4
     small = min(shape[2:]) >= least and max(shape[2:]) <= 8

@@ -65,7 +65,7 @@ def why_torch_iterates(lib: Library, dtype: torch.dtype) -> str | None:
         return "the kernels iterate in float32 and bf16"
     if processor_has("amx_bf16"):  # which multiplies tiles, several times as fast as the kernels do
         return "PyTorch's products are faster with AMX"
-    return None if lib.isa_key == b"avx512_bf16" else "the kernels multiply bf16 with AVX512-BF16 only"
+    return None if lib.isa_key.startswith(b"avx512_bf16") else "the kernels multiply bf16 with AVX512-BF16 only"
 
 
 def same_places(*tensors: Tensor) -> bool:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import islice
+from pathlib import Path
 
 import torch
 
-__all__ = ["instructions", "is_zen5", "multiplies_pairs", "onednn_has", "processor_has"]
+__all__ = ["instructions", "is_intel_with_bf16", "is_zen5", "multiplies_pairs", "onednn_has", "processor_has"]
+
+_FIRST_LINES = 32  # of what Linux tells of its processors, one after the other: all of the first one's
 
 
 def onednn_has(dtype: torch.dtype) -> bool:
@@ -26,9 +30,30 @@ def instructions() -> str:
 
 
 @cache
-def multiplies_pairs() -> bool:
-    """Whether there is an instruction for sums of two products of bf16 values, which the kernels use."""
+def _has_avx512_bf16() -> bool:
     return instructions() == "AVX512" and processor_has("avx512_bf16")
+
+
+@cache
+def multiplies_pairs() -> bool:
+    """Whether there is an instruction for sums of two products of bf16 values, which the kernels use: Intel's takes too long."""
+    return _has_avx512_bf16() and not _is_intel()
+
+
+@cache
+def is_intel_with_bf16() -> bool:
+    """One of Intel's with AVX512-BF16: Sapphire Rapids and what came after it, and Cooper Lake."""
+    return _has_avx512_bf16() and _is_intel()
+
+
+@cache
+def _is_intel() -> bool:
+    """As the kernels find it out (csrc/processor.c)."""
+    try:
+        with Path("/proc/cpuinfo").open() as told:
+            return any("GenuineIntel" in line for line in islice(told, _FIRST_LINES))
+    except OSError:
+        return False
 
 
 @cache

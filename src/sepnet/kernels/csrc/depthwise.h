@@ -23,6 +23,9 @@ static void task_output_sums(const job_state *s, const task *at, const destinati
                     joined_at(s, part, at->block + b, branch), s->origin + (branch * s->blocks + at->block + b) * VL);
 }
 
+/* Tiles of so many results. */
+static int64_t tiles_of(int64_t rows, int64_t cols, int64_t blocks) { return sepnet_max(1, rows * cols / TILE) * blocks; }
+
 static void forward_task(const job_state *s, const task *at, float *scratch, int64_t part) {
     const sepnet_depthwise *conv = s->conv;
     plane in = input_plane(conv, s->cut.pixel, at->rows.out0, at->rows.out1);
@@ -32,6 +35,9 @@ static void forward_task(const job_state *s, const task *at, float *scratch, int
     for (int64_t row = at->rows.out0; row < at->rows.out1; row = next) {
         next = sepnet_min(row + chunk, at->rows.out1);
         need_rows(&x, (next - 1 - at->rows.out0) * conv->stride_h + beyond);
+        ahead more = {0};
+        const int64_t tiles = tiles_of(next - row, conv->out_w, at->blocks) * conv->branches;
+        if (s->fetch) add_ahead(&more, &x, conv->batch, x.ready, (next - row) * conv->stride_h, tiles);
         for (int j = 0; j < conv->branches; j++) {
             int64_t channel = output_channel(conv, at->channel, j);
             destination to = {s->y, (at->image * conv->out_h + row) * out_row + channel, out_row, out_col, step, at->lanes,
@@ -39,7 +45,7 @@ static void forward_task(const job_state *s, const task *at, float *scratch, int
             patch p = task_patch(s, at);
             p.at = scratch + (row * conv->stride_h - in.first_row) * in.cols * in.pixel;
             p.row = conv->stride_h * in.cols * in.pixel, p.col = conv->stride_w * in.pixel;
-            p.rows = next - row, p.cols = conv->out_w;
+            p.rows = next - row, p.cols = conv->out_w, p.ahead = more.count ? &more : NULL;
             p.start = s->start + (j * s->blocks + at->block) * VL, p.start_step = VL;
             compute(p, &s->classes[j], &to, scratch + s->x_floats);
             if (sums_follow(s)) task_output_sums(s, at, &to, p.rows, j, part);
@@ -47,9 +53,9 @@ static void forward_task(const job_state *s, const task *at, float *scratch, int
     }
 }
 
-/* dL/dx of the input rows [row0, row1) from the unpacked gradients. */
+/* dL/dx of the input rows [row0, row1) from the unpacked gradients, and what is fetched meanwhile. */
 static void input_gradient(const job_state *s, const task *at, plane g, const float *grad, int64_t row0, int64_t row1,
-                           float *spare) {
+                           ahead *more, float *spare) {
     const sepnet_depthwise *conv = s->conv;
     const lattice *l = &s->seen;
     int64_t sh = conv->stride_h, sw = conv->stride_w;
@@ -63,7 +69,7 @@ static void input_gradient(const job_state *s, const task *at, plane g, const fl
             patch p = task_patch(s, at);
             p.at = grad + (row / sh - g.first_row) * g.cols * g.pixel;
             p.row = g.cols * g.pixel, p.col = g.pixel;
-            p.rows = (row1 - row + sh - 1) / sh, p.cols = (conv->in_w - c + sw - 1) / sw;
+            p.rows = (row1 - row + sh - 1) / sh, p.cols = (conv->in_w - c + sw - 1) / sw, p.ahead = more->count ? more : NULL;
             compute(p, &s->classes[r * sw + c], &to, spare);
         }
 }
@@ -112,6 +118,16 @@ static int64_t chunk_begin(const job_state *s, int64_t rows, int64_t chunks, int
     return s->pairs.grad && chunk < chunks ? begin & ~(int64_t)1 : begin;
 }
 
+/* What so many output rows want next, behind x's first x_rows. */
+static ahead backward_ahead(const job_state *s, const window_plane *grad, const window_plane *x, int64_t x_rows, int64_t rows,
+                            int64_t tiles) {
+    ahead more = {0};
+    if (!s->fetch) return more;
+    add_ahead(&more, grad, s->conv->batch, grad->ready, rows, tiles);
+    if (s->want_weight) add_ahead(&more, x, s->conv->batch, x_rows, rows * s->conv->stride_h, tiles);
+    return more;
+}
+
 static void backward_task(const job_state *s, const task *at, float *scratch, float *sums, int64_t part) {
     const sepnet_depthwise *conv = s->conv;
     band_rows b = at->rows;
@@ -133,14 +149,16 @@ static void backward_task(const job_state *s, const task *at, float *scratch, fl
         int64_t in1 = b.in0 + sepnet_part_begin(b.in1 - b.in0, chunks, i + 1);
         int64_t rows = sepnet_max(out1, sepnet_floor_div(in1 - 1 + reach, conv->stride_h) + 1) - g.first_row;
         for (int j = 0; j < s->grads.planes; j++) need_rows(&grad[j], rows);
+        const int64_t x_rows = sepnet_min(in.rows, (out1 - 1 - b.out0) * conv->stride_h + beyond);
         if (s->want_x && in0 < in1) {
             clear_gradient(s, at, in0, in1);
-            input_gradient(s, at, g, grad_start, in0, in1, spare);
+            ahead more = backward_ahead(s, &grad[0], &x, x_rows, out1 - out0, tiles_of(in1 - in0, conv->in_w, at->blocks));
+            input_gradient(s, at, g, grad_start, in0, in1, &more, spare);
             if (s->joined && s->joined->before) input_sums(s, at, in0, in1, part);
         }
         if (s->want_bias) bias_gradient(s, at, g, grad_start, out0, out1, block + s->filter_taps * VL);
         if (!s->want_weight) continue;
-        need_rows(&x, (out1 - 1 - b.out0) * conv->stride_h + beyond);
+        need_rows(&x, x_rows);
         weight_gradient(s, at, in, scratch, g, grad_start, out0, out1, block);
     }
 }
@@ -184,7 +202,7 @@ static job_state make_state(const reduced *rest, int64_t images, int backward) {
     s.blocks = count_blocks(conv);
     s.cut = cut_up(conv, images, backward);
     s.filter_taps = filter_taps(conv);
-    s.pairs = find_pairs(conv, images, backward);
+    s.pairs = find_pairs(conv, images, backward), s.fetch = sepnet_fetches_ahead();
     s.weight_vectors = packed_before(conv, &s.pairs, conv->branches);
     s.parts = count_parts(&s);
     s.grads = lay_gradients(conv, &s.cut, images);

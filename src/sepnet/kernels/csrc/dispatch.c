@@ -3,11 +3,13 @@
 
 #include <stdatomic.h>
 #include <string.h>
-#include <unistd.h>
 
+/* Kernels by the name of what they compute with; `pairs`: of bfloat16 values, multiplied as such. */
 typedef struct {
+    const char *name;
     const sepnet_ops *ops;
-    int (*supported)(void);
+    int (*runs)(void), (*suits)(void); /* can be selected here; is chosen where nobody selects */
+    int pairs;
 } choice;
 
 static int always(void) { return 1; }
@@ -24,56 +26,41 @@ static int has_avx512_bf16(void) { return has_avx512() && __builtin_cpu_supports
 /* Best first. */
 static const choice choices[] = {
 #if defined(__x86_64__)
-    {&sepnet_ops_avx512_bf16, has_avx512_bf16},
-    {&sepnet_ops_avx512, has_avx512},
-    {&sepnet_ops_avx2, has_avx2},
+    {"avx512_bf16_floats", &sepnet_ops_avx512_bf16, has_avx512_bf16, sepnet_is_intel, 0},
+    {"avx512_bf16", &sepnet_ops_avx512_bf16, has_avx512_bf16, always, 1},
+    {"avx512", &sepnet_ops_avx512, has_avx512, always, 0},
+    {"avx2", &sepnet_ops_avx2, has_avx2, always, 0},
 #endif
-    {&sepnet_ops_baseline, always},
+    {"baseline", &sepnet_ops_baseline, always, always, 0},
 };
 
-static _Atomic(const sepnet_ops *) selected = NULL;
+static _Atomic(const choice *) selected = NULL;
 
-static const sepnet_ops *ops(void) {
-    const sepnet_ops *now = atomic_load_explicit(&selected, memory_order_acquire);
+static const choice *chosen(void) {
+    const choice *now = atomic_load_explicit(&selected, memory_order_acquire);
     if (now) return now;
 #if defined(__x86_64__)
     __builtin_cpu_init();
 #endif
     const choice *c = choices;
-    while (!c->supported()) c++;
-    atomic_store_explicit(&selected, c->ops, memory_order_release);
-    return c->ops;
+    while (!c->runs() || !c->suits()) c++;
+    atomic_store_explicit(&selected, c, memory_order_release);
+    return c;
 }
 
-/* Measured with 512 KB and 1 MB of L2 cache; where nobody knows its size, the smaller one is taken. (Tests set much less.) */
-static int64_t find_band_bytes(void) {
-#if defined(BAND_BYTES)
-    return BAND_BYTES;
-#elif defined(_SC_LEVEL2_CACHE_SIZE)
-    return sysconf(_SC_LEVEL2_CACHE_SIZE) >= 1 << 20 ? 640 << 10 : 384 << 10;
-#else
-    return 384 << 10;
-#endif
-}
+static const sepnet_ops *ops(void) { return chosen()->ops; }
 
-int64_t sepnet_band_bytes(void) {
-    static atomic_llong known = 0; /* looking takes longer than a small convolution where a hypervisor answers for the processor */
-    long long bytes = atomic_load_explicit(&known, memory_order_relaxed);
-    if (bytes != 0) return bytes;
-    /* cores may differ: what one caller found is everyone's, as workspaces are measured by it */
-    const long long found = find_band_bytes();
-    return atomic_compare_exchange_strong(&known, &bytes, found) ? found : bytes;
-}
+int sepnet_multiplies_pairs(void) { return chosen()->pairs; }
 
 int sepnet_abi(void) { return SEPNET_ABI; }
 
-const char *sepnet_isa(void) { return ops()->name; }
+const char *sepnet_isa(void) { return chosen()->name; }
 
 int sepnet_select_isa(const char *name) {
-    ops(); /* looks at the processor */
+    chosen(); /* looks at the processor */
     for (size_t i = 0; i < sizeof choices / sizeof *choices; i++)
-        if (strcmp(choices[i].ops->name, name) == 0 && choices[i].supported()) {
-            atomic_store_explicit(&selected, choices[i].ops, memory_order_release);
+        if (strcmp(choices[i].name, name) == 0 && choices[i].runs()) {
+            atomic_store_explicit(&selected, choices + i, memory_order_release);
             return 0;
         }
     return -1;

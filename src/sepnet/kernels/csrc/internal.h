@@ -6,7 +6,6 @@
 
 /* The kernels compiled for one instruction set. Arguments are those of the public functions, already checked. */
 typedef struct {
-    const char *name;
     int64_t vector_floats;
     int has_pairs; /* and so multiplies bfloat16 values */
     int64_t (*depthwise_workspace)(const sepnet_depthwise *, int);
@@ -57,6 +56,14 @@ void sepnet_run_parts(sepnet_body body, void *context, int64_t parts, int64_t th
 
 /* Bytes of planes that one task may have: they are to stay in the L2 cache of a core. */
 int64_t sepnet_band_bytes(void);
+
+/* Whether bfloat16 maps become planes of pairs, where the instruction set has them (pairing.h). */
+int sepnet_multiplies_pairs(void);
+
+/* Whether what a task unpacks next is fetched while it computes (ahead.h). */
+int sepnet_fetches_ahead(void);
+
+int sepnet_is_intel(void);
 
 /* First of the items that part `part` of `parts` takes when `items` are dealt out evenly. */
 static inline int64_t sepnet_part_begin(int64_t items, int64_t parts, int64_t part) { return items * part / parts; }

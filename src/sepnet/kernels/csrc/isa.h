@@ -16,6 +16,7 @@
 #include "colour.h"
 #include "unpack.h"
 #include "unpack_pairs.h"
+#include "ahead.h"
 #include "tiles.h"
 #include "results.h"
 #include "correlate.h"
@@ -29,11 +30,8 @@
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
-#define QUOTE_(a) #a
-#define QUOTE(a) QUOTE_(a)
 
 const sepnet_ops JOIN(sepnet_ops_, ISA) = {
-    .name = QUOTE(ISA),
     .vector_floats = VL,
     .has_pairs = HAVE_PAIRS,
     .depthwise_workspace = depthwise_workspace,

@@ -12,7 +12,7 @@ typedef struct {
  * pixel sees. */
 static pairing find_pairs(const sepnet_depthwise *conv, int64_t images, int backward) {
     int64_t tallest = 1, dilation = 0;
-    if (!HAVE_PAIRS || conv->dtype != SEPNET_BFLOAT16 || images > 1) return (pairing){0};
+    if (!HAVE_PAIRS || !sepnet_multiplies_pairs() || conv->dtype != SEPNET_BFLOAT16 || images > 1) return (pairing){0};
     for (int j = 0; j < conv->branches; j++) {
         const sepnet_branch *b = &conv->branch[j];
         if (b->kernel_h == 1) continue;

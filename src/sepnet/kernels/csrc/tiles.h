@@ -7,7 +7,8 @@
 /* A rectangle of results of neighbouring blocks of channels: planes at `at`, `row` and `col` floats from one result to the next;
  * memory at `to`, `to_row` and `to_col` elements from one to the next. A block's weights lie `weight_step` floats behind those of
  * the one before, the values that its sums start from `start_step`. One segment of the taps is gone through; where an earlier one
- * has been, its sums lie in `to` as floats (resume). Results that fill cache lines may be written past the caches (stream). */
+ * has been, its sums lie in `to` as floats (resume). Results that fill cache lines may be written past the caches (stream). With each
+ * tile something is fetched (ahead; may be NULL). */
 typedef struct {
     const float *at, *weight, *start;
     ptrdiff_t row, col, weight_step, start_step;
@@ -15,6 +16,7 @@ typedef struct {
     int64_t to_row, to_col, rows, cols, blocks;
     int64_t segment, first_tap;
     int dtype, resume, stream;
+    ahead *ahead;
 } patch;
 
 enum { TILE = VL >= 16 ? 16 : 8 }; /* results; AVX-512 has 32 registers, AVX2 16 */
@@ -61,10 +63,12 @@ INLINE void stream_tile(const vf *sum, const patch *p, char *to, char *lines, in
 #define GATHER(i) \
     if (i < R * C) store_lanes(lines + i * CACHE_LINE + place, 0, VL, dtype, sum[i]);
 #define STREAM(i) \
-    if (i < R * C) stream_line(line + ((i / C) * p->to_row + (i % C) * p->to_col) * size, lines + i * CACHE_LINE);
-    TIMES_TILE(GATHER)
-    if (place + VL * size < CACHE_LINE) return;
-    TIMES_TILE(STREAM)
+    if (i < R * C) stream_results(line + ((i / C) * p->to_row + (i % C) * p->to_col) * size, lines + i * CACHE_LINE, sum[i], dtype);
+    if (place + VL * size < CACHE_LINE) {
+        TIMES_TILE(GATHER)
+    } else {
+        TIMES_TILE(STREAM)
+    }
 }
 
 INLINE void finish_tile(const vf *sum, const patch *p, char *to, char *lines, int64_t block, const int R, const int C, const int dtype) {
@@ -84,6 +88,7 @@ INLINE void finish_tile(const vf *sum, const patch *p, char *to, char *lines, in
         for (int64_t b = 0; b < p->blocks; b++) {                                                                \
             vf sum[TILE];                                                                                        \
             begin_tile(sum, p, to, start, R, C);                                                                 \
+            if (p->ahead) fetch_ahead(p->ahead);                                                                 \
             products;                                                                                            \
             if (p->dtype == SEPNET_BFLOAT16)                                                                     \
                 finish_tile(sum, p, to, lines, b, R, C, SEPNET_BFLOAT16);                                        \

@@ -266,6 +266,24 @@ INLINE void stream_line(void *to, const void *from) {
 #endif
 }
 
+/* The same for a line of results of which only the last vector is not yet at `line`: stores of halves are not to be waited for, as a
+ * load of the whole line would. */
+INLINE void stream_results(char *to, char *line, vf last, const int dtype) {
+#if defined(HAVE_AVX512) && !defined(CHECKED_STORES)
+    const __m512i whole = dtype == SEPNET_BFLOAT16
+        ? _mm512_inserti64x4(_mm512_castsi256_si512(*(const __m256i *)line), (__m256i)narrow(last), 1) : (__m512i)last;
+    _mm512_stream_si512((__m512i *)to, whole);
+#elif defined(HAVE_AVX2) && !defined(CHECKED_STORES)
+    const __m256i end = dtype == SEPNET_BFLOAT16
+        ? _mm256_set_m128i((__m128i)narrow(last), *(const __m128i *)(line + CACHE_LINE - 32)) : (__m256i)last;
+    _mm256_stream_si256((__m256i *)to, *(const __m256i *)line);
+    _mm256_stream_si256((__m256i *)to + 1, end);
+#else
+    store_lanes(line, (line_vectors(dtype) - 1) * VL, VL, dtype, last);
+    memcpy(to, line, CACHE_LINE);
+#endif
+}
+
 INLINE void stream_fence(void) {
 #if defined(HAVE_AVX512) || defined(HAVE_AVX2)
     _mm_sfence();
