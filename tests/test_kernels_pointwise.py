@@ -168,14 +168,34 @@ def avx2(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
         ("AVX512", torch.bfloat16, (128, 511, 8, 8), 512, Way.CONVOLUTION),
         ("AVX512", torch.float32, (8, 64, 16, 16), 64, Way.CONVOLUTION),
         ("DEFAULT", torch.float32, LARGE, 64, Way.CONVOLUTION),
+        ("AVX512 AMX", torch.float32, (8, 64, 16, 16), 64, Way.CONVOLUTION),
+        ("AVX512 AMX", torch.bfloat16, (8, 16, 16, 16), 32, Way.PRODUCT),
+        ("AVX512 AMX", torch.bfloat16, (9, 32, 16, 16), 64, Way.CONVOLUTION),
+        ("AVX512 AMX", torch.bfloat16, (128, 127, 16, 16), 256, Way.CONVOLUTION),
+        ("AVX512 AMX", torch.bfloat16, (128, 128, 16, 16), 256, Way.PRODUCT),
+        ("AVX512 AMX", torch.bfloat16, (128, 512, 8, 8), 1024, Way.PRODUCT),
+        ("AVX512 AMX", torch.bfloat16, (128, 512, 9, 8), 1024, Way.CONVOLUTION),
+        ("AVX512 AMX", torch.bfloat16, (128, 511, 9, 8), 1024, Way.PRODUCT),
     ],
 )
 def test_way(
     monkeypatch: pytest.MonkeyPatch, processor: str, dtype: torch.dtype, shape: tuple[int, ...], outputs: int, way: Way
 ) -> None:
-    monkeypatch.setattr(_choice_pointwise, "instructions", lambda: processor)
-    monkeypatch.setattr(_choice_pointwise, "onednn_has", lambda dtype: dtype == torch.float32 or processor == "AVX512")
+    name, _, tiles = processor.partition(" ")
+    monkeypatch.setattr(_choice_pointwise, "instructions", lambda: name)
+    monkeypatch.setattr(_choice_pointwise, "processor_has", lambda feature: feature == "amx_bf16" and bool(tiles))
+    monkeypatch.setattr(_choice_pointwise, "onednn_has", lambda dtype: dtype == torch.float32 or name == "AVX512")
     assert pointwise_way(dtype, shape, outputs) is way
+
+
+def test_way_with_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradient is another pass over the map beside a product."""
+    monkeypatch.setattr(_choice_pointwise, "instructions", lambda: "AVX512")
+    monkeypatch.setattr(_choice_pointwise, "processor_has", lambda feature: feature == "amx_bf16")
+    monkeypatch.setattr(_choice_pointwise, "onednn_has", lambda _: True)
+    assert pointwise_way(torch.bfloat16, (128, 128, 16, 16), 128) is Way.PRODUCT
+    assert pointwise_way(torch.bfloat16, (128, 128, 16, 16), 128, bias=True) is Way.CONVOLUTION
+    assert pointwise_way(torch.bfloat16, (128, 64, 4, 4), 64, bias=True) is Way.PRODUCT
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -7,7 +7,7 @@ from enum import Enum
 
 import torch
 
-from sepnet.kernels._processor import instructions, onednn_has
+from sepnet.kernels._processor import instructions, onednn_has, processor_has
 
 __all__ = ["MOST_FEW", "Way", "pointwise_way", "pooling_is_faster"]
 
@@ -17,6 +17,9 @@ _FEWEST_CHANNELS, _FEWEST_PIXELS, _FEWEST_PRODUCTS = 32, 512, 1 << 23
 _FEW_PIXELS = 2048  # of a batch, up to which a matrix product is the fastest in bf16
 _FEWER_PIXELS, _MANY_WEIGHTS = 256, 1 << 19  # up to which it is in fp32 with AVX2, from so many weights on
 _MANY_CHANNELS, _MORE_PIXELS = 512, 8192  # in bf16, from so many on either side, up to so many
+# with AMX: pixels of a batch up to which a matrix product is the fastest for any channels, and from how many channels on it is for
+# more; with many channels only on maps up to so many pixels
+_ANY_PIXELS_AMX, _FEWEST_AMX, _SMALL_MAP_AMX = 2048, 128, 64
 MOST_FEW = 8  # channels that the pooled pointwise convolution takes, as SEPNET_MAX_FEW of the kernels
 _FEWEST_POOLED, _WIDER = 16, 2  # outputs, and how many times the inputs they must be, for it to be the faster way
 
@@ -29,10 +32,10 @@ class Way(Enum):
     PRODUCT = "PyTorch matrix product"
 
 
-def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int) -> Way:
+def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int, bias: bool = False) -> Way:
     """The fastest way for a pointwise convolution of (B, C, H, W), forward and backward together.
 
-    In bf16 oneDNN is at the processor's limit, but its convolution takes 0.96 to 2.0 times as long as the same matrix product where
+    In bf16 without AMX oneDNN is at the processor's limit, but its convolution takes 0.96 to 2.0 times as long as the same matrix product where
     pixels are few, and where many channels meet not too many. In fp32 with AVX2 oneDNN's products reach 60 to 75 % of what the
     processor can do, its gradient of the weights 40 to 55 %, and the kernels' 70 to 85 %; not where there is little to multiply, or
     few channels, which do not fill a tile. Half a million weights and more with very few pixels are a matrix product: to copy them
@@ -40,7 +43,8 @@ def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int) -> Way
     """
     batch, inputs, height, width = shape
     pixels = batch * height * width
-    if dtype == torch.bfloat16 and _is_product_in_bf16(height * width, pixels, min(inputs, outputs)):
+    is_product = _is_product_with_amx if processor_has("amx_bf16") and not bias else _is_product_in_bf16
+    if dtype == torch.bfloat16 and is_product(height * width, pixels, min(inputs, outputs)):
         return Way.PRODUCT
     if dtype != torch.float32 or instructions() != "AVX2":
         return Way.CONVOLUTION
@@ -56,6 +60,16 @@ def _is_product_in_bf16(map_pixels: int, pixels: int, channels: int) -> bool:
     """Of ``channels`` at least on either side; 138 shapes were measured with AVX512-BF16."""
     few = pixels <= _FEW_PIXELS or (channels >= _MANY_CHANNELS and pixels <= _MORE_PIXELS)
     return map_pixels <= _SMALL_MAP or (few and onednn_has(torch.bfloat16))
+
+
+def _is_product_with_amx(map_pixels: int, pixels: int, channels: int) -> bool:
+    """So fast are products that what oneDNN's convolution does beside them is most of it: from 128 channels on 1.0 to 3.1 times as
+    long, but 0.9 to 1.0 with 512 and more on large maps; with 64 0.9 to 1.1, with 32 0.7 to 1.0 (98 shapes). With a bias, whose
+    gradient is another pass over the map beside a product, a step of ``separable_cnn`` takes 1.03 to 1.08 times as long so.
+    """
+    if pixels <= _ANY_PIXELS_AMX:
+        return True
+    return channels >= _FEWEST_AMX and (channels < _MANY_CHANNELS or map_pixels <= _SMALL_MAP_AMX)
 
 
 def pooling_is_faster(inputs: int, outputs: int) -> bool:

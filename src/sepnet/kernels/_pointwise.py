@@ -27,7 +27,7 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, s
         return F.conv2d(x, weight, bias, stride)
     if stride > 1:  # of the pixels that count, which oneDNN's strided gradients are slow to find
         x = every_nth_pixel(x, stride)
-    way = pointwise_way(compute_dtype(x), x.shape, weight.shape[0])
+    way = pointwise_way(compute_dtype(x), x.shape, weight.shape[0], bias is not None)
     if way is Way.KERNELS and _is_ours(x, weight, bias):
         return _by_kernels(lib, x, weight, bias)
     if way is Way.PRODUCT:

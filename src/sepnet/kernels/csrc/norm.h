@@ -82,6 +82,8 @@ static void norm_statistics(const sepnet_norm *norm, const void *x, const double
 
 INLINE void apply_one(const norm_job *s, int64_t at, int64_t channel, int lanes, int dtype, int cut, int more) {
     vf scale = load_lanes(s->scale, channel, lanes, SEPNET_FLOAT32), shift = load_lanes(s->shift, channel, lanes, SEPNET_FLOAT32);
+    fetch_soon(s, s->x, at, dtype);
+    if (more) fetch_soon(s, s->shortcut, at, dtype);
     vf value = load_lanes(s->x, at, lanes, dtype) * scale + shift;
     if (more) value += load_lanes(s->shortcut, at, lanes, dtype);
     store_lanes(s->out, at, lanes, dtype, cut ? relu(value) : value);
@@ -168,6 +170,7 @@ INLINE void line_sums(const norm_job *s, int64_t first, int64_t last, int64_t ch
 }
 
 INLINE void gate_one(const norm_job *s, int64_t at, int lanes, int dtype) {
+    fetch_soon(s, s->grad, at, dtype), fetch_soon(s, s->y, at, dtype);
     store_lanes(s->grad_shortcut, at, lanes, dtype, gradient_by_result(s, at, lanes, dtype));
 }
 
@@ -216,6 +219,7 @@ static void sums_part(void *context, int64_t part, sepnet_worker worker) {
 /* --- backward: the gradient ---------------------------------------------------------------------------------------- */
 
 INLINE void gradient_one(const norm_job *s, int64_t at, int64_t channel, int lanes, int dtype, int cut) {
+    fetch_soon(s, s->x, at, dtype), fetch_soon(s, s->grad, at, dtype);
     vf value = load_lanes(s->x, at, lanes, dtype), grad = load_lanes(s->grad, at, lanes, dtype);
     if (cut) {
         vf scale = load_lanes(s->scale, channel, lanes, SEPNET_FLOAT32), shift = load_lanes(s->shift, channel, lanes, SEPNET_FLOAT32);

@@ -13,6 +13,7 @@
  * pooled maps, go pixel by pixel, as the memory takes it. */
 
 enum { LINE_BYTES = 16 << 10, NORM_PARTS_PER_THREAD = 2 };
+enum { FAR_AHEAD = 4 << 10 }; /* bytes of a map that passes which write one fetch ahead, where the processor gains by it (processor.c) */
 enum { SUM_ROWS = 3 }; /* two sums, and room for both in float32 while a line is summed */
 
 typedef struct {
@@ -24,7 +25,7 @@ typedef struct {
     void *out, *grad_shortcut;
     uint8_t *argmax_out;
     double *sums; /* [part][SUM_ROWS][stride] */
-    int64_t pixels, line_pixels, lines, parts, stride;
+    int64_t pixels, line_pixels, lines, parts, stride, ahead;
 } norm_job;
 
 /* --- dealing out --------------------------------------------------------------------------------------------------- */
@@ -32,7 +33,7 @@ typedef struct {
 static int64_t count_pixels(const sepnet_norm *norm) { return norm->batch * norm->height * norm->width; }
 
 static norm_job make_norm_job(const sepnet_norm *norm, int by_rows) {
-    norm_job s = {.norm = norm};
+    norm_job s = {.norm = norm, .ahead = sepnet_fetches_ahead() ? FAR_AHEAD : 0};
     s.pixels = count_pixels(norm);
     s.stride = sepnet_round_up(norm->channels, VL);
     if (by_rows) {
@@ -108,6 +109,11 @@ static norm_constants lay_constants(float *at, int64_t channels) {
 /* Where block `channel` begins to fetch the line behind [first, last): each block fetches its share. */
 INLINE const char *next_line(const norm_job *s, const void *map, int64_t first, int64_t last, int64_t channel, int dtype) {
     return (const char *)map + (size_t)(last * s->norm->channels + channel * (last - first)) * element_size(dtype);
+}
+
+/* For the L2 cache; nothing where `ahead` is 0, as what lies at `at` is read next. */
+INLINE void fetch_soon(const norm_job *s, const void *map, int64_t at, int dtype) {
+    __builtin_prefetch((const char *)map + at * (int64_t)element_size(dtype) + s->ahead, 0, 2);
 }
 
 /* --- what a gradient is made of ---------------------------------------------------------------------------------------- */
