@@ -214,6 +214,8 @@ def test_forward_on_zen5(processor: str, geometry: Geometry, shape: tuple[int, .
         (plain(3), (128, 128, 8, 9), True, True),
         (plain(3), (8, 256, 28, 28), True, True),
         (plain(3), (128, 64, 16, 16), False, True),  # 8 MiB in fp32
+        (plain(3), (16, 64, 64, 64), True, True),
+        (plain(3), (16, 128, 64, 64), False, True),
         (plain(3, stride=2), (128, 64, 8, 8), False, False),
         (plain(3, stride=2), (128, 128, 8, 8), True, False),
         (plain(3, stride=2), (128, 256, 8, 8), True, True),
@@ -225,7 +227,9 @@ def test_forward_on_zen5(processor: str, geometry: Geometry, shape: tuple[int, .
         (plain(3, stride=2, dilation=2), (16, 128, 56, 56), True, False),
         (plain(3, stride=2, dilation=2), (17, 128, 56, 56), False, False),
         (plain(3, stride=2, dilation=2), (8, 128, 56, 56), False, False),
+        (plain(3, stride=2, dilation=2), (128, 1024, 8, 8), True, False),
         (plain(3, dilation=5), (8, 64, 16, 16), False, False),
+        (plain(3, dilation=5, stride=2), (8, 64, 16, 16), False, True),
         (plain(3, dilation=5), (16, 64, 17, 17), True, False),
         (plain(3, dilation=5), (128, 128, 16, 16), False, True),
         (plain(3, dilation=5), (128, 64, 32, 32), True, False),

@@ -17,7 +17,7 @@ __all__ = ["is_for_our_intel"]
 
 _SMALL, _LARGE, _LARGEST = 2 << 20, 8 << 20, 16 << 20  # bytes of the map
 _FEW_IMAGES = 16
-_FEW_CHANNELS, _MANY_CHANNELS = 64, 128
+_FEW_CHANNELS, _MANY_CHANNELS, _VERY_MANY_CHANNELS = 64, 128, 1024
 _NARROW_7X7 = 32  # channels up to which, and _MANY_CHANNELS from which on, 7x7 is faster in fp32
 _MOST_5X5 = 4 << 20  # bytes up to which 5x5 of many channels is faster in bf16
 
@@ -31,20 +31,24 @@ def is_for_our_intel(dtype: torch.dtype, shape: Sequence[int], geometry: Geometr
 
 
 def _in_fp32(size: int, shape: Sequence[int], geometry: Geometry) -> bool:
-    """Small maps 1.0 to 2.6, large ones with stride 1 1.0 to 1.5, those between 0.7 to 1.4, of 8x8 and less more than one. With
-    stride 2 0.55 to 1.1 unless small, but with dilation 2 as well 0.9 to 2.6, for few images and 16 MiB 0.8. Dilated farther 0.7 to
-    1.1 unless small, or large and of many channels (1.0 to 1.3). 7x7 of 64 channels 0.8 to 1.0, others 0.9 to 1.5.
+    """Small maps 1.0 to 2.6, large ones with stride 1 1.0 to 1.5 (few images of few channels 0.85), those between 0.7 to 1.4, of 8x8
+    and less more than one. With stride 2 0.55 to 1.1 unless small, but with dilation 2 as well 0.9 to 2.6, for few images and 16 MiB
+    0.8 and for 1,024 channels 0.9 to 1.0. Dilated farther 0.7 to 1.1 unless small, or large and of many channels (1.0 to 1.3). 7x7 of
+    64 channels 0.8 to 1.0, others 0.9 to 1.5.
     """
-    channels, kernel, stride, dilation = shape[1], geometry.kernels[0][0], max(geometry.stride), max(geometry.dilations[0])
+    few, channels, kernel = shape[0] <= _FEW_IMAGES, shape[1], geometry.kernels[0][0]
+    stride, dilation = max(geometry.stride), max(geometry.dilations[0])
     if stride > 1 and dilation == stride:
-        return shape[0] > _FEW_IMAGES or size < _LARGEST
+        return channels < _VERY_MANY_CHANNELS and not (few and size >= _LARGEST)
     if stride > 1:
         return size <= _SMALL
     if dilation > 2:
         return size <= _SMALL // 2 or (size >= _LARGEST and channels >= _MANY_CHANNELS)
     if kernel > 5:
         return not _NARROW_7X7 < channels < _MANY_CHANNELS
-    return not _SMALL < size < _LARGE or (max(shape[2:]) <= 8 and kernel == 3)
+    if size >= _LARGE:
+        return channels >= _MANY_CHANNELS or not few
+    return size <= _SMALL or (max(shape[2:]) <= 8 and kernel == 3)
 
 
 def _in_bf16(size: int, shape: Sequence[int], geometry: Geometry) -> bool:
@@ -53,7 +57,7 @@ def _in_bf16(size: int, shape: Sequence[int], geometry: Geometry) -> bool:
     """
     channels, kernel, dilation = shape[1], geometry.kernels[0][0], max(geometry.dilations[0])
     if dilation > 1:
-        return dilation == 2 or channels <= _FEW_CHANNELS
+        return dilation == 2 or (channels <= _FEW_CHANNELS and max(geometry.stride) == 1)
     if kernel == 3:
         return size <= _SMALL
     return kernel > 5 or max(geometry.stride) > 1 or channels <= _FEW_CHANNELS or size <= _MOST_5X5

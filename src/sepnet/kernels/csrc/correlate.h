@@ -6,6 +6,7 @@ typedef struct {
     int64_t rows, cols, blocks;
     ptrdiff_t x_row, x_col, grad_row, grad_col, tap_row, tap_col, sums_step; /* sums_step: from block to block */
     float *sums;
+    ahead *ahead;    /* what is fetched meanwhile; may be NULL */
     int paired, odd; /* the planes hold pairs, and `rows` counts pairs of rows; after them comes a row that is alone */
 } correlation;
 
@@ -132,6 +133,7 @@ static void correlate(const correlation *whole, int64_t height, int64_t width) {
         c.cols = step;
         c.x += col * c.x_col, c.grad += col * c.grad_col;
         for (int64_t b = 0; b < whole->blocks; b++) {
+            for (int64_t i = 0; c.ahead && i < c.rows * step; i += TILE) fetch_ahead(c.ahead);
             (run ? run : strips[width])(&c, height);
             c.x += VL, c.grad += VL, c.sums += c.sums_step;
         }

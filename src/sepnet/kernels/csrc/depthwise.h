@@ -75,7 +75,7 @@ static void input_gradient(const job_state *s, const task *at, plane g, const fl
 }
 
 static void weight_gradient(const job_state *s, const task *at, plane in, const float *x, plane g, const float *grad, int64_t row0,
-                            int64_t row1, float *sums) {
+                            int64_t row1, ahead *more, float *sums) {
     const sepnet_depthwise *conv = s->conv;
     for (int j = 0; j < conv->branches; j++) {
         const sepnet_branch *b = &conv->branch[j];
@@ -91,7 +91,8 @@ static void weight_gradient(const job_state *s, const task *at, plane in, const 
                          .tap_row = b->dilation_h * in.cols * in.pixel,
                          .tap_col = b->dilation_w * in.pixel,
                          .sums_step = block_sums(s),
-                         .sums = sums};
+                         .sums = sums,
+                         .ahead = more->count ? more : NULL};
         if (s->pairs.grad) c.paired = 1, c.odd = c.rows % 2, c.rows /= 2, c.x_row *= 2, c.grad_row *= 2;
         correlate(&c, b->kernel_h, b->kernel_w);
         sums += b->kernel_h * b->kernel_w * VL;
@@ -118,13 +119,16 @@ static int64_t chunk_begin(const job_state *s, int64_t rows, int64_t chunks, int
     return s->pairs.grad && chunk < chunks ? begin & ~(int64_t)1 : begin;
 }
 
-/* What so many output rows want next, behind x's first x_rows. */
-static ahead backward_ahead(const job_state *s, const window_plane *grad, const window_plane *x, int64_t x_rows, int64_t rows,
-                            int64_t tiles) {
+/* What comes behind x's first x_rows and behind the gradients at hand, fetched while dL/dx of so many rows and dL/dweight are computed. */
+static ahead backward_ahead(const job_state *s, const task *at, const window_plane *grad, const window_plane *x, int64_t x_rows,
+                            int64_t in_rows, int64_t out_rows) {
+    const sepnet_depthwise *conv = s->conv;
     ahead more = {0};
     if (!s->fetch) return more;
-    add_ahead(&more, grad, s->conv->batch, grad->ready, rows, tiles);
-    if (s->want_weight) add_ahead(&more, x, s->conv->batch, x_rows, rows * s->conv->stride_h, tiles);
+    int64_t tiles = s->want_x ? tiles_of(in_rows, conv->in_w, at->blocks) : 0;
+    if (s->want_weight) tiles += tiles_of(out_rows, conv->out_w, at->blocks * conv->branches);
+    add_ahead(&more, grad, conv->batch, grad->ready, out_rows, sepnet_max(1, tiles));
+    if (s->want_weight) add_ahead(&more, x, conv->batch, x_rows, out_rows * conv->stride_h, tiles);
     return more;
 }
 
@@ -150,16 +154,16 @@ static void backward_task(const job_state *s, const task *at, float *scratch, fl
         int64_t rows = sepnet_max(out1, sepnet_floor_div(in1 - 1 + reach, conv->stride_h) + 1) - g.first_row;
         for (int j = 0; j < s->grads.planes; j++) need_rows(&grad[j], rows);
         const int64_t x_rows = sepnet_min(in.rows, (out1 - 1 - b.out0) * conv->stride_h + beyond);
+        ahead more = backward_ahead(s, at, &grad[0], &x, x_rows, in1 - in0, out1 - out0);
         if (s->want_x && in0 < in1) {
             clear_gradient(s, at, in0, in1);
-            ahead more = backward_ahead(s, &grad[0], &x, x_rows, out1 - out0, tiles_of(in1 - in0, conv->in_w, at->blocks));
             input_gradient(s, at, g, grad_start, in0, in1, &more, spare);
             if (s->joined && s->joined->before) input_sums(s, at, in0, in1, part);
         }
         if (s->want_bias) bias_gradient(s, at, g, grad_start, out0, out1, block + s->filter_taps * VL);
         if (!s->want_weight) continue;
         need_rows(&x, x_rows);
-        weight_gradient(s, at, in, scratch, g, grad_start, out0, out1, block);
+        weight_gradient(s, at, in, scratch, g, grad_start, out0, out1, &more, block);
     }
 }
 
@@ -260,10 +264,10 @@ static void lay_out(job_state *s, void *workspace, int backward) {
     s->scratch = at + joined_bytes(s);
 }
 
-/* Whether results of so many channels are written past the caches. */
-static void choose_streams(job_state *s, int64_t height, int64_t width, int64_t channels) {
+/* Whether results of so many channels are written past the caches; `gaps`: pixels that no tap sees lie between them. */
+static void choose_streams(job_state *s, int64_t height, int64_t width, int64_t channels, int gaps) {
     const int64_t pixel = channels * (int64_t)element_size(s->conv->dtype);
-    s->stream_zeros = !sums_follow(s) && s->conv->batch * height * width * pixel >= STREAM_BYTES;
+    s->stream_zeros = !sums_follow(s) && s->conv->batch * height * width * pixel >= sepnet_stream_bytes(gaps);
     s->stream = s->stream_zeros && pixel <= STREAM_PIXEL;
 }
 
@@ -280,7 +284,7 @@ static void depthwise_forward(const sepnet_depthwise *whole, const sepnet_joined
     pack_biases(&s);
     clear_joined_sums(&s);
     if (sums_follow(&s)) find_origins(&s);
-    choose_streams(&s, conv->out_h, conv->out_w, conv->channels * conv->branches);
+    choose_streams(&s, conv->out_h, conv->out_w, conv->channels * conv->branches, 0);
     sepnet_run_parts(forward_part, &s, s.parts, conv->threads);
     if (sums_follow(&s)) finish_output_sums(&s);
 }
@@ -299,7 +303,7 @@ static void depthwise_backward(const sepnet_depthwise *whole, const sepnet_joine
             backward_taps(conv, &s.pairs, p, s.grads.step, r, c, &s.classes[r * conv->stride_w + c]);
     pack_weights(&s, 1);
     clear_joined_sums(&s);
-    choose_streams(&s, whole->in_h, whole->in_w, conv->channels);
+    choose_streams(&s, whole->in_h, whole->in_w, conv->channels, !sees_all(&rest.seen));
     sepnet_run_parts(backward_part, &s, s.parts, conv->threads);
     unpack_sums(&s, grad_weight, grad_bias);
     if (sums_follow(&s)) reduce_joined_sums(&s, 1, joined->sums, joined->sums + conv->channels);

@@ -57,6 +57,10 @@ void sepnet_run_parts(sepnet_body body, void *context, int64_t parts, int64_t th
 /* Bytes of planes that one task may have: they are to stay in the L2 cache of a core. */
 int64_t sepnet_band_bytes(void);
 
+/* Bytes of a map of results from which on those that fill cache lines (results.h) are written past the caches: whoever reads them next
+ * finds few of them there anyway, and a line that is to be overwritten is not read first. */
+int64_t sepnet_stream_bytes(int mostly_zeros);
+
 /* Whether bfloat16 maps become planes of pairs, where the instruction set has them (pairing.h). */
 int sepnet_multiplies_pairs(void);
 
