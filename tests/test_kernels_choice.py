@@ -28,7 +28,7 @@ def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
     monkeypatch.setattr(_choice_depthwise, "is_intel_with_bf16", lambda: pairs == "Intel")
     monkeypatch.setattr(_choice_depthwise, "is_zen5", lambda: pairs == "Zen 5")
     monkeypatch.setattr(_choice_depthwise, "instructions", lambda: name)
-    monkeypatch.setattr(_choice_depthwise, "multiplies_pairs", lambda: bool(pairs))
+    monkeypatch.setattr(_choice_depthwise, "multiplies_pairs", lambda: pairs in ("pairs", "Zen 5"))
     monkeypatch.setattr(_choice_depthwise, "onednn_has", lambda dtype: dtype == FLOAT or name == "AVX512")
     return name
 
@@ -220,6 +220,8 @@ def test_forward_on_zen5(processor: str, geometry: Geometry, shape: tuple[int, .
         (plain(3, stride=2), (128, 128, 8, 8), True, False),
         (plain(3, stride=2), (128, 256, 8, 8), True, True),
         (plain(3, stride=3), (8, 64, 8, 8), True, True),
+        (Geometry((2, 1), ((3, 3),), ((1, 1),), ((1, 1),), False), (8, 64, 8, 8), True, True),
+        (Geometry((1, 1), ((3, 3),), ((1, 2),), ((1, 2),), False), (8, 64, 8, 8), True, True),
         (plain(2), (8, 64, 8, 8), True, True),
         (plain(3, dilation=2), (128, 512, 8, 8), False, False),
         (plain(3, dilation=2), (8, 256, 28, 28), True, False),

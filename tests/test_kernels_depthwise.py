@@ -166,11 +166,22 @@ def test_same_threads_give_the_same_bits(isa: str, count: int, dtype: torch.dtyp
     ids=["3x3", "5x5, stride 2", "3x3, stride 2, dilation 2", "3x3, stride 3, dilation 3"],
 )
 def test_large_maps_have_the_bits_of_small_ones(isa: str, dtype: torch.dtype, channels: int, side: int, geometry: Geometry) -> None:
-    """They are written past the caches, whole lines at a time, but with AVX2 those of more than 1 KB a pixel, where only zeros are;
-    those of each image alone are not.
+    """They are written past the caches, whole lines at a time, but with AVX2 those of more than 1 KB a pixel, where only zeros are,
+    and on Intel those without gaps; those of each image alone are not.
     """
+    check_large_map(isa, dtype, channels, side, geometry, 8 << 20)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_very_large_maps_have_the_bits_of_small_ones(dtype: torch.dtype) -> None:
+    """They are past the caches on Intel too."""
+    check_large_map(LIBRARY.isa, dtype, 96, 64, single(3, padding=1), 64 << 20)
+
+
+def check_large_map(isa: str, dtype: torch.dtype, channels: int, side: int, geometry: Geometry, least: int) -> None:
     size = side * geometry.stride[0]
-    images = (8 << 20) // (channels * side * side * dtype.itemsize) + 1
+    images = least // (channels * side * side * dtype.itemsize) + 1
     torch.manual_seed(0)
     x = torch.randn(images, channels, size, size).to(dtype).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(channels, 1, *geometry.kernels[0]), torch.randn(channels)

@@ -27,6 +27,12 @@ COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler here")
 
 
+def nothing_chosen() -> dict[str, str]:
+    """The environment without what chooses instructions or kernels."""
+    chosen = ("ATEN_CPU_CAPABILITY", "SEPNET_KERNELS", "SEPNET_KERNELS_ISA")
+    return {name: value for name, value in os.environ.items() if name not in chosen}
+
+
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """The library is looked for anew, with nothing set in the environment."""
@@ -94,6 +100,15 @@ def test_instruction_set_is_chosen_by_the_environment(fresh: pytest.MonkeyPatch,
     assert library is not None
     assert library.isa == name
     assert kernels.kernels_in_use() == name
+
+
+@needs_library
+@pytest.mark.skipif("avx512_bf16" not in ISAS, reason="this processor has no products of bf16")
+def test_pairs_are_multiplied_only_where_that_is_fast() -> None:
+    """The library finds out whose processor it is as Python does, whose choices rest on it."""
+    program = "from sepnet.kernels import _processor, kernels_in_use; print(kernels_in_use(), _processor.is_intel_with_bf16())"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=nothing_chosen()).stdout
+    assert shown.split() in (["avx512_bf16_floats", "True"], ["avx512_bf16", "False"])
 
 
 @needs_library
@@ -199,8 +214,7 @@ print(float(loss) < 0.1, why_not_native() is None, [str(w.message) for w in caug
 
 def train_with(source: Path, cwd: Path) -> str:
     """What ``TRAIN`` prints with the package in ``source``, in a process of its own."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SEPNET_KERNELS")}
-    environment |= {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+    environment = nothing_chosen() | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", TRAIN]
     done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr}"

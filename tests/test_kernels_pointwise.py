@@ -185,7 +185,7 @@ def test_way(
     monkeypatch.setattr(_choice_pointwise, "instructions", lambda: name)
     monkeypatch.setattr(_choice_pointwise, "processor_has", lambda feature: feature == "amx_bf16" and bool(tiles))
     monkeypatch.setattr(_choice_pointwise, "onednn_has", lambda dtype: dtype == torch.float32 or name == "AVX512")
-    assert pointwise_way(dtype, shape, outputs) is way
+    assert pointwise_way(dtype, shape, outputs, bias=False) is way
 
 
 def test_way_with_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_way_with_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_choice_pointwise, "instructions", lambda: "AVX512")
     monkeypatch.setattr(_choice_pointwise, "processor_has", lambda feature: feature == "amx_bf16")
     monkeypatch.setattr(_choice_pointwise, "onednn_has", lambda _: True)
-    assert pointwise_way(torch.bfloat16, (128, 128, 16, 16), 128) is Way.PRODUCT
+    assert pointwise_way(torch.bfloat16, (128, 128, 16, 16), 128, bias=False) is Way.PRODUCT
     assert pointwise_way(torch.bfloat16, (128, 128, 16, 16), 128, bias=True) is Way.CONVOLUTION
     assert pointwise_way(torch.bfloat16, (128, 64, 4, 4), 64, bias=True) is Way.PRODUCT
 

@@ -24,17 +24,18 @@ _MOST_5X5 = 4 << 20  # bytes up to which 5x5 of many channels is faster in bf16
 
 def is_for_our_intel(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
     """Whether the kernels' forward pass of (B, C, H, W), with one filter a channel, is the faster one."""
-    if geometry.kernels[0] not in ((3, 3), (5, 5), (7, 7)) or max(geometry.stride) > 2:
+    stride, dilation = geometry.stride, geometry.dilations[0]
+    if stride not in ((1, 1), (2, 2)) or dilation[0] != dilation[1] or geometry.kernels[0] not in ((3, 3), (5, 5), (7, 7)):
         return False
     measure = _in_bf16 if dtype == torch.bfloat16 else _in_fp32
     return measure(math.prod(shape) * dtype.itemsize, shape, geometry)
 
 
 def _in_fp32(size: int, shape: Sequence[int], geometry: Geometry) -> bool:
-    """Small maps 1.0 to 2.6, large ones with stride 1 1.0 to 1.5 (few images of few channels 0.85), those between 0.7 to 1.4, of 8x8
-    and less more than one. With stride 2 0.55 to 1.1 unless small, but with dilation 2 as well 0.9 to 2.6, for few images and 16 MiB
-    0.8 and for 1,024 channels 0.9 to 1.0. Dilated farther 0.7 to 1.1 unless small, or large and of many channels (1.0 to 1.3). 7x7 of
-    64 channels 0.8 to 1.0, others 0.9 to 1.5.
+    """Small maps 1.0 to 2.6, large ones with stride 1 1.0 to 1.5 (few images of few channels 0.85), those between 0.7 to 1.4, but
+    with 3x3 of 8x8 and less 1.0 to 1.4. With stride 2 0.55 to 1.1 unless small, but with dilation 2 as well 0.9 to 2.6, for few
+    images and 16 MiB 0.8 and for 1,024 channels 0.9 to 1.0. Dilated farther 0.7 to 1.1 unless small, or large and of many channels
+    (1.0 to 1.3). 7x7 of 64 channels 0.8 to 1.0, others 0.9 to 1.5.
     """
     few, channels, kernel = shape[0] <= _FEW_IMAGES, shape[1], geometry.kernels[0][0]
     stride, dilation = max(geometry.stride), max(geometry.dilations[0])

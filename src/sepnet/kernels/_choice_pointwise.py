@@ -32,14 +32,14 @@ class Way(Enum):
     PRODUCT = "PyTorch matrix product"
 
 
-def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int, bias: bool = False) -> Way:
+def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int, bias: bool) -> Way:
     """The fastest way for a pointwise convolution of (B, C, H, W), forward and backward together.
 
     In bf16 without AMX oneDNN is at the processor's limit, but its convolution takes 0.96 to 2.0 times as long as the same matrix
     product where pixels are few, and where many channels meet not too many. In fp32 with AVX2 oneDNN's products reach 60 to 75 % of
     what the processor can do, its gradient of the weights 40 to 55 %, and the kernels' 70 to 85 %; not where there is little to
-    multiply, or few channels, which do not fill a tile. Half a million weights and more with very few pixels are a matrix product: to
-    copy them takes the time.
+    multiply, or few channels, which do not fill a tile. Half a million weights and more with very few pixels are a matrix product:
+    to copy them takes the time.
     """
     batch, inputs, height, width = shape
     pixels = batch * height * width

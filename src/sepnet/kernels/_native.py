@@ -115,7 +115,7 @@ class _Kept(threading.local):
 
 
 _kept = _Kept()
-_MOST_KEPT = 8 << 20  # bytes
+_MOST_KEPT = 4 << 20  # bytes a thread
 
 
 def workspace(size: int) -> Tensor:
@@ -123,7 +123,7 @@ def workspace(size: int) -> Tensor:
     kept = _kept.workspace
     if kept is None or kept.numel() < size:
         kept = memory(size, dtype=torch.uint8)
-        if size <= _MOST_KEPT:
+        if size <= _MOST_KEPT * max(2, torch.get_num_threads()):
             _kept.workspace = kept
     return kept
 

@@ -115,7 +115,8 @@ def kernel_paths() -> list[KernelPath]:
         label = str(dtype).removeprefix("torch.")
         rows += [_depthwise_path(*case, dtype, native, reason) for case in _DEPTHWISE]
         for size in (4, 8):
-            way = Way.CONVOLUTION if lib is None else pointwise_way(dtype, (EXAMPLE_BATCH, _CHANNELS, size, size), _CHANNELS)
+            shape = EXAMPLE_BATCH, _CHANNELS, size, size
+            way = Way.CONVOLUTION if lib is None else pointwise_way(dtype, shape, _CHANNELS, bias=False)
             how = native if way is Way.KERNELS else way.value
             name = f"pointwise 1x1, {size}x{size} map"
             rows.append(KernelPath(name, label, how, how, reason or _WHY_POINTWISE[way]))

@@ -133,7 +133,7 @@ static void correlate(const correlation *whole, int64_t height, int64_t width) {
         c.cols = step;
         c.x += col * c.x_col, c.grad += col * c.grad_col;
         for (int64_t b = 0; b < whole->blocks; b++) {
-            for (int64_t i = 0; c.ahead && i < c.rows * step; i += TILE) fetch_ahead(c.ahead);
+            for (int64_t i = 0; c.ahead && i < c.rows * (1 + c.paired) * step; i += TILE) fetch_ahead(c.ahead);
             (run ? run : strips[width])(&c, height);
             c.x += VL, c.grad += VL, c.sums += c.sums_step;
         }

@@ -125,8 +125,9 @@ static ahead backward_ahead(const job_state *s, const task *at, const window_pla
     const sepnet_depthwise *conv = s->conv;
     ahead more = {0};
     if (!s->fetch) return more;
-    int64_t tiles = s->want_x ? tiles_of(in_rows, conv->in_w, at->blocks) : 0;
-    if (s->want_weight) tiles += tiles_of(out_rows, conv->out_w, at->blocks * conv->branches);
+    const int64_t blocks = at->blocks * conv->branches;
+    int64_t tiles = s->want_x ? tiles_of(in_rows, conv->in_w, blocks) : 0;
+    if (s->want_weight) tiles += tiles_of(out_rows, conv->out_w, blocks);
     add_ahead(&more, grad, conv->batch, grad->ready, out_rows, sepnet_max(1, tiles));
     if (s->want_weight) add_ahead(&more, x, conv->batch, x_rows, out_rows * conv->stride_h, tiles);
     return more;

@@ -4,12 +4,12 @@
 #include <stdatomic.h>
 #include <string.h>
 
-/* Kernels by the name of what they compute with; `pairs`: of bfloat16 values, multiplied as such. */
+/* Kernels by the name of what they compute with. */
 typedef struct {
     const char *name;
     const sepnet_ops *ops;
     int (*runs)(void), (*suits)(void); /* can be selected here; is chosen where nobody selects */
-    int pairs;
+    int pairs_in_planes; /* of bfloat16 values (pairing.h) */
 } choice;
 
 static int always(void) { return 1; }
@@ -26,7 +26,7 @@ static int has_avx512_bf16(void) { return has_avx512() && __builtin_cpu_supports
 /* Best first. */
 static const choice choices[] = {
 #if defined(__x86_64__)
-    {"avx512_bf16_floats", &sepnet_ops_avx512_bf16, has_avx512_bf16, sepnet_is_intel, 0},
+    {"avx512_bf16_floats", &sepnet_ops_avx512_bf16, has_avx512_bf16, sepnet_is_intel_with_bf16, 0},
     {"avx512_bf16", &sepnet_ops_avx512_bf16, has_avx512_bf16, always, 1},
     {"avx512", &sepnet_ops_avx512, has_avx512, always, 0},
     {"avx2", &sepnet_ops_avx2, has_avx2, always, 0},
@@ -50,7 +50,7 @@ static const choice *chosen(void) {
 
 static const sepnet_ops *ops(void) { return chosen()->ops; }
 
-int sepnet_multiplies_pairs(void) { return chosen()->pairs; }
+int sepnet_multiplies_pairs(void) { return chosen()->pairs_in_planes; }
 
 int sepnet_abi(void) { return SEPNET_ABI; }
 

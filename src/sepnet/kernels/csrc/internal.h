@@ -58,16 +58,17 @@ void sepnet_run_parts(sepnet_body body, void *context, int64_t parts, int64_t th
 int64_t sepnet_band_bytes(void);
 
 /* Bytes of a map of results from which on those that fill cache lines (results.h) are written past the caches: whoever reads them next
- * finds few of them there anyway, and a line that is to be overwritten is not read first. */
-int64_t sepnet_stream_bytes(int mostly_zeros);
+ * finds few of them there anyway, and a line that is to be overwritten is not read first. `gaps`: pixels that no tap sees lie between
+ * them, whose gradients are zeros. */
+int64_t sepnet_stream_bytes(int gaps);
 
-/* Whether bfloat16 maps become planes of pairs, where the instruction set has them (pairing.h). */
+/* Whether bfloat16 maps of depthwise convolutions become planes of pairs, where the instruction set has them (pairing.h). */
 int sepnet_multiplies_pairs(void);
 
 /* Whether what a task unpacks next is fetched while it computes (ahead.h). */
 int sepnet_fetches_ahead(void);
 
-int sepnet_is_intel(void);
+int sepnet_is_intel_with_bf16(void);
 
 /* First of the items that part `part` of `parts` takes when `items` are dealt out evenly. */
 static inline int64_t sepnet_part_begin(int64_t items, int64_t parts, int64_t part) { return items * part / parts; }

@@ -25,7 +25,7 @@ typedef struct {
     void *out, *grad_shortcut;
     uint8_t *argmax_out;
     double *sums; /* [part][SUM_ROWS][stride] */
-    int64_t pixels, line_pixels, lines, parts, stride, ahead;
+    int64_t pixels, line_pixels, lines, parts, stride, far;
 } norm_job;
 
 /* --- dealing out --------------------------------------------------------------------------------------------------- */
@@ -33,7 +33,7 @@ typedef struct {
 static int64_t count_pixels(const sepnet_norm *norm) { return norm->batch * norm->height * norm->width; }
 
 static norm_job make_norm_job(const sepnet_norm *norm, int by_rows) {
-    norm_job s = {.norm = norm, .ahead = sepnet_fetches_ahead() ? FAR_AHEAD : 0};
+    norm_job s = {.norm = norm, .far = sepnet_fetches_ahead() ? FAR_AHEAD : 0};
     s.pixels = count_pixels(norm);
     s.stride = sepnet_round_up(norm->channels, VL);
     if (by_rows) {
@@ -111,9 +111,9 @@ INLINE const char *next_line(const norm_job *s, const void *map, int64_t first, 
     return (const char *)map + (size_t)(last * s->norm->channels + channel * (last - first)) * element_size(dtype);
 }
 
-/* For the L2 cache; nothing where `ahead` is 0, as what lies at `at` is read next. */
+/* What lies `far` bytes ahead, for the L2 cache; nothing where that is 0. */
 INLINE void fetch_soon(const norm_job *s, const void *map, int64_t at, int dtype) {
-    __builtin_prefetch((const char *)map + at * (int64_t)element_size(dtype) + s->ahead, 0, 2);
+    if (s->far) __builtin_prefetch((const char *)map + at * (int64_t)element_size(dtype) + s->far, 0, 2);
 }
 
 /* --- what a gradient is made of ---------------------------------------------------------------------------------------- */

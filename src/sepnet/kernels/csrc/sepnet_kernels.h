@@ -73,8 +73,8 @@ typedef void (*sepnet_parallel_fn)(void (*fn)(void *), void *context, unsigned t
 typedef int (*sepnet_thread_fn)(void);
 
 int sepnet_abi(void);
-/* Instruction set in use: "avx512_bf16", the same without products of pairs "avx512_bf16_floats", "avx512", "avx2" or "baseline"; select
- * one by name (0 if it runs here). */
+/* Instruction set in use: "avx512_bf16", "avx512_bf16_floats" (the same, but depthwise convolutions multiply floats), "avx512", "avx2" or
+ * "baseline"; select one by name (0 if it runs here). */
 const char *sepnet_isa(void);
 int sepnet_select_isa(const char *name);
 /* Run in the team of threads of somebody else's runtime, so that there is one pool in the process; both NULL: a pool of our own.
