@@ -171,6 +171,7 @@ def avx2(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
         ("AVX512 AMX", torch.float32, (8, 64, 16, 16), 64, Way.CONVOLUTION),
         ("AVX512 AMX", torch.bfloat16, (8, 16, 16, 16), 32, Way.PRODUCT),
         ("AVX512 AMX", torch.bfloat16, (9, 32, 16, 16), 64, Way.CONVOLUTION),
+        ("AVX512 AMX", torch.bfloat16, (512, 32, 4, 4), 64, Way.PRODUCT),
         ("AVX512 AMX", torch.bfloat16, (128, 127, 16, 16), 256, Way.CONVOLUTION),
         ("AVX512 AMX", torch.bfloat16, (128, 128, 16, 16), 256, Way.PRODUCT),
         ("AVX512 AMX", torch.bfloat16, (128, 512, 8, 8), 1024, Way.PRODUCT),

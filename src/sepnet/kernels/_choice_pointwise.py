@@ -17,9 +17,7 @@ _FEWEST_CHANNELS, _FEWEST_PIXELS, _FEWEST_PRODUCTS = 32, 512, 1 << 23
 _FEW_PIXELS = 2048  # of a batch, up to which a matrix product is the fastest in bf16
 _FEWER_PIXELS, _MANY_WEIGHTS = 256, 1 << 19  # up to which it is in fp32 with AVX2, from so many weights on
 _MANY_CHANNELS, _MORE_PIXELS = 512, 8192  # in bf16, from so many on either side, up to so many
-# with AMX: pixels of a batch up to which a matrix product is the fastest for any channels, and from how many channels on it is for
-# more; with many channels only on maps up to so many pixels
-_ANY_PIXELS_AMX, _FEWEST_AMX, _SMALL_MAP_AMX = 2048, 128, 64
+_FEWEST_AMX, _SMALL_MAP_AMX = 128, 64  # with AMX, from so many on for more pixels; with many only on maps up to so many pixels
 MOST_FEW = 8  # channels that the pooled pointwise convolution takes, as SEPNET_MAX_FEW of the kernels
 _FEWEST_POOLED, _WIDER = 16, 2  # outputs, and how many times the inputs they must be, for it to be the faster way
 
@@ -67,7 +65,7 @@ def _is_product_with_amx(map_pixels: int, pixels: int, channels: int) -> bool:
     long, but 0.9 to 1.0 with 512 and more on large maps; with 64 0.9 to 1.1, with 32 0.7 to 1.0 (98 shapes). With a bias, whose
     gradient is another pass over the map beside a product, a step of ``separable_cnn`` takes 1.03 to 1.08 times as long so.
     """
-    if pixels <= _ANY_PIXELS_AMX:
+    if map_pixels <= _SMALL_MAP or pixels <= _FEW_PIXELS:
         return True
     return channels >= _FEWEST_AMX and (channels < _MANY_CHANNELS or map_pixels <= _SMALL_MAP_AMX)
 
