@@ -170,8 +170,7 @@ INLINE void line_sums(const norm_job *s, int64_t first, int64_t last, int64_t ch
 }
 
 INLINE void gate_one(const norm_job *s, int64_t at, int lanes, int dtype) {
-    fetch_soon(s, s->grad, at, dtype);
-    if (s->norm->relu) fetch_soon(s, s->y, at, dtype); /* else there may be none */
+    fetch_soon(s, s->grad, at, dtype), fetch_soon(s, s->y, at, dtype);
     store_lanes(s->grad_shortcut, at, lanes, dtype, gradient_by_result(s, at, lanes, dtype));
 }
 
