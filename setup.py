@@ -37,7 +37,7 @@ kernels = Extension(
     "sepnet.kernels._sepnet_kernels",
     sources=sorted(str(path) for path in SOURCES.glob("*.c")),
     depends=sorted(str(path) for path in SOURCES.glob("*.h")),
-    extra_compile_args=["-O3", "-g0", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"],
+    extra_compile_args=["-O3", "-g0", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fexceptions"],
     libraries=["pthread"],
     optional=True,
 )

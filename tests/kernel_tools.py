@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from sepnet.kernels import _choice_depthwise, _depthwise, _library, _native, isa_names, why_not_native
+from sepnet.kernels import _choice_depthwise, _library, _lookup, _native, isa_names, why_not_native
 from sepnet.kernels._geometry import Geometry, Pair
 
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}  # half a unit of the last place, relative
@@ -63,18 +63,29 @@ def instruction_set(name: str) -> Iterator[None]:
 def threads(count: int) -> Iterator[None]:
     """The kernels work in so many threads, however little there is to do."""
     with mock.patch.object(_native, "threads_for", return_value=count):
-        _native.forget_calls()  # the threads are a part of what the library is told
+        _lookup.forget()  # the threads are a part of what the library is told
         try:
             yield
         finally:
-            _native.forget_calls()
+            _lookup.forget()
 
 
 @contextlib.contextmanager
 def always_native() -> Iterator[None]:
     """``depthwise_conv2d`` takes the kernels even where PyTorch's operations are known to be faster."""
-    native, choose = _choice_depthwise.ByTorch(forward=False, backward=False), _depthwise.choose
-    with mock.patch.object(_depthwise, "choose", lambda *of: None if choose(*of) is None else native):
+    native = _choice_depthwise.ByTorch(forward=False, backward=False)
+    with mock.patch.object(_choice_depthwise, "by_torch", return_value=native):
+        _lookup.forget()
+        try:
+            yield
+        finally:
+            _lookup.forget()
+
+
+@contextlib.contextmanager
+def through_python() -> Iterator[None]:
+    """Depthwise convolutions are called by an ``autograd.Function``, as where PyTorch's dispatcher cannot be given the kernels."""
+    with mock.patch.object(_library, "dispatched", None):
         yield
 
 

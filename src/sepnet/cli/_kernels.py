@@ -15,19 +15,28 @@ def show_kernels(out: Output) -> None:
     import torch
 
     from sepnet.engine.devices import prefers_bf16
-    from sepnet.kernels import EXAMPLE_BATCH, gpu_path, kernel_paths, kernels_in_use, library, why_not_native
+    from sepnet.kernels import EXAMPLE_BATCH, calls_by, gpu_path, kernel_paths, kernels_in_use, library, why_not_native
 
     lib, reason, paths = library(), why_not_native(), kernel_paths()
     precision = "bf16" if prefers_bf16(torch.device("cpu")) else "fp32"
     if out.as_json:
-        threads = None if lib is None else lib.threads
+        threads, calls = (None, None) if lib is None else (lib.threads, calls_by(lib))
         rows = [path._asdict() for path in paths]
-        numbers = {"kernels": kernels_in_use(), "why_not_native": reason, "threads": threads, "precision": precision}
+        numbers = {
+            "kernels": kernels_in_use(),
+            "why_not_native": reason,
+            "threads": threads,
+            "calls": calls,
+            "precision": precision,
+        }
         out.json(numbers | {"gpu": gpu_path(), "batch_size": EXAMPLE_BATCH, "paths": rows})
         return
     facts = [("kernels", kernels_in_use() if lib is not None else f"PyTorch's own operations: {reason}")]
     if lib is not None:
-        facts.append(("threads", f"{torch.get_num_threads()}, in {lib.threads}"))
+        facts += [
+            ("threads", f"{torch.get_num_threads()}, in {lib.threads}"),
+            ("calls", f"of depthwise convolutions by {calls_by(lib)}"),
+        ]
     facts.append(("precision", f"{precision} is what training takes on this processor (--amp overrides)"))
     gpu = gpu_path()
     if gpu is not None:

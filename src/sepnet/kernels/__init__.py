@@ -20,7 +20,7 @@ from sepnet.kernels._pixels import global_average
 from sepnet.kernels._pointwise import pointwise_conv2d
 from sepnet.kernels._pooled import pooled_pointwise, pools
 from sepnet.kernels._processor import processor_has
-from sepnet.kernels._status import EXAMPLE_BATCH, KernelPath, gpu_path, kernel_paths, kernels_in_use
+from sepnet.kernels._status import EXAMPLE_BATCH, KernelPath, calls_by, gpu_path, kernel_paths, kernels_in_use
 from sepnet.kernels._tensors import is_plain
 from sepnet.kernels._tracing import is_written_down
 
@@ -34,6 +34,7 @@ __all__ = [
     "Normalisation",
     "Update",
     "batch_norm_relu",
+    "calls_by",
     "depthwise_branches",
     "depthwise_by_geometry",
     "depthwise_conv2d",

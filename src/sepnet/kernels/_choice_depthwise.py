@@ -15,11 +15,15 @@ import torch
 
 from sepnet.kernels._choice_intel import is_for_our_intel
 from sepnet.kernels._geometry import Geometry, Pair
+from sepnet.kernels._library import MAX_BRANCHES, MAX_KERNEL
+from sepnet.kernels._lookup import looked_up
 from sepnet.kernels._processor import instructions, is_intel_with_bf16, is_zen5, multiplies_pairs, onednn_has
 
 __all__ = [
+    "TYPES",
     "ByTorch",
     "by_torch",
+    "choose",
     "has_few_channels",
     "torch_backward_is_faster",
     "torch_forward_is_faster",
@@ -49,6 +53,12 @@ _FEWEST_ZEN5, _MANY_ZEN5, _SMALL_BYTES_ZEN5, _FEW_IMAGES_ZEN5 = 32, 512, 8 << 20
 _MOST_DILATED_ZEN5, _LEAST_DILATED_MAP_ZEN5, _FARTHEST_ZEN5_BF16, _FARTHEST_ZEN5 = 64, 16, 3, 5
 
 
+TYPES = (torch.float32, torch.bfloat16)
+# The kernels unpack a map with its padding, and have a table for each remainder of the strides: beyond these, needless megabytes.
+_MAX_REACH = 512
+_MAX_STRIDE = 16
+
+
 class ByTorch(NamedTuple):
     """Whether PyTorch's pass is the faster one, by direction."""
 
@@ -59,6 +69,21 @@ class ByTorch(NamedTuple):
     def wholly(self) -> bool:
         """In every direction that is wanted now."""
         return self.forward and (self.backward or not torch.is_grad_enabled())
+
+
+@looked_up
+def choose(dtype: torch.dtype, shape: tuple[int, ...], geometry: Geometry) -> ByTorch | None:
+    """Which way a convolution of (B, C, H, W) goes on the CPU; None if the kernels do not take it. A network asks the same of each
+    layer at every step.
+    """
+    return by_torch(dtype, shape, geometry) if dtype in TYPES and _fits(geometry) else None
+
+
+def _fits(geometry: Geometry) -> bool:
+    if len(geometry.kernels) > MAX_BRANCHES or max(map(max, geometry.kernels)) > MAX_KERNEL or max(geometry.stride) > _MAX_STRIDE:
+        return False
+    branches = zip(geometry.kernels, geometry.paddings, geometry.dilations, strict=True)
+    return all(max(p, d * (k - 1)) <= _MAX_REACH for branch in branches for k, p, d in zip(*branch, strict=True))
 
 
 def by_torch(dtype: torch.dtype, shape: tuple[int, ...], geometry: Geometry) -> ByTorch:

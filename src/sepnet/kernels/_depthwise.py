@@ -1,24 +1,25 @@
-"""The depthwise convolution as a differentiable function that chooses its path; PyTorch knows it as sepnet::depthwise_conv2d."""
+"""The depthwise convolution as a differentiable function that chooses its path."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from sepnet.kernels import _gpu, _native, _reference
-from sepnet.kernels._autograd import Function, once_differentiable
-from sepnet.kernels._choice_depthwise import ByTorch, by_torch
+from sepnet.kernels import _dispatcher, _gpu, _library, _native, _reference
+from sepnet.kernels._choice_depthwise import TYPES, ByTorch, choose
+from sepnet.kernels._depthwise_operator import operator
+from sepnet.kernels._depthwise_passes import DepthwiseConv2d, by_torch, forward
 from sepnet.kernels._geometry import Geometry, Pair
-from sepnet.kernels._library import MAX_BRANCHES, MAX_KERNEL, Library, library
-from sepnet.kernels._tensors import compute_dtype, dense, exact, is_trifle, library_for, wants_gradients
-from sepnet.kernels._tracing import is_written_down
+from sepnet.kernels._library import Library
+from sepnet.kernels._lookup import looked_up
+from sepnet.kernels._tensors import KINDS, compute_dtype, dense, has_autocast, is_trifle, library_for, wants_gradients
+from sepnet.kernels._tracing import has_modes, is_written_down, tracing_state, transforms_active
 
 __all__ = [
-    "choose",
     "depthwise_branches",
     "depthwise_by_geometry",
     "depthwise_conv2d",
@@ -26,18 +27,8 @@ __all__ = [
     "native_for",
 ]
 
-_TYPES = (torch.float32, torch.bfloat16)
-# The kernels unpack a map with its padding, and have a table for each remainder of the strides: beyond these, needless megabytes.
-_MAX_REACH = 512
-_MAX_STRIDE = 16
-
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> Pair:
-    # nearly always one of the first two, and this is called three times a layer
-    if type(value) is int and value >= least:
-        return value, value
-    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and value[0] >= least <= value[1]:
-        return value
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
     if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= least for n in pair):
         raise ValueError(f"{name} must be an integer of at least {least}, or two of them, got {value!r}")
@@ -59,19 +50,53 @@ def _single(
     return Geometry(stride, (kernel,) * multiplier, (padding,) * multiplier, (dilation,) * multiplier, multiplier > 1)
 
 
-@lru_cache(maxsize=1024)
+class _Plan(NamedTuple):
+    """Which way a convolution goes: choice None if the kernels do not take it, arguments None if PyTorch's dispatcher does not."""
+
+    geometry: Geometry
+    choice: ByTorch | None
+    arguments: _dispatcher.Arguments | None
+
+
+@looked_up
+def _plan_of_geometry(lib: Library, dtype: torch.dtype, shape: tuple[int, ...], geometry: Geometry) -> _Plan:
+    choice, arguments = choose(dtype, shape, geometry), None
+    single = geometry.interleaved or len(geometry.kernels) == 1
+    if choice is not None and single and _native.tell_way(lib, shape, dtype, geometry, choice):
+        arguments = _dispatcher.arguments(geometry, shape[1])
+    return _Plan(geometry, choice, arguments)
+
+
+_Numbers = tuple[int | Sequence[int], int | Sequence[int], int | Sequence[int]]
+"""Stride, padding and dilation."""
+
+
+def _checked(numbers: _Numbers) -> tuple[Pair, Pair, Pair]:
+    """As pairs. Raises ValueError."""
+    stride, padding, dilation = numbers
+    return _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+
+
+def _pairs(numbers: _Numbers) -> tuple[Pair, Pair, Pair]:
+    """The same by the shortest way, though pairs may be too small: who looks them up sees to that."""
+    for value in numbers:
+        if not (type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int):
+            return _checked(numbers)
+    return numbers  # type: ignore[return-value]  # of the types that were asked for
+
+
+@looked_up
 def _plan(
+    lib: Library,
     dtype: torch.dtype,
     shape: tuple[int, ...],
     filters: tuple[int, ...],
     biases: tuple[int, ...] | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-) -> tuple[Geometry, ByTorch | None]:
-    """The geometry of operands of such shapes, and which way they go: for small maps it matters that both are looked up at once."""
-    geometry = _single(shape, filters, biases, stride, padding, dilation)
-    return geometry, choose(dtype, shape, geometry)
+    numbers: tuple[Pair, Pair, Pair],
+) -> _Plan:
+    """That of operands of such shapes: for small maps it matters that all is looked up at once. Raises ValueError."""
+    geometry = _single(shape, filters, biases, *_checked(numbers))
+    return _plan_of_geometry(lib, dtype, shape, geometry)
 
 
 def depthwise_conv2d(
@@ -85,8 +110,9 @@ def depthwise_conv2d(
 ) -> Tensor:
     """``F.conv2d`` with as many groups as channels (Howard et al. 2017, Eq. 3), by the kernels where they serve.
 
-    Differentiable once: a second derivative raises RuntimeError on the native path. Under autocast it computes in autocast's type.
-    Accumulates in float32.
+    Second derivatives are those of PyTorch's convolution, for weights of the map's type and from PyTorch 2.13 on; otherwise, as in
+    the forward mode, RuntimeError is raised on the native path. Under autocast it computes in autocast's type; it accumulates in
+    float32.
 
     Args:
         weight: (C * multiplier, 1, kh, kw).
@@ -98,13 +124,16 @@ def depthwise_conv2d(
         ValueError: weight, bias and input do not go together or are on several devices, or a stride, padding or dilation is none;
             the message shows shapes, devices, or the value.
     """
-    numbers = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+    numbers = _pairs((stride, padding, dilation))
+    y = _dispatched(x, weight, bias, *numbers)
+    if y is not None:
+        return y
     lib, biases = library_for(x, weight, bias), None if bias is None else bias.shape
     if lib is None:
-        return _elsewhere(x, weight, bias, _single(x.shape, weight.shape, biases, *numbers))
-    dtype = compute_dtype(x)
-    geometry, choice = _plan(dtype, x.shape, weight.shape, biases, *numbers)
-    return _computed(lib, x, weight, bias, dtype, geometry, choice)
+        return _elsewhere(x, weight, bias, _single(x.shape, weight.shape, biases, *_checked(numbers)))
+    dtype = compute_dtype(x) if has_autocast() else x.dtype
+    plan = _plan(lib, dtype, x.shape, weight.shape, biases, numbers)
+    return _computed(lib, x, weight, bias, dtype, plan)
 
 
 def depthwise_branches(
@@ -138,7 +167,7 @@ def depthwise_branches(
 
 def native_for(x: Tensor) -> bool:
     """Whether the kernels would be given ``x``: a caller may then choose the form that suits them."""
-    return library_for(x) is not None and x.dtype in _TYPES and not is_trifle(x)
+    return library_for(x) is not None and x.dtype in TYPES and not is_trifle(x)
 
 
 def fits(geometry: Geometry, channels: int, weight: Tensor, bias: Tensor | None) -> bool:
@@ -149,43 +178,54 @@ def fits(geometry: Geometry, channels: int, weight: Tensor, bias: Tensor | None)
 # --- which path ------------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1024)
-def choose(dtype: torch.dtype, shape: tuple[int, ...], geometry: Geometry) -> ByTorch | None:
-    """Which way a convolution of (B, C, H, W) goes on the CPU; None if the kernels do not take it. A network asks the same of each
-    layer at every step.
-    """
-    return by_torch(dtype, shape, geometry) if dtype in _TYPES and _fits(geometry) else None
-
-
-def _fits(geometry: Geometry) -> bool:
-    if len(geometry.kernels) > MAX_BRANCHES or max(map(max, geometry.kernels)) > MAX_KERNEL or max(geometry.stride) > _MAX_STRIDE:
-        return False
-    branches = zip(geometry.kernels, geometry.paddings, geometry.dilations, strict=True)
-    return all(max(p, d * (k - 1)) <= _MAX_REACH for branch in branches for k, p, d in zip(*branch, strict=True))
-
-
 def depthwise_by_geometry(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """The same for operands that go together, by the path that suits; the weights of several branches one after the other."""
+    if len(geometry.kernels) == 1:
+        y = _dispatched(x, weight, bias, geometry.stride, geometry.paddings[0], geometry.dilations[0])
+        if y is not None:
+            return y
     lib = library_for(x, weight, bias)
     if lib is None:
         return _elsewhere(x, weight, bias, geometry)
-    dtype = compute_dtype(x)
-    return _computed(lib, x, weight, bias, dtype, geometry, choose(dtype, x.shape, geometry))
+    dtype = compute_dtype(x) if has_autocast() else x.dtype
+    plan = _plan_of_geometry(lib, dtype, x.shape, geometry)
+    return _computed(lib, x, weight, bias, dtype, plan)
 
 
-def _computed(
-    lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, geometry: Geometry, choice: ByTorch | None
-) -> Tensor:
+def _dispatched(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor | None:
+    """By PyTorch's dispatcher, without a question that it or the library answers anyway: where either refuses, None.
+
+    That is the case too when the library was not told of the convolution, which happens on the careful way.
+    """
+    convolution = _library.dispatched
+    if convolution is None or type(x) is not Tensor or not x.is_cpu or type(weight) not in KINDS or has_autocast():
+        return None
+    if bias is not None and type(bias) not in KINDS:
+        return None
+    # a mode that watches the library's calls (_calls) would not see those of PyTorch's dispatcher
+    if is_dynamo_compiling() or has_modes() or tracing_state() is not None or transforms_active():
+        return None
+    try:
+        y: Tensor = convolution(x, weight, bias, stride, padding, dilation, False, (0, 0), x.shape[1])
+    except (RuntimeError, IndexError, TypeError):
+        return None
+    return y
+
+
+def _computed(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, plan: _Plan) -> Tensor:
     """In that type, and the way that was chosen."""
+    geometry, choice, arguments = plan
     if x.dtype != dtype:
         x = x.to(dtype)
     if choice is None:
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
     if choice.wholly:
-        return _by_torch(dense(x), weight, bias, geometry)
+        return by_torch(dense(x), weight, bias, geometry)
+    if _library.dispatched is not None and arguments is not None and not has_modes():
+        return _library.dispatched(x, weight, bias, *arguments)
     if not wants_gradients(x, weight, bias):
-        return _forward(lib, dense(x), weight, bias, geometry, choice)
-    y: Tensor = _DepthwiseConv2d.apply(x, weight, bias, geometry, lib, choice)
+        return forward(lib, dense(x), weight, bias, geometry, choice)
+    y: Tensor = DepthwiseConv2d.apply(x, weight, bias, geometry, lib, choice)
     return y
 
 
@@ -194,192 +234,8 @@ def _elsewhere(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
     if is_written_down():
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
-        operator = _operator if x.device.type == "cpu" else _reference.depthwise_conv2d
-        return operator(x, weight, bias, geometry)
+        compute = operator if x.device.type == "cpu" else _reference.depthwise_conv2d
+        return compute(x, weight, bias, geometry)
     if x.device != weight.device or (bias is not None and x.device != bias.device):  # PyTorch reads what is not there
         raise ValueError(f"input, weight and bias must be on one device, the input is on {x.device}, the weight on {weight.device}")
     return _gpu.depthwise_conv2d(x, weight, bias, geometry) if x.is_cuda else _reference.depthwise_conv2d(x, weight, bias, geometry)
-
-
-# --- forward and backward --------------------------------------------------------------------------------------------------
-
-
-def _as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x.to(dtype)``; where it has that type PyTorch takes microseconds to find out."""
-    return x if x.dtype == dtype else x.to(dtype)
-
-
-def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """A single filter bank by PyTorch's convolution, in x's type; on small maps every call into PyTorch beside it counts."""
-    bias = None if bias is None else _as_type(bias, x.dtype)
-    arguments = geometry.stride, geometry.paddings[0], geometry.dilations[0], x.shape[1]
-    return torch.conv2d(x, _as_type(weight, x.dtype), bias, *arguments)
-
-
-def _forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: ByTorch) -> Tensor:
-    """x: channels-last. Weight and bias in x's type, or float32."""
-    if choice.forward:
-        return _by_torch(x, weight, bias, geometry)
-    return _native.depthwise_forward(lib, x, exact(weight), None if bias is None else exact(bias), geometry)
-
-
-def _backward(
-    lib: Library, x: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, choice: ByTorch, want: tuple[bool, bool, bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, weight and bias, as far as they are wanted; those of x and weight in their types."""
-    grad = dense(grad)
-    if choice.backward:
-        bias_sizes = [grad.shape[1]] if want[2] else None
-        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            grad, x, weight.to(x.dtype), bias_sizes, geometry.stride, geometry.paddings[0], geometry.dilations[0], False, (0, 0),
-            x.shape[1], want,
-        )  # fmt: skip
-    else:
-        grad_x, grad_weight, grad_bias = _native.depthwise_backward(lib, x, exact(weight), grad, geometry, want)
-    return grad_x, None if grad_weight is None else _as_type(grad_weight, weight.dtype), grad_bias
-
-
-_NO_GRADIENTS = (None, None, None)  # of geometry, library and choice
-
-
-class _DepthwiseConv2d(Function):
-    """The eager path: less overhead a call than the registered operator."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, lib: Library, choice: ByTorch
-    ) -> Tensor:
-        x = dense(x)
-        # the weights that the forward pass sees, so that the gradients are those of what was computed
-        seen = _as_type(weight, x.dtype) if choice.forward else weight
-        ctx.save_for_backward(x, seen)
-        ctx.call = lib, geometry, choice
-        ctx.types = weight.dtype, None if bias is None else bias.dtype
-        return _forward(lib, x, seen, bias, geometry, choice)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        x = dense(x)  # hooks of saved tensors may give it back in another layout
-        lib, geometry, choice = ctx.call
-        weight_type, bias_type = ctx.types
-        grad_x, grad_weight, grad_bias = _backward(lib, x, weight, grad, geometry, choice, ctx.needs_input_grad[:3])
-        return (
-            grad_x,
-            None if grad_weight is None else _as_type(grad_weight, weight_type),
-            None if grad_bias is None else _as_type(grad_bias, bias_type),
-            *_NO_GRADIENTS,
-        )
-
-
-# --- the operator that PyTorch knows ---------------------------------------------------------------------------------------
-
-
-def _flat(pairs: Sequence[Pair]) -> list[int]:
-    return [n for pair in pairs for n in pair]
-
-
-def _pairs(flat: Sequence[int]) -> tuple[Pair, ...]:
-    return tuple(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _geometry(
-    stride: Sequence[int], kernels: Sequence[int], paddings: Sequence[int], dilations: Sequence[int], interleaved: bool
-) -> Geometry:
-    return Geometry((stride[0], stride[1]), _pairs(kernels), _pairs(paddings), _pairs(dilations), interleaved)
-
-
-def _operator(x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
-    y: Tensor = torch.ops.sepnet.depthwise_conv2d(
-        x, weight, bias, list(g.stride), _flat(g.kernels), _flat(g.paddings), _flat(g.dilations), g.interleaved
-    )
-    return y
-
-
-@torch.library.custom_op("sepnet::depthwise_conv2d", mutates_args=())
-def _conv_op(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    kernels: list[int],
-    paddings: list[int],
-    dilations: list[int],
-    interleaved: bool,
-) -> Tensor:
-    geometry = _geometry(stride, kernels, paddings, dilations, interleaved)
-    lib, choice = library(), choose(x.dtype, x.shape, geometry) if x.is_cpu else None
-    if lib is None or choice is None:
-        return dense(_reference.depthwise_conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), geometry))
-    return _forward(lib, dense(x), weight, bias, geometry, choice)
-
-
-@_conv_op.register_fake
-def _conv_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    kernels: list[int],
-    paddings: list[int],
-    dilations: list[int],
-    interleaved: bool,
-) -> Tensor:
-    size = _geometry(stride, kernels, paddings, dilations, interleaved).output_size(x.shape[2], x.shape[3])
-    shape = (x.shape[0], x.shape[1] * len(kernels) // 2, *size)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-@torch.library.custom_op("sepnet::depthwise_conv2d_backward", mutates_args=())
-def _backward_op(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    kernels: list[int],
-    paddings: list[int],
-    dilations: list[int],
-    interleaved: bool,
-) -> tuple[Tensor, Tensor]:
-    geometry = _geometry(stride, kernels, paddings, dilations, interleaved)
-    lib, choice = library(), choose(x.dtype, x.shape, geometry) if x.is_cpu else None
-    if lib is not None and choice is not None:
-        grad_x, grad_weight, _ = _backward(lib, dense(x), weight, grad, geometry, choice, (True, True, False))
-        assert grad_x is not None
-        assert grad_weight is not None
-        return grad_x, grad_weight
-    grad_x, grad_weight = _reference.depthwise_conv2d_backward(grad, x, weight.to(x.dtype), geometry)
-    return dense(grad_x), grad_weight.to(weight.dtype)
-
-
-@_backward_op.register_fake
-def _backward_fake(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    kernels: list[int],
-    paddings: list[int],
-    dilations: list[int],
-    interleaved: bool,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, memory_format=torch.channels_last), torch.empty_like(weight)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, *ctx.geometry = inputs
-    ctx.save_for_backward(x, weight)
-    ctx.bias_type = None if bias is None else bias.dtype
-
-
-def _op_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
-    grad_x, grad_weight = torch.ops.sepnet.depthwise_conv2d_backward(grad, x, weight, *ctx.geometry)
-    grad_bias = None if ctx.bias_type is None else grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_type)
-    return grad_x, grad_weight, grad_bias, None, None, None, None, None
-
-
-torch.library.register_autograd("sepnet::depthwise_conv2d", _op_backward, setup_context=_setup_context)
-torch.library.register_autocast("sepnet::depthwise_conv2d", "cpu", torch.bfloat16)
-torch.library.register_autocast("sepnet::depthwise_conv2d", "cuda", torch.bfloat16)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sepnet.kernels import _native, _native_norm
 from sepnet.kernels._autograd import Function, once_differentiable
-from sepnet.kernels._choice_depthwise import has_few_channels, torch_backward_is_faster
-from sepnet.kernels._depthwise import choose, fits
+from sepnet.kernels._choice_depthwise import choose, has_few_channels, torch_backward_is_faster
+from sepnet.kernels._depthwise import fits
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._norm import Normalisation

@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 
 from sepnet.errors import ConfigError, one_line
+from sepnet.kernels import _dispatcher, _lookup
 
 __all__ = [
     "Branch",
@@ -41,7 +42,7 @@ __all__ = [
 
 Mode = Literal["native", "reference"]
 
-ABI = 8
+ABI = 9
 MAX_BRANCHES = 4
 MAX_KERNEL = 7
 isa_names = ("avx512_bf16_floats", "avx512_bf16", "avx512", "avx2", "baseline")
@@ -117,6 +118,9 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "sepnet_isa": (ctypes.c_char_p, []),
     "sepnet_select_isa": (ctypes.c_int, [ctypes.c_char_p]),
     "sepnet_set_parallel": (None, [_P, _P]),
+    "sepnet_set_torch": (None, [_P]),
+    "sepnet_tell_way": (ctypes.c_int, [_P, ctypes.c_int, ctypes.c_int64]),
+    "sepnet_forget_ways": (None, []),
     "sepnet_depthwise_workspace": (ctypes.c_int64, [_P, ctypes.c_int]),
     "sepnet_depthwise_forward": (ctypes.c_int, [_P] * 7),
     "sepnet_depthwise_backward": (ctypes.c_int, [_P] * 9),
@@ -157,7 +161,8 @@ def _is_whole(path: Path) -> bool:
 
 class Library:
     """The loaded library with its functions' types declared; ``threads`` says whose threads it works in, ``isa_key`` is the
-    instruction set in use, on whose vectors the workspace depends.
+    instruction set in use, on whose vectors the workspace depends, and ``convolution`` is the call by way of PyTorch's dispatcher,
+    where that has been given the kernels.
     """
 
     def __init__(self, path: Path) -> None:
@@ -174,6 +179,10 @@ class Library:
         self.handle = lib
         self.isa_key: bytes = lib.sepnet_isa()
         self.threads = "a pool of their own"
+        _lookup.forget_with(lib.sepnet_forget_ways)
+        registered = _dispatcher.register(lib)
+        self.convolution = None if isinstance(registered, str) else registered
+        self.why_no_dispatcher = registered if isinstance(registered, str) else ""
         team = _team_of_torch()
         if team is not None:
             lib.sepnet_set_parallel(*team)
@@ -241,11 +250,13 @@ def why_not_native() -> str | None:
 
 @cache
 def _choose() -> Library | None:
+    global dispatched
     asked = _asked_for()
     if asked == "reference":
         return None
     loaded = _load()
     if isinstance(loaded, Library):
+        dispatched = loaded.convolution
         return loaded
     remedy = "install sepnet again where a C compiler is (pip install --force-reinstall --no-deps)"
     if asked == "native":
@@ -257,18 +268,20 @@ def _choose() -> Library | None:
 
 
 _override: Mode | None = None
+dispatched: _dispatcher.Convolution | None = None
+"""The call by way of PyTorch's dispatcher, where the library is in use and that is possible; None until it is asked for."""
 
 
 def library() -> Library | None:
     """The library if the kernels are to be used, else None."""
+    if _override is None:
+        return _choose()
     if _override == "reference":
         return None
-    if _override == "native":
-        loaded = _load()
-        if isinstance(loaded, str):
-            raise ConfigError(f"native kernels: {loaded}")
-        return loaded
-    return _choose()
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise ConfigError(f"native kernels: {loaded}")
+    return loaded
 
 
 def reference_wanted() -> bool:
@@ -288,11 +301,12 @@ def use(mode: Mode) -> Iterator[None]:
     Raises:
         ConfigError: "native" is asked for and the library cannot be loaded.
     """
-    global _override
-    before = _override
+    global _override, dispatched
+    before = _override, dispatched
     _override = mode
     try:
-        library()
+        lib = library()
+        dispatched = None if lib is None else lib.convolution
         yield
     finally:
-        _override = before
+        _override, dispatched = before

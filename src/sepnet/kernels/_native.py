@@ -7,9 +7,8 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import NamedTuple, ParamSpec
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from sepnet.kernels._calls import native_call
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Branch, Depthwise, Joined, Library
+from sepnet.kernels._lookup import looked_up
 
 __all__ = [
     "DTYPES",
@@ -32,18 +32,17 @@ __all__ = [
     "described",
     "empty_gradients",
     "empty_map",
-    "forget_calls",
-    "looked_up",
     "memory",
     "pointer",
+    "tell_way",
     "threads_for",
     "workspace",
 ]
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_ALL_THREADS = 1 << 20
 _FLOATS_A_THREAD = 1 << 14  # below this a second thread costs more than it saves
 
-P = ParamSpec("P")
 Shape = tuple[int, ...]
 """(B, C, H, W)."""
 
@@ -71,38 +70,42 @@ def described(description: ctypes.Structure, workspace: Sequence[int], output: S
     return Call(description, ctypes.addressof(description), (forward, backward), tuple(output))
 
 
-_forgetting: list[Callable[[], None]] = []
-
-
-def looked_up(describe: Callable[P, Call]) -> Callable[P, Call]:
-    """Calls that are described once for each library, shape and number of threads: small maps take no longer than Python does."""
-    kept = lru_cache(maxsize=512)(describe)
-    _forgetting.append(kept.cache_clear)
-    return kept  # type: ignore[return-value]  # whose arguments mypy does not know
-
-
-def forget_calls() -> None:
-    """Describe all anew, for who has changed what a description depends on."""
-    for forget in _forgetting:
-        forget()
-
-
 def threads_for(elements: int, most: int) -> int:
     """``most``, as many as PyTorch uses, but for a small map."""
     return max(1, min(most, elements // _FLOATS_A_THREAD))
 
 
-@looked_up
-def _depthwise_call(lib: Library, isa: bytes, shape: Shape, dtype: torch.dtype, geometry: Geometry, most_threads: int) -> Call:
+def _worth(shape: Shape, geometry: Geometry) -> int:
+    """What a convolution of (B, C, H, W) has to do, in values of a map."""
+    return math.prod(shape) * sum(h * w for h, w in geometry.kernels) // 4
+
+
+def _description(shape: Shape, dtype: torch.dtype, geometry: Geometry, threads: int) -> Depthwise:
+    """Raises ValueError: there is no output."""
     out = geometry.output_size(shape[2], shape[3])
-    taps = sum(h * w for h, w in geometry.kernels)
-    threads = threads_for(math.prod(shape) * taps // 4, most_threads)
     d = Depthwise(*shape, *out, *geometry.stride, len(geometry.kernels), geometry.interleaved, DTYPES[dtype], threads)
     for j, (kernel, padding, dilation) in enumerate(zip(geometry.kernels, geometry.paddings, geometry.dilations, strict=True)):
         d.branch[j] = Branch(*kernel, *padding, *dilation)
+    return d
+
+
+@looked_up
+def _depthwise_call(lib: Library, isa: bytes, shape: Shape, dtype: torch.dtype, geometry: Geometry, most_threads: int) -> Call:
+    d = _description(shape, dtype, geometry, threads_for(_worth(shape, geometry), most_threads))
     sizes = [lib.handle.sepnet_depthwise_workspace(ctypes.byref(d), backward) for backward in (0, 1)]
-    output = shape[0], shape[1] * len(geometry.kernels), *out
+    output = shape[0], shape[1] * len(geometry.kernels), d.out_h, d.out_w
     return described(d, sizes, output, f"take {tuple(shape)} with {geometry}")
+
+
+def tell_way(lib: Library, shape: Shape, dtype: torch.dtype, geometry: Geometry, by_torch: tuple[bool, bool]) -> bool:
+    """Tell the library which passes of a convolution of (B, C, H, W) are to be PyTorch's, for calls by way of its dispatcher.
+
+    False if it can remember no more. Raises ValueError: there is no output.
+    """
+    d = _description(shape, dtype, geometry, 0)
+    most_threads = threads_for(_worth(shape, geometry), _ALL_THREADS)
+    failed: int = lib.handle.sepnet_tell_way(ctypes.byref(d), by_torch[0] + 2 * by_torch[1], most_threads)
+    return failed == 0
 
 
 def memory(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:

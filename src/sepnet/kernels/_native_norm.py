@@ -12,7 +12,8 @@ from torch import Tensor
 from sepnet.kernels import _native
 from sepnet.kernels._calls import native_call
 from sepnet.kernels._library import Library, Norm, Running
-from sepnet.kernels._native import DTYPES, Call, Shape, Side, described, empty_map, looked_up, memory, pointer, workspace
+from sepnet.kernels._lookup import looked_up
+from sepnet.kernels._native import DTYPES, Call, Shape, Side, described, empty_map, memory, pointer, workspace
 
 __all__ = [
     "CONSTANTS",

@@ -10,6 +10,7 @@ from torch import Tensor
 from sepnet.kernels import _native
 from sepnet.kernels._calls import native_call
 from sepnet.kernels._library import Library, Pointwise
+from sepnet.kernels._lookup import looked_up
 from sepnet.kernels._native import Call, Gradients, Shape, empty_gradients, empty_map, pointer, workspace
 
 __all__ = ["pointwise_backward", "pointwise_forward"]
@@ -17,7 +18,7 @@ __all__ = ["pointwise_backward", "pointwise_forward"]
 _PRODUCTS_A_VALUE = 64  # multiplications that take about as long as a value's way through another kernel
 
 
-@_native.looked_up
+@looked_up
 def _call(lib: Library, isa: bytes, shape: Shape, outputs: int, most_threads: int) -> Call:
     batch, inputs, height, width = shape
     rows = batch * height * width

@@ -12,6 +12,7 @@ from sepnet.kernels import _native
 from sepnet.kernels._calls import native_call
 from sepnet.kernels._choice_pointwise import MOST_FEW
 from sepnet.kernels._library import Library
+from sepnet.kernels._lookup import looked_up
 from sepnet.kernels._native import Call, Gradients, Shape, empty_gradients, empty_map, memory, pointer, workspace
 from sepnet.kernels._native_norm import CONSTANTS, Averages, as_running, norm_description
 
@@ -30,7 +31,7 @@ class Pooled(NamedTuple):
     kept: Tensor
 
 
-@_native.looked_up
+@looked_up
 def _call(lib: Library, isa: bytes, shape: Shape, outputs: int, dtype: torch.dtype, relu: bool, most_threads: int) -> Call:
     batch, inputs, height, width = shape
     threads = _native.threads_for(batch * height * width * outputs, most_threads)

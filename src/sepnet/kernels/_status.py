@@ -6,15 +6,14 @@ from typing import NamedTuple
 
 import torch
 
-from sepnet.kernels._choice_depthwise import has_few_channels
+from sepnet.kernels._choice_depthwise import choose, has_few_channels
 from sepnet.kernels._choice_pointwise import MOST_FEW, Way, pointwise_way
-from sepnet.kernels._depthwise import choose
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._gpu import why_not_triton
-from sepnet.kernels._library import library, why_not_native
+from sepnet.kernels._library import Library, library, why_not_native
 from sepnet.kernels._muon import why_torch_iterates
 
-__all__ = ["EXAMPLE_BATCH", "KernelPath", "gpu_path", "kernel_paths", "kernels_in_use"]
+__all__ = ["EXAMPLE_BATCH", "KernelPath", "calls_by", "gpu_path", "kernel_paths", "kernels_in_use"]
 
 _CPU = torch.device("cpu")
 
@@ -35,6 +34,11 @@ def kernels_in_use(device: torch.device = _CPU) -> str:
         return "PyTorch" if why_not_triton(device) else "Triton"
     lib = library() if device.type == "cpu" else None
     return lib.isa if lib is not None else "PyTorch"
+
+
+def calls_by(lib: Library) -> str:
+    """Who calls the library for a depthwise convolution of a step that is not recorded."""
+    return "PyTorch's dispatcher" if lib.convolution is not None else f"an autograd.Function ({lib.why_no_dispatcher})"
 
 
 def gpu_path() -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -9,12 +11,12 @@ from torch.autograd import forward_ad
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._tracing import is_traced
 
-__all__ = ["compute_dtype", "dense", "exact", "is_plain", "is_trifle", "library_for", "wants_gradients"]
+__all__ = ["KINDS", "compute_dtype", "dense", "exact", "has_autocast", "is_plain", "is_trifle", "library_for", "wants_gradients"]
 
 _TRIFLE = 1 << 16  # values
-_KINDS = (Tensor, torch.nn.Parameter)
+KINDS = (Tensor, torch.nn.Parameter)
 _has_storage = torch._C._has_storage
-_has_autocast = torch._C._is_any_autocast_enabled
+has_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -22,7 +24,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     DTensor, ...), none of another layout (sparse, ...), and none that a transform of ``torch.func`` has left behind. None is fine.
     """
     for x in tensors:  # noqa: SIM110 - a generator would be a function more
-        if x is not None and not (type(x) in _KINDS and x.is_cpu and _has_storage(x)):
+        if x is not None and not (type(x) in KINDS and x.is_cpu and _has_storage(x)):
             return False
     return True
 
@@ -59,7 +61,7 @@ def exact(parameter: Tensor) -> Tensor:
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The type that a convolution of ``x`` is computed in: autocast's, which leaves float64 alone, or its own."""
     dtype = x.dtype
-    if not _has_autocast() or dtype == torch.float64:  # whether any device has it is found out in half of the time
+    if not has_autocast() or dtype == torch.float64:  # whether any device has it is found out in half of the time
         return dtype
     kind = "cuda" if x.is_cuda else "cpu"
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype

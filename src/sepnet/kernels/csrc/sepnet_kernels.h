@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SEPNET_ABI 8
+#define SEPNET_ABI 9
 #define SEPNET_MAX_BRANCHES 4
 #define SEPNET_MAX_KERNEL 7
 #define SEPNET_MAX_TAPS (SEPNET_MAX_BRANCHES * SEPNET_MAX_KERNEL * SEPNET_MAX_KERNEL)
@@ -107,6 +107,17 @@ int sepnet_depthwise_forward(const sepnet_depthwise *conv, const sepnet_joined *
 /* Gradients from grad = dL/dy; any of the results may be NULL. They are overwritten; grad_weight is in the layout of weight. */
 int sepnet_depthwise_backward(const sepnet_depthwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
                               const void *grad, void *grad_x, float *grad_weight, float *grad_bias, void *workspace);
+
+/* The same as kernels that PyTorch's dispatcher calls (torch_operator.c), with functions of PyTorch's that must be known before. */
+typedef struct sepnet_torch sepnet_torch;
+void sepnet_set_torch(const sepnet_torch *functions);
+void sepnet_convolution_forward(uint64_t *stack, uint64_t inputs, uint64_t outputs);
+void sepnet_convolution_backward(uint64_t *stack, uint64_t inputs, uint64_t outputs);
+/* Which passes of such a convolution are to be those of PyTorch's, and in how many threads at most ours work; the description's threads
+ * do not matter, and what it leaves unused is zero. -1: no more can be remembered. */
+enum { SEPNET_FORWARD_BY_TORCH = 1, SEPNET_BACKWARD_BY_TORCH = 2 };
+int sepnet_tell_way(const sepnet_depthwise *conv, int by_torch, int64_t most_threads);
+void sepnet_forget_ways(void); /* while no such kernel runs */
 
 int64_t sepnet_norm_workspace(const sepnet_norm *norm);
 /* Writes the first four rows of the constants and the next running averages (may be NULL). rows: an origin a channel, the sum of
