@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from kernel_tools import (
     ISAS,
@@ -320,6 +321,20 @@ def test_branches_have_no_second_derivative() -> None:
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_image_of_one_channel_with_stride_and_dilation(dtype: torch.dtype) -> None:
+    """Where oneDNN 3.12 gives bfloat16 values that nobody wrote: hence memory with large ones in it."""
+    for seed in range(30):
+        torch.manual_seed(seed)
+        left_behind = [torch.full((n,), 1e30) for n in (64, 128, 256, 512, 1024)]
+        x, weight = torch.randn(1, 1, 12, 10).to(dtype), torch.randn(1, 1, 5, 4).to(dtype)
+        del left_behind
+        geometry = {"stride": 2, "padding": (3, 0), "dilation": (1, 3)}
+        expected = F.conv2d(x.float(), weight.float(), **geometry)  # type: ignore[arg-type]
+        torch.testing.assert_close(depthwise_conv2d(x, weight, **geometry).float(), expected, rtol=1e-2, atol=5e-2)  # type: ignore[arg-type]
 
 
 def test_more_branches_and_larger_kernels_than_the_library_takes() -> None:

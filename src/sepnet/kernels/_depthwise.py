@@ -12,12 +12,12 @@ from torch.compiler import is_dynamo_compiling
 from sepnet.kernels import _dispatcher, _gpu, _library, _native, _reference
 from sepnet.kernels._choice_depthwise import TYPES, ByTorch, choose
 from sepnet.kernels._depthwise_operator import operator
-from sepnet.kernels._depthwise_passes import DepthwiseConv2d, by_torch, forward
+from sepnet.kernels._depthwise_passes import DepthwiseConv2d, forward, torch_conv2d
 from sepnet.kernels._geometry import Geometry, Pair
 from sepnet.kernels._library import Library
 from sepnet.kernels._lookup import looked_up
 from sepnet.kernels._tensors import KINDS, compute_dtype, dense, has_autocast, is_trifle, library_for, wants_gradients
-from sepnet.kernels._tracing import has_modes, is_written_down, tracing_state, transforms_active
+from sepnet.kernels._tracing import has_modes, is_ordinary, is_written_down
 
 __all__ = [
     "depthwise_branches",
@@ -60,10 +60,13 @@ class _Plan(NamedTuple):
 
 @looked_up
 def _plan_of_geometry(lib: Library, dtype: torch.dtype, shape: tuple[int, ...], geometry: Geometry) -> _Plan:
+    """Also tells the library, so that PyTorch's dispatcher may call it."""
     choice, arguments = choose(dtype, shape, geometry), None
-    single = geometry.interleaved or len(geometry.kernels) == 1
-    if choice is not None and single and _native.tell_way(lib, shape, dtype, geometry, choice):
-        arguments = _dispatcher.arguments(geometry, shape[1])
+    if dtype in TYPES and (geometry.interleaved or len(geometry.kernels) == 1):
+        if _native.tell_way(lib, shape, dtype, geometry, choice or ByTorch(forward=True, backward=True)):
+            arguments = _dispatcher.arguments(geometry, shape[1])
+        else:  # whose memory is full
+            _library.stop_dispatching(lib)
     return _Plan(geometry, choice, arguments)
 
 
@@ -78,7 +81,7 @@ def _checked(numbers: _Numbers) -> tuple[Pair, Pair, Pair]:
 
 
 def _pairs(numbers: _Numbers) -> tuple[Pair, Pair, Pair]:
-    """The same by the shortest way, though pairs may be too small: who looks them up sees to that."""
+    """The same by the shortest way. Values that are too small are left for ``_plan``; the library was told of none with them."""
     for value in numbers:
         if not (type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int):
             return _checked(numbers)
@@ -110,9 +113,9 @@ def depthwise_conv2d(
 ) -> Tensor:
     """``F.conv2d`` with as many groups as channels (Howard et al. 2017, Eq. 3), by the kernels where they serve.
 
-    Second derivatives are those of PyTorch's convolution, for weights of the map's type and from PyTorch 2.13 on; otherwise, as in
-    the forward mode, RuntimeError is raised on the native path. Under autocast it computes in autocast's type; it accumulates in
-    float32.
+    Second derivatives are those of PyTorch's convolution, for weights of the map's type and from PyTorch 2.13 on; otherwise it is
+    differentiable once. The forward mode raises RuntimeError on the native path. Under autocast it computes in autocast's type; it
+    accumulates in float32.
 
     Args:
         weight: (C * multiplier, 1, kh, kw).
@@ -193,17 +196,16 @@ def depthwise_by_geometry(x: Tensor, weight: Tensor, bias: Tensor | None, geomet
 
 
 def _dispatched(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair) -> Tensor | None:
-    """By PyTorch's dispatcher, without a question that it or the library answers anyway: where either refuses, None.
+    """By PyTorch's dispatcher, without a question that it or the library answers anyway. None where either refuses.
 
-    That is the case too when the library was not told of the convolution, which happens on the careful way.
+    The library does where it has not been told of the convolution, which happens on the careful way: once for each.
     """
+    if is_dynamo_compiling():
+        return None
     convolution = _library.dispatched
-    if convolution is None or type(x) is not Tensor or not x.is_cpu or type(weight) not in KINDS or has_autocast():
+    if convolution is None or type(x) is not Tensor or not x.is_cpu or x.dtype not in TYPES or type(weight) not in KINDS:
         return None
-    if bias is not None and type(bias) not in KINDS:
-        return None
-    # a mode that watches the library's calls (_calls) would not see those of PyTorch's dispatcher
-    if is_dynamo_compiling() or has_modes() or tracing_state() is not None or transforms_active():
+    if (bias is not None and type(bias) not in KINDS) or has_autocast() or not is_ordinary():
         return None
     try:
         y: Tensor = convolution(x, weight, bias, stride, padding, dilation, False, (0, 0), x.shape[1])
@@ -217,12 +219,13 @@ def _computed(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, dtyp
     geometry, choice, arguments = plan
     if x.dtype != dtype:
         x = x.to(dtype)
+    # a mode that watches the library's calls (_calls) would not see those of PyTorch's dispatcher
+    if _library.dispatched is not None and arguments is not None and not has_modes():
+        return _library.dispatched(x, weight, bias, *arguments)
     if choice is None:
         return _reference.depthwise_conv2d(x, weight, bias, geometry)
     if choice.wholly:
-        return by_torch(dense(x), weight, bias, geometry)
-    if _library.dispatched is not None and arguments is not None and not has_modes():
-        return _library.dispatched(x, weight, bias, *arguments)
+        return torch_conv2d(dense(x), weight, bias, geometry)
     if not wants_gradients(x, weight, bias):
         return forward(lib, dense(x), weight, bias, geometry, choice)
     y: Tensor = DepthwiseConv2d.apply(x, weight, bias, geometry, lib, choice)

@@ -14,7 +14,7 @@ from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library
 from sepnet.kernels._tensors import dense, exact
 
-__all__ = ["DepthwiseConv2d", "as_type", "backward", "by_torch", "forward"]
+__all__ = ["DepthwiseConv2d", "as_type", "backward", "forward", "torch_conv2d"]
 
 
 def as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -22,7 +22,7 @@ def as_type(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
-def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def torch_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """A single filter bank by PyTorch's convolution, in x's type; on small maps every call into PyTorch beside it counts."""
     bias = None if bias is None else as_type(bias, x.dtype)
     arguments = geometry.stride, geometry.paddings[0], geometry.dilations[0], x.shape[1]
@@ -32,7 +32,7 @@ def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
 def forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: ByTorch) -> Tensor:
     """x: channels-last. Weight and bias in x's type, or float32."""
     if choice.forward:
-        return by_torch(x, weight, bias, geometry)
+        return torch_conv2d(x, weight, bias, geometry)
     return _native.depthwise_forward(lib, x, exact(weight), None if bias is None else exact(bias), geometry)
 
 

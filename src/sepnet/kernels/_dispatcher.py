@@ -2,7 +2,8 @@
 
 ``aten::convolution_overrideable`` is there for processors that PyTorch does not know: it has a derivative,
 ``aten::convolution_backward_overrideable``, and no kernels of its own. Those of csrc/torch_operator.c take that place for the CPU.
-By an ``autograd.Function`` a call takes 20 to 50 microseconds more, as does its backward pass: as much as a small map takes.
+By an ``autograd.Function`` a call takes 10 microseconds more, and several times that with cold caches, as does its backward pass:
+as much as a small map takes. Whoever takes the place after us serves from then on; PyTorch warns of that.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _FUNCTIONS = (
     "aoti_torch_get_strides",
     "aoti_torch_get_dtype",
     "aoti_torch_get_data_ptr",
+    "torch_get_const_data_ptr",
     "torch_list_size",
     "torch_list_get_item",
     "torch_delete_list",
@@ -65,8 +67,9 @@ def register(library: ctypes.CDLL) -> Convolution | str:
     except (AttributeError, OSError, RuntimeError):
         return f"PyTorch {torch.__version__} lacks what it takes, which is there from 2.13 on"
     if taken:
-        return "another library has the place"
-    library.sepnet_set_torch((ctypes.c_void_p * len(functions))(*functions))
+        return "the place is taken, by another library or by sepnet itself, imported before"
+    if library.sepnet_set_torch((ctypes.c_void_p * len(functions))(*functions), len(functions)) != 0:
+        return "the library was built for other functions of PyTorch's"
     handle = ctypes.c_void_p()  # never deleted: the kernels would go with it
     failed = namespace(b"aten", b"CPU", b"sepnet", ctypes.c_uint32(0), ctypes.byref(handle))
     for name, function in _OPERATORS.items():

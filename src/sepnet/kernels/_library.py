@@ -36,6 +36,7 @@ __all__ = [
     "isa_names",
     "library",
     "reference_wanted",
+    "stop_dispatching",
     "use",
     "why_not_native",
 ]
@@ -118,7 +119,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "sepnet_isa": (ctypes.c_char_p, []),
     "sepnet_select_isa": (ctypes.c_int, [ctypes.c_char_p]),
     "sepnet_set_parallel": (None, [_P, _P]),
-    "sepnet_set_torch": (None, [_P]),
+    "sepnet_set_torch": (ctypes.c_int, [_P, ctypes.c_int64]),
     "sepnet_tell_way": (ctypes.c_int, [_P, ctypes.c_int, ctypes.c_int64]),
     "sepnet_forget_ways": (None, []),
     "sepnet_depthwise_workspace": (ctypes.c_int64, [_P, ctypes.c_int]),
@@ -181,7 +182,7 @@ class Library:
         self.threads = "a pool of their own"
         _lookup.forget_with(lib.sepnet_forget_ways)
         registered = _dispatcher.register(lib)
-        self.convolution = None if isinstance(registered, str) else registered
+        self.convolution: _dispatcher.Convolution | None = None if isinstance(registered, str) else registered
         self.why_no_dispatcher = registered if isinstance(registered, str) else ""
         team = _team_of_torch()
         if team is not None:
@@ -269,7 +270,7 @@ def _choose() -> Library | None:
 
 _override: Mode | None = None
 dispatched: _dispatcher.Convolution | None = None
-"""The call by way of PyTorch's dispatcher, where the library is in use and that is possible; None until it is asked for."""
+"""The ``convolution`` of the library that is in use (``library``), without asking; None until that has been asked for."""
 
 
 def library() -> Library | None:
@@ -282,6 +283,12 @@ def library() -> Library | None:
     if isinstance(loaded, str):
         raise ConfigError(f"native kernels: {loaded}")
     return loaded
+
+
+def stop_dispatching(lib: Library) -> None:
+    """From now on an ``autograd.Function`` calls this library."""
+    global dispatched
+    lib.convolution, lib.why_no_dispatcher, dispatched = None, "there were more kinds of convolutions than it remembers", None
 
 
 def reference_wanted() -> bool:

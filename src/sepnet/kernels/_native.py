@@ -8,6 +8,7 @@ import ctypes
 import math
 import threading
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from sepnet.kernels._calls import native_call
 from sepnet.kernels._geometry import Geometry
-from sepnet.kernels._library import Branch, Depthwise, Joined, Library
+from sepnet.kernels._library import MAX_BRANCHES, Branch, Depthwise, Joined, Library
 from sepnet.kernels._lookup import looked_up
 
 __all__ = [
@@ -84,7 +85,8 @@ def _description(shape: Shape, dtype: torch.dtype, geometry: Geometry, threads: 
     """Raises ValueError: there is no output."""
     out = geometry.output_size(shape[2], shape[3])
     d = Depthwise(*shape, *out, *geometry.stride, len(geometry.kernels), geometry.interleaved, DTYPES[dtype], threads)
-    for j, (kernel, padding, dilation) in enumerate(zip(geometry.kernels, geometry.paddings, geometry.dilations, strict=True)):
+    branches = zip(geometry.kernels, geometry.paddings, geometry.dilations, strict=True)
+    for j, (kernel, padding, dilation) in enumerate(islice(branches, MAX_BRANCHES)):
         d.branch[j] = Branch(*kernel, *padding, *dilation)
     return d
 

@@ -21,10 +21,11 @@ has_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Tensors of PyTorch's own on the CPU, with values in memory: no subclass, which may stand for something else (FakeTensor,
-    DTensor, ...), none of another layout (sparse, ...), and none that a transform of ``torch.func`` has left behind. None is fine.
+    DTensor, ...), none of another layout (sparse, ...), none whose values stand negated in memory, none that a transform of
+    ``torch.func`` has left behind. None is fine.
     """
     for x in tensors:  # noqa: SIM110 - a generator would be a function more
-        if x is not None and not (type(x) in KINDS and x.is_cpu and _has_storage(x)):
+        if x is not None and not (type(x) in KINDS and x.is_cpu and _has_storage(x) and not x.is_neg()):
             return False
     return True
 

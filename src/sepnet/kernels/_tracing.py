@@ -9,31 +9,32 @@ from torch.compiler import is_dynamo_compiling
 
 from sepnet.kernels._calls import is_watched
 
-__all__ = ["has_modes", "is_traced", "is_written_down", "tracing_state", "transforms_active"]
+__all__ = ["has_modes", "is_ordinary", "is_traced", "is_written_down"]
 
 # asked at every call, often of a few microseconds: by the shortest way
-tracing_state: Callable[[], object] = torch._C._get_tracing_state
+_tracing_state = torch._C._get_tracing_state
 has_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 """How many dispatch modes there are, who see PyTorch's operations; the one of ``_calls`` too."""
-transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def is_written_down() -> bool:
     """Whether a graph is being made that must run without sepnet (torch.export, torch.jit.trace), or a transform is at work, or
     somebody wants to see every operation (make_fx, FlopCounterMode: dispatch modes), to whom a call into C is invisible.
     """
-    if torch.compiler.is_exporting() or transforms_active():
+    if torch.compiler.is_exporting() or _transforms_active():
         return True
     if torch.compiler.is_compiling():  # which cannot read the rest, and has no need to
         return False
-    return tracing_state() is not None or _has_others()
+    return _tracing_state() is not None or _has_others()
 
 
 def is_traced() -> bool:
     """Whether a graph is being made, by torch.compile or for keeps (torch.export counts as both)."""
     if is_dynamo_compiling():  # torch.export without it has dispatch modes
         return True
-    if tracing_state() is not None or transforms_active():
+    if _tracing_state() is not None or _transforms_active():
         return True
     return _has_others()
 
@@ -42,3 +43,12 @@ def _has_others() -> bool:
     """Whether there are others than the one that sees the kernels' calls too."""
     modes = has_modes()
     return modes > 0 and (modes > 1 or not is_watched())
+
+
+def is_ordinary() -> bool:
+    """Whether a call now is nobody's business but its own: no graph is made, no mode looks on, and what is saved for the backward
+    pass goes through no hooks (those of checkpointing count how often they are called).
+    """
+    if has_modes() or _transforms_active() or _tracing_state() is not None:
+        return False
+    return _saved_tensors_hooks(True) is None

@@ -108,9 +108,10 @@ int sepnet_depthwise_forward(const sepnet_depthwise *conv, const sepnet_joined *
 int sepnet_depthwise_backward(const sepnet_depthwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
                               const void *grad, void *grad_x, float *grad_weight, float *grad_bias, void *workspace);
 
-/* The same as kernels that PyTorch's dispatcher calls (torch_operator.c), with functions of PyTorch's that must be known before. */
+/* The same as kernels that PyTorch's dispatcher calls (torch_operator.c), with functions of PyTorch's that must be known before. -1: there
+ * are not so many of them. */
 typedef struct sepnet_torch sepnet_torch;
-void sepnet_set_torch(const sepnet_torch *functions);
+int sepnet_set_torch(const sepnet_torch *functions, int64_t count);
 void sepnet_convolution_forward(uint64_t *stack, uint64_t inputs, uint64_t outputs);
 void sepnet_convolution_backward(uint64_t *stack, uint64_t inputs, uint64_t outputs);
 /* Which passes of such a convolution are to be those of PyTorch's, and in how many threads at most ours work; the description's threads

@@ -24,6 +24,7 @@ struct sepnet_torch {
     int (*get_strides)(torch_tensor, int64_t **);
     int (*get_dtype)(torch_tensor, int32_t *);
     int (*get_data)(torch_tensor, void **);
+    int (*get_const_data)(torch_tensor, const void **); /* what is shared until somebody writes stays shared */
     int (*list_size)(torch_value, size_t *);
     int (*list_item)(torch_value, size_t, torch_value *);
     int (*delete_list)(torch_value);

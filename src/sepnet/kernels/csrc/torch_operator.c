@@ -17,7 +17,11 @@ enum { MOST_KEPT = 4 << 20 }; /* bytes a thread of workspace, as in kernels/_nat
 
 static sepnet_torch torch;
 
-void sepnet_set_torch(const sepnet_torch *functions) { torch = *functions; }
+int sepnet_set_torch(const sepnet_torch *functions, int64_t count) {
+    if (count * (int64_t)sizeof(void (*)(void)) != (int64_t)sizeof torch) return -1;
+    torch = *functions;
+    return 0;
+}
 
 /* --- one call -------------------------------------------------------------------------------------------------------------------- */
 
@@ -78,14 +82,15 @@ typedef struct {
     int64_t dim;
     const int64_t *sizes, *strides; /* the tensor's own */
     int32_t dtype;
-    void *data;
+    const void *data;
+    void *to; /* the same, of a tensor that was made here */
 } operand;
 
 static operand look_at(call *c, torch_tensor tensor) {
-    operand t = {tensor, 0, NULL, NULL, 0, NULL};
+    operand t = {tensor, 0, NULL, NULL, 0, NULL, NULL};
     int64_t *sizes = NULL, *strides = NULL;
     did(c, torch.get_dim(tensor, &t.dim) | torch.get_sizes(tensor, &sizes) | torch.get_strides(tensor, &strides) |
-               torch.get_dtype(tensor, &t.dtype) | torch.get_data(tensor, &t.data));
+               torch.get_dtype(tensor, &t.dtype) | torch.get_const_data(tensor, &t.data));
     t.sizes = sizes, t.strides = strides;
     return t;
 }
@@ -117,8 +122,11 @@ static int is_dense(const operand *t, int last) {
 
 static operand empty(call *c, int64_t dim, const int64_t *sizes, const int64_t *strides, int32_t dtype) {
     torch_tensor made = NULL;
-    operand none = {0};
-    return did(c, torch.empty_strided(dim, sizes, strides, dtype, TORCH_CPU, -1, &made)) ? look_at(c, made) : none;
+    operand t = {0};
+    if (!did(c, torch.empty_strided(dim, sizes, strides, dtype, TORCH_CPU, -1, &made))) return t;
+    t = look_at(c, made);
+    did(c, torch.get_data(made, &t.to));
+    return t;
 }
 
 static operand empty_dense(call *c, int64_t dim, const int64_t *sizes, int last, int32_t dtype) {
@@ -147,26 +155,29 @@ typedef struct {
 } memory;
 
 static pthread_key_t kept_key;
+static int has_key;
 static pthread_once_t kept_once = PTHREAD_ONCE_INIT;
 static _Thread_local memory kept;
 
-static void forget(void *of_thread) { torch.delete_tensor(((memory *)of_thread)->tensor); }
+static void forget(void *of_thread) {
+    memory *m = of_thread;
+    if (m->tensor) torch.delete_tensor(m->tensor);
+}
 
-static void make_key(void) { pthread_key_create(&kept_key, forget); }
+static void make_key(void) { has_key = pthread_key_create(&kept_key, forget) == 0; }
 
 static void *workspace(call *c, int64_t bytes, int64_t threads) {
     if (bytes <= kept.bytes) return kept.data;
     const int64_t stride = 1;
     operand made = empty(c, 1, &bytes, &stride, TORCH_UINT8);
     if (c->why) return NULL;
-    if (bytes > MOST_KEPT * sepnet_max(2, threads)) {
-        ours(c, made.handle);
-        return made.data;
-    }
     pthread_once(&kept_once, make_key);
+    if (bytes > MOST_KEPT * sepnet_max(2, threads) || !has_key || pthread_setspecific(kept_key, &kept) != 0) {
+        ours(c, made.handle);
+        return made.to;
+    }
     if (kept.tensor) torch.delete_tensor(kept.tensor);
-    kept.tensor = made.handle, kept.data = made.data, kept.bytes = bytes;
-    pthread_setspecific(kept_key, &kept);
+    kept.tensor = made.handle, kept.data = made.to, kept.bytes = bytes;
     return kept.data;
 }
 
@@ -188,14 +199,15 @@ static void take_problem(call *c, problem *p, const torch_value *stack) {
 }
 
 static int64_t output_size(int64_t in, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
-    return stride < 1 ? 0 : (in + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+    const int sound = stride >= 1 && padding >= 0 && padding <= INT32_MAX && dilation >= 1 && dilation <= INT32_MAX;
+    return !sound ? 0 : (in + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
 }
 
 /* Fills in the description that the kernels take; what else they ask of it they see for themselves. */
 static int describe(call *c, problem *p, const operand *x, const operand *weight, int backward) {
     const int64_t *in = x->sizes, *filters = weight->sizes;
     const int fits = x->dim == DIMS && weight->dim == DIMS && p->groups == in[1] && in[1] > 0 && filters[0] % in[1] == 0 &&
-                     filters[0] / in[1] <= SEPNET_MAX_BRANCHES && filters[1] == 1;
+                     filters[1] == 1;
     const int known = x->dtype == TORCH_FLOAT32 || x->dtype == TORCH_BFLOAT16;
     if (!holds(c, fits && known, "aten::convolution_overrideable is a depthwise convolution of float32 or bfloat16 on the CPU")) return 0;
     const sepnet_branch branch = {filters[2], filters[3], p->padding[0], p->padding[1], p->dilation[0], p->dilation[1]};
@@ -207,7 +219,7 @@ static int describe(call *c, problem *p, const operand *x, const operand *weight
     d->stride_h = p->stride[0], d->stride_w = p->stride[1];
     d->branches = (int32_t)(filters[0] / in[1]), d->interleaved = d->branches > 1;
     d->dtype = x->dtype == TORCH_FLOAT32 ? SEPNET_FLOAT32 : SEPNET_BFLOAT16;
-    for (int j = 0; j < d->branches; j++) d->branch[j] = branch;
+    for (int j = 0; j < sepnet_min(d->branches, SEPNET_MAX_BRANCHES); j++) d->branch[j] = branch; /* of more, PyTorch's serves */
     sepnet_way way = {0, INT32_MAX};
     const int told = sepnet_way_of(d, &way) || backward; /* a backward pass is not left without its way, should that be forgotten */
     if (!holds(c, told, "sepnet has not been told of this convolution: depthwise_conv2d does that")) return 0;
@@ -248,7 +260,7 @@ static torch_tensor forward(call *c, problem *p, operand x, operand weight, torc
     if (bias) shift = as(c, shift, TORCH_FLOAT32, 0);
     const int64_t sizes[DIMS] = {x.sizes[0], weight.sizes[0], p->conv.out_h, p->conv.out_w};
     operand y = c->why ? (operand){0} : empty_dense(c, DIMS, sizes, 1, x.dtype);
-    if (!c->why) sepnet_depthwise_forward(&p->conv, NULL, x.data, weight.data, shift.data, y.data, scratch);
+    if (!c->why) sepnet_depthwise_forward(&p->conv, NULL, x.data, weight.data, shift.data, y.to, scratch);
     return y.handle;
 }
 
@@ -270,7 +282,7 @@ typedef struct {
     torch_tensor of[3];
 } gradients;
 
-static gradients by_torch(call *c, const problem *p, operand grad, operand x, operand weight, const int32_t *want) {
+static gradients gradients_by_torch(call *c, const problem *p, operand grad, operand x, operand weight, const int32_t *want) {
     gradients g = {{NULL}};
     const int64_t bias_size = grad.sizes[1], *bias_sizes = &bias_size;
     weight = as(c, weight, x.dtype, 0);
@@ -280,20 +292,21 @@ static gradients by_torch(call *c, const problem *p, operand grad, operand x, op
     return g;
 }
 
-/* Autograd gives them the type of the weight, and of the bias. That of the weight has its strides, which the optimiser's buffers take over. */
-static gradients by_kernels(call *c, const problem *p, operand grad, operand x, operand weight, const int32_t *want) {
+/* Autograd gives them the type of the weight, and of the bias. That of a weight without gaps has its strides, whatever they say of
+ * dimensions of one element: autograd would copy it otherwise. */
+static gradients gradients_by_kernels(call *c, const problem *p, operand grad, operand x, operand weight, const int32_t *want) {
     gradients g = {{NULL}};
     const int is_plain = is_dense(&weight, 0);
     void *data[3] = {NULL};
     void *scratch = workspace_for(c, p, 1);
-    operand exact = as(c, weight, TORCH_FLOAT32, 0);
+    operand exact = as(c, seen(c, p, weight, x.dtype), TORCH_FLOAT32, 0);
     for (int i = 0; i < 3 && !c->why; i++) {
         if (!want[i]) continue;
         operand made = i == 0   ? empty_dense(c, DIMS, x.sizes, 1, x.dtype)
                        : i == 2 ? empty_dense(c, 1, grad.sizes + 1, 0, TORCH_FLOAT32)
                        : is_plain ? empty(c, DIMS, weight.sizes, weight.strides, TORCH_FLOAT32)
                                   : empty_dense(c, DIMS, weight.sizes, 0, TORCH_FLOAT32);
-        g.of[i] = made.handle, data[i] = made.data;
+        g.of[i] = made.handle, data[i] = made.to;
     }
     if (!c->why)
         sepnet_depthwise_backward(&p->conv, NULL, x.data, exact.data, grad.data, data[0], (float *)data[1], (float *)data[2], scratch);
@@ -309,8 +322,7 @@ static gradients backward(call *c, problem *p, operand grad, operand x, operand 
     if (!holds(c, fits, "the gradient is not of the output's shape")) return none;
     x = as(c, x, x.dtype, 1); /* hooks of saved tensors may give it back in another layout */
     grad = as(c, grad, x.dtype, 1);
-    weight = seen(c, p, weight, x.dtype);
-    return (p->by_torch & SEPNET_BACKWARD_BY_TORCH ? by_torch : by_kernels)(c, p, grad, x, weight, want);
+    return (p->by_torch & SEPNET_BACKWARD_BY_TORCH ? gradients_by_torch : gradients_by_kernels)(c, p, grad, x, weight, want);
 }
 
 void sepnet_convolution_backward(torch_value *stack, uint64_t inputs, uint64_t outputs) {

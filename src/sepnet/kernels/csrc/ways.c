@@ -1,5 +1,5 @@
-/* A table of the convolutions that are called by way of PyTorch's dispatcher, where Python has no say any more. It only grows, up to a
- * limit, and who reads it takes no lock: what has been told about a convolution is told for its backward pass too. */
+/* A table of the convolutions that are called by way of PyTorch's dispatcher, where Python has no say any more: what it has told of each,
+ * for its backward pass too. Whoever reads takes no lock, as entries stay what and where they are until all is forgotten. */
 #include "ways.h"
 
 #include <pthread.h>
