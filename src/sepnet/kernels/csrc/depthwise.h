@@ -207,7 +207,7 @@ static job_state make_state(const reduced *rest, int64_t images, int backward) {
     s.blocks = count_blocks(conv);
     s.cut = cut_up(conv, images, backward);
     s.filter_taps = filter_taps(conv);
-    s.pairs = find_pairs(conv, images, backward), s.fetch = sepnet_fetches_ahead();
+    s.pairs = find_pairs(conv, images, backward), s.fetch = sepnet_fetches_ahead() && is_worth_fetching(conv, backward);
     s.weight_vectors = packed_before(conv, &s.pairs, conv->branches);
     s.parts = count_parts(&s);
     s.grads = lay_gradients(conv, &s.cut, images);
