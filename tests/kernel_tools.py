@@ -71,15 +71,20 @@ def threads(count: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def always_native() -> Iterator[None]:
-    """``depthwise_conv2d`` takes the kernels even where PyTorch's operations are known to be faster."""
-    native = _choice_depthwise.ByTorch(forward=False, backward=False)
-    with mock.patch.object(_choice_depthwise, "by_torch", return_value=native):
+def chosen(*, forward: bool, backward: bool) -> Iterator[None]:
+    """In which directions PyTorch's convolution serves ``depthwise_conv2d``, whatever is known to be faster."""
+    by_torch = _choice_depthwise.ByTorch(forward, backward)
+    with mock.patch.object(_choice_depthwise, "by_torch", return_value=by_torch):
         _lookup.forget()
         try:
             yield
         finally:
             _lookup.forget()
+
+
+def always_native() -> contextlib.AbstractContextManager[None]:
+    """``depthwise_conv2d`` takes the kernels even where PyTorch's operations are known to be faster."""
+    return chosen(forward=False, backward=False)
 
 
 @contextlib.contextmanager

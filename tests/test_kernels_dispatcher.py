@@ -5,8 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -16,25 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kernel_tools import LIBRARY, channels_last, needs_library, threads, through_python
-from sepnet.kernels import _choice_depthwise, _dispatcher, _library, _lookup, depthwise_conv2d
-from sepnet.kernels._choice_depthwise import ByTorch
+from kernel_tools import LIBRARY, channels_last, chosen, needs_library, threads, through_python
+from sepnet.kernels import _dispatcher, _library, _lookup, depthwise_conv2d
 
 CONVOLUTION = None if LIBRARY is None else LIBRARY.convolution
 HAS_ALL = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 pytestmark = [needs_library, pytest.mark.skipif(not HAS_ALL, reason="PyTorch before 2.13 has not got all that it takes")]
 NODE = "ConvolutionOverrideableBackward0"
-
-
-@contextmanager
-def chosen(forward: bool, backward: bool) -> Iterator[None]:
-    """PyTorch's convolution serves in these directions."""
-    with mock.patch.object(_choice_depthwise, "by_torch", return_value=ByTorch(forward, backward)):
-        _lookup.forget()
-        try:
-            yield
-        finally:
-            _lookup.forget()
 
 
 def leaves(dtype: torch.dtype, multiplier: int = 1, bias: bool = True, weight_dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -79,7 +66,7 @@ def test_same_bits_as_by_a_function(dtype: torch.dtype, multiplier: int, geometr
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_each_pass_by_whom_it_was_chosen(dtype: torch.dtype, forward: bool, backward: bool) -> None:
     of = leaves(dtype)
-    with chosen(forward, backward):
+    with chosen(forward=forward, backward=backward):
         got = [results(of, NODE, padding=1) for _ in range(2)][1]  # the first is told, the second found
         with through_python():
             assert_same(got, results(of, padding=1))
