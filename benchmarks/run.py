@@ -6,7 +6,8 @@
 
 On two quiet cores all of it takes about an hour for each number of threads (train_step 10 minutes, roofline 1, inference 7,
 time_to_accuracy 22, kernels 25, pointwise 5, muon 1), augment once a minute and same_accuracy once 20. A benchmark that fails is
-named at the end; the others run. The index is drawn from the JSON files that lie in the folder, whenever they were made.
+named at the end; the others run. The index is drawn from the JSON files that lie in the folder, whenever they were made; folders in
+it hold those of other machines, and have indices of their own.
 """
 
 from __future__ import annotations
@@ -108,8 +109,20 @@ def results(folder: Path) -> list[Result]:
     return found
 
 
-def index(found: Sequence[Result]) -> str:
-    """The page of all results."""
+def others(folder: Path) -> list[str]:
+    """A line for each folder with results of another machine: a link, processor, kernels, how many there are."""
+    lines = []
+    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
+        found = results(path)
+        if found:
+            kernels, processors = ({getattr(r.environment, name) for r in found} for name in ("kernels", "processor"))
+            what = f"{', '.join(sorted(processors))}, kernels: {', '.join(sorted(kernels))}"
+            lines.append(f"- [{path.name}]({path.name}): {what} ({len(found)})")
+    return lines
+
+
+def index(found: Sequence[Result], elsewhere: Sequence[str], benchmarks: str) -> str:
+    """The page of all results. elsewhere: lines of ``others``; benchmarks: where their programs are, from the page."""
     rows = [
         [
             r.stem,
@@ -125,10 +138,12 @@ def index(found: Sequence[Result]) -> str:
     parts = [
         "# Performance",
         "Drawn by `python benchmarks/run.py` from the files beside it. Figures are medians of contenders that took turns in one "
-        "run; only figures of one file are to be compared. The [benchmarks](../../../benchmarks) say what they measure.",
+        f"run; only figures of one file are to be compared. The [benchmarks]({benchmarks}) say what they measure.",
         markdown_table(["file", "threads", "processor", "cores", "kernels", "commit", "date"], rows),
         "\n".join(provenance(found, "python benchmarks/run.py")),
     ]
+    if elsewhere:
+        parts += ["## Other machines", "\n".join(elsewhere)]
     for result in found:
         parts += [f"## [{result.title}]({result.stem}.md)", "\n".join(f"- {line}" for line in result.headline)]
     return "\n\n".join(parts) + "\n"
@@ -139,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     wanted = [] if args.index_only else commands(args)
     failed = [words for words in wanted if not run(words)]
     found = results(args.output)
-    page = index(found).encode()
+    page = index(found, others(args.output), Path(os.path.relpath(HERE, args.output)).as_posix()).encode()
     atomic_write(args.output / INDEX, lambda file: file.write(page))
     print(f"wrote {args.output / INDEX}: {len(found)} results", file=sys.stderr)
     for words in failed:

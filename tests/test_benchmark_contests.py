@@ -267,8 +267,12 @@ def test_commands_and_index(tmp_path: Path) -> None:
     )
     bench.write(report, tmp_path)
     (tmp_path / "foreign.json").write_text("[]", encoding="utf-8")
+    (tmp_path / "nothing").mkdir()
+    bench.write(report, tmp_path / "elsewhere")
     assert run.main(["--index-only", "--output", str(tmp_path)]) == 0
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "## [Some figures](some-2-threads.md)\n\n- it is fast\n" in page
+    assert "## Other machines\n\n- [elsewhere](elsewhere): " in page
     assert "foreign" not in page
+    assert "nothing" not in page
     assert "**Hardware:**" in page
