@@ -47,8 +47,9 @@ _PRODUCT_OPS = ("convolution", "aten::mm", "aten::addmm", "aten::bmm", "_Pointwi
 _OURS = (
     "_JoinedDepthwise",
     "_PooledPointwise",
-    "_DepthwiseConv2d",
-    "_DepthwiseBranches",
+    "DepthwiseConv2d",
+    "convolution_overrideable",  # as PyTorch's dispatcher calls it
+    "convolution_backward_overrideable",
     "_BatchNormReLU",
     "max_pool2d",
     "batch_norm",

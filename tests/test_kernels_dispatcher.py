@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import shutil
 import subprocess
 import sys
 import threading
@@ -284,14 +286,23 @@ def test_a_gradient_of_another_shape_is_refused() -> None:
 # --- the place that the kernels take ---------------------------------------------------------------------------------------
 
 
-def test_a_place_that_is_taken_is_left_alone() -> None:
-    assert _dispatcher.register(LIBRARY.handle) == "the place is taken, by another library or by sepnet itself, imported before"
+def test_a_place_that_is_taken_is_left_alone(tmp_path: Path) -> None:
+    other = shutil.copy(_library._FILE, tmp_path / "other.so")
+    assert (
+        _dispatcher.register(ctypes.CDLL(str(other)))
+        == "the place is taken, by another library or by sepnet itself, imported before"
+    )
     assert results(leaves(torch.float32), NODE, padding=1)
+
+
+def test_a_library_that_is_loaded_again_is_the_same() -> None:
+    assert _library.Library(_library._FILE).convolution is CONVOLUTION
 
 
 def test_without_what_it_takes_a_function_serves() -> None:
     nobody = mock.patch("torch._C._dispatch_has_kernel_for_dispatch_key", return_value=False)
-    with nobody, mock.patch.object(_dispatcher, "_FUNCTIONS", ("torch_has_no_such_function",)):
+    lacking = mock.patch.object(_dispatcher, "_FUNCTIONS", ("torch_has_no_such_function",))
+    with nobody, lacking, mock.patch.object(_dispatcher, "_registered", {}):
         assert "from 2.13 on" in str(_dispatcher.register(LIBRARY.handle))
     assert _library.library() is LIBRARY
     with through_python():

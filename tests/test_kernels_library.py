@@ -41,6 +41,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     # Caches of their own, not emptied ones: the object that other tests know must be the library's again afterwards.
     monkeypatch.setattr(_library, "_load", cache(_library._load.__wrapped__))
     monkeypatch.setattr(_library, "_choose", cache(_library._choose.__wrapped__))
+    monkeypatch.setattr(_library, "dispatched", _library.dispatched)
     before = LIBRARY.isa if LIBRARY is not None else None
     yield monkeypatch
     monkeypatch.undo()

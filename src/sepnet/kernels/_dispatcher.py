@@ -57,8 +57,13 @@ def arguments(geometry: Geometry, channels: int) -> Arguments:
     return geometry.stride, geometry.paddings[0], geometry.dilations[0], False, (0, 0), channels
 
 
+_registered: dict[int, Convolution] = {}  # of a library, by its handle: one that is loaded again is the same
+
+
 def register(library: ctypes.CDLL) -> Convolution | str:
     """Hand the kernels to PyTorch, for the life of the process; or why that is not possible."""
+    if library._handle in _registered:
+        return _registered[library._handle]
     try:
         torch_library = ctypes.CDLL(torch._C.__file__)  # whose dependencies are searched, libtorch_cpu among them
         functions = [ctypes.cast(getattr(torch_library, name), ctypes.c_void_p) for name in _FUNCTIONS]
@@ -74,6 +79,8 @@ def register(library: ctypes.CDLL) -> Convolution | str:
     failed = namespace(b"aten", b"CPU", b"sepnet", ctypes.c_uint32(0), ctypes.byref(handle))
     for name, function in _OPERATORS.items():
         failed = failed or implement(handle, name.encode(), getattr(library, function), _INTERFACE)
-    return (
-        "PyTorch refuses the kernels" if failed else torch.ops.aten.convolution_overrideable.default._op
-    )  # without a frame of Python's
+    if failed:
+        return "PyTorch refuses the kernels"
+    # what is called by OpOverload: a frame of Python's less
+    convolution: Convolution = torch.ops.aten.convolution_overrideable.default._op
+    return _registered.setdefault(library._handle, convolution)

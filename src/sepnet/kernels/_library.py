@@ -252,7 +252,7 @@ def why_not_native() -> str | None:
 @cache
 def _choose() -> Library | None:
     global dispatched
-    asked = _asked_for()
+    asked, dispatched = _asked_for(), None
     if asked == "reference":
         return None
     loaded = _load()
