@@ -112,7 +112,7 @@ def results(folder: Path) -> list[Result]:
 def others(folder: Path) -> list[str]:
     """A line for each folder with results of another machine: a link, processor, kernels, how many there are."""
     lines = []
-    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
+    for path in sorted(p for p in folder.glob("*") if p.is_dir()):
         found = results(path)
         if found:
             kernels, processors = ({getattr(r.environment, name) for r in found} for name in ("kernels", "processor"))

@@ -70,22 +70,17 @@ def _plan_of_geometry(lib: Library, dtype: torch.dtype, shape: tuple[int, ...], 
     return _Plan(geometry, choice, arguments)
 
 
-_Numbers = tuple[int | Sequence[int], int | Sequence[int], int | Sequence[int]]
-"""Stride, padding and dilation."""
-
-
-def _checked(numbers: _Numbers) -> tuple[Pair, Pair, Pair]:
-    """As pairs. Raises ValueError."""
-    stride, padding, dilation = numbers
-    return _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
-
-
-def _pairs(numbers: _Numbers) -> tuple[Pair, Pair, Pair]:
-    """The same by the shortest way. Values that are too small are left for ``_plan``; the library was told of none with them."""
-    for value in numbers:
-        if not (type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int):
-            return _checked(numbers)
-    return numbers  # type: ignore[return-value]  # of the types that were asked for
+def _pairs(stride: int | Sequence[int], padding: int | Sequence[int], dilation: int | Sequence[int]) -> tuple[Pair, Pair, Pair]:
+    """All three as pairs, by the shortest way. Raises ValueError."""
+    pairs = []
+    for value, least in ((stride, 1), (padding, 0), (dilation, 1)):
+        if type(value) is int and value >= least:
+            pairs.append((value, value))
+        elif type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int and value[0] >= least <= value[1]:
+            pairs.append(value)
+        else:
+            return _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+    return pairs[0], pairs[1], pairs[2]
 
 
 @looked_up
@@ -98,7 +93,7 @@ def _plan(
     numbers: tuple[Pair, Pair, Pair],
 ) -> _Plan:
     """That of operands of such shapes: for small maps it matters that all is looked up at once. Raises ValueError."""
-    geometry = _single(shape, filters, biases, *_checked(numbers))
+    geometry = _single(shape, filters, biases, *numbers)
     return _plan_of_geometry(lib, dtype, shape, geometry)
 
 
@@ -127,13 +122,13 @@ def depthwise_conv2d(
         ValueError: weight, bias and input do not go together or are on several devices, or a stride, padding or dilation is none;
             the message shows shapes, devices, or the value.
     """
-    numbers = _pairs((stride, padding, dilation))
+    numbers = _pairs(stride, padding, dilation)
     y = _dispatched(x, weight, bias, *numbers)
     if y is not None:
         return y
     lib, biases = library_for(x, weight, bias), None if bias is None else bias.shape
     if lib is None:
-        return _elsewhere(x, weight, bias, _single(x.shape, weight.shape, biases, *_checked(numbers)))
+        return _elsewhere(x, weight, bias, _single(x.shape, weight.shape, biases, *numbers))
     dtype = compute_dtype(x) if has_autocast() else x.dtype
     plan = _plan(lib, dtype, x.shape, weight.shape, biases, numbers)
     return _computed(lib, x, weight, bias, dtype, plan)

@@ -59,18 +59,9 @@ def _conv_op(
 
 
 @_conv_op.register_fake
-def _conv_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    kernels: list[int],
-    paddings: list[int],
-    dilations: list[int],
-    interleaved: bool,
-) -> Tensor:
-    size = _geometry(stride, kernels, paddings, dilations, interleaved).output_size(x.shape[2], x.shape[3])
-    shape = (x.shape[0], x.shape[1] * len(kernels) // 2, *size)
+def _conv_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    g = _geometry(*geometry)
+    shape = (x.shape[0], x.shape[1] * len(g.kernels), *g.output_size(x.shape[2], x.shape[3]))
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
@@ -97,16 +88,7 @@ def _backward_op(
 
 
 @_backward_op.register_fake
-def _backward_fake(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    kernels: list[int],
-    paddings: list[int],
-    dilations: list[int],
-    interleaved: bool,
-) -> tuple[Tensor, Tensor]:
+def _backward_fake(grad: Tensor, x: Tensor, weight: Tensor, *geometry: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, memory_format=torch.channels_last), torch.empty_like(weight)
 
 
