@@ -109,7 +109,7 @@ def test_pairs_are_multiplied_only_where_that_is_fast() -> None:
     """The library finds out whose processor it is as Python does, whose choices rest on it."""
     program = "from sepnet.kernels import _processor, kernels_in_use; print(kernels_in_use(), _processor.is_intel_with_bf16())"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=nothing_chosen()).stdout
-    assert shown.split() in (["avx512_bf16_floats", "True"], ["avx512_bf16", "False"])
+    assert shown.split() in (["avx512_bf16_amx", "True"], ["avx512_bf16_floats", "True"], ["avx512_bf16", "False"])
 
 
 @needs_library

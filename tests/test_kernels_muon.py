@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernel_tools import LIBRARY, every_isa, instruction_set, multiplies_halves, needs_library, poisoned_memory, threads
+from kernel_tools import ISAS, LIBRARY, instruction_set, multiplies_halves, needs_library, poisoned_memory, threads
 from sepnet.engine import build_optimizer, make_fabric
 from sepnet.engine._step import TrainingStep
 from sepnet.engine.muon import NEWTON_SCHULZ_STEPS, QUINTIC, Muon, orthogonalise
@@ -31,12 +31,14 @@ HALF = FLOAT._replace(dtype=torch.bfloat16)
 has_halves = pytest.mark.skipif(
     LIBRARY is None or not multiplies_halves(LIBRARY.isa), reason="no instructions for products of bf16"
 )
+every_isa = pytest.mark.parametrize("isa", ISAS)
+HALF_ISAS = [isa for isa in ISAS if multiplies_halves(isa)]
 SIDES = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 96, 127, 129, 200]))
 
 
 @pytest.fixture(autouse=True)
 def no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a processor has AMX the kernels would leave bf16 to PyTorch."""
+    """Where a processor has AMX and the kernels may not use it they would leave bf16 to PyTorch."""
     monkeypatch.setattr("sepnet.kernels._muon.processor_has", lambda name: False)
 
 
@@ -80,17 +82,34 @@ def test_all_threads_share_a_large_one(isa: str, count: int, shape: tuple[int, i
         assert distance(direction(matrix, FLOAT), exactly(matrix)) < 1e-4
 
 
-@has_halves
+@pytest.mark.parametrize("isa", HALF_ISAS)
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("decades", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(48, 64), (64, 64), (65, 200), (200, 65), (384, 512), (131, 130)])
-def test_in_bf16_it_deviates_little(shape: tuple[int, int], decades: int, steps: int) -> None:
+def test_in_bf16_it_deviates_little(isa: str, shape: tuple[int, int], decades: int, steps: int) -> None:
     """Singular values over several decades, of matrices whose sides fill tiles and do not."""
     short = min(shape)
     left, right = (torch.linalg.qr(torch.randn(side, short))[0] for side in shape)
     matrix = left * torch.logspace(0, -decades, short) @ right.T
     iterations = HALF._replace(steps=steps)
-    assert distance(direction(matrix, iterations), exactly(matrix, iterations)) < 0.04
+    with instruction_set(isa):
+        assert distance(direction(matrix, iterations), exactly(matrix, iterations)) < 0.04
+
+
+@pytest.mark.skipif("avx512_bf16_amx" not in ISAS, reason="this processor has no AMX")
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(SIDES, SIDES, st.sampled_from([31, 32, 33]), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99))
+def test_tiles_agree_with_vectors(rows: int, columns: int, edge: int, steps: int, count: int, seed: int) -> None:
+    """Of any size, and with sides about those of a tile: sums in another order, which are rounded to bf16 seven times at most."""
+    generator = torch.Generator().manual_seed(seed)
+    for shape in ((rows, columns), (edge, columns), (rows, edge), (edge, edge)):
+        matrix = torch.randn(shape, generator=generator)
+        found = []
+        for isa in ("avx512_bf16_amx", "avx512_bf16_floats"):
+            with instruction_set(isa), threads(count):
+                found.append(direction(matrix, HALF._replace(steps=steps)).double())
+        assert distance(*found) < 0.02
+        assert (found[0] - found[1]).abs().max() <= 0.03 * found[1].abs().max()
 
 
 @every_isa
@@ -205,8 +224,10 @@ def test_who_iterates_where(monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_torch_iterates(LIBRARY, torch.float32) is None
     assert (why_torch_iterates(LIBRARY, torch.bfloat16) is None) == multiplies_halves(LIBRARY.isa)
     monkeypatch.setattr("sepnet.kernels._muon.processor_has", lambda name: name == "amx_bf16")
-    assert why_torch_iterates(LIBRARY, torch.bfloat16) == "PyTorch's products are faster with AMX"
-    assert muon_step([update], HALF) == [update]
+    without = next(isa for isa in ISAS if not isa.endswith("_amx"))
+    with instruction_set(without):
+        assert why_torch_iterates(LIBRARY, torch.bfloat16) == "PyTorch's products are faster with AMX"
+        assert muon_step([update], HALF) == [update]
 
 
 def test_weights_that_share_memory_are_not_computed_at_once() -> None:

@@ -46,7 +46,7 @@ Mode = Literal["native", "reference"]
 ABI = 9
 MAX_BRANCHES = 4
 MAX_KERNEL = 7
-isa_names = ("avx512_bf16_floats", "avx512_bf16", "avx512", "avx2", "baseline")
+isa_names = ("avx512_bf16_amx", "avx512_bf16_floats", "avx512_bf16", "avx512", "avx2", "baseline")
 _FILE = Path(__file__).with_name("_sepnet_kernels.so")
 
 

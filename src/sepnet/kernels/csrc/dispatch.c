@@ -10,6 +10,7 @@ typedef struct {
     const sepnet_ops *ops;
     int (*runs)(void), (*suits)(void); /* can be selected here; is chosen where nobody selects */
     int pairs_in_planes; /* of bfloat16 values (pairing.h) */
+    const sepnet_muon_ops *tiles; /* for steps of Muon in bfloat16, instead of ops->muon; NULL where there are none */
 } choice;
 
 static int always(void) { return 1; }
@@ -22,16 +23,22 @@ static int has_avx512(void) {
 }
 static int has_avx512_bf16(void) { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
+#if defined(SEPNET_AMX)
+static int has_amx(void) { return has_avx512_bf16() && sepnet_has_amx_bf16(); }
+#endif
 
 /* Best first. */
 static const choice choices[] = {
 #if defined(__x86_64__)
-    {"avx512_bf16_floats", &sepnet_ops_avx512_bf16, has_avx512_bf16, sepnet_is_intel_with_bf16, 0},
-    {"avx512_bf16", &sepnet_ops_avx512_bf16, has_avx512_bf16, always, 1},
-    {"avx512", &sepnet_ops_avx512, has_avx512, always, 0},
-    {"avx2", &sepnet_ops_avx2, has_avx2, always, 0},
+#if defined(SEPNET_AMX)
+    {"avx512_bf16_amx", &sepnet_ops_avx512_bf16, has_amx, sepnet_is_intel_with_bf16, 0, &sepnet_muon_amx},
 #endif
-    {"baseline", &sepnet_ops_baseline, always, always, 0},
+    {"avx512_bf16_floats", &sepnet_ops_avx512_bf16, has_avx512_bf16, sepnet_is_intel_with_bf16, 0, NULL},
+    {"avx512_bf16", &sepnet_ops_avx512_bf16, has_avx512_bf16, always, 1, NULL},
+    {"avx512", &sepnet_ops_avx512, has_avx512, always, 0, NULL},
+    {"avx2", &sepnet_ops_avx2, has_avx2, always, 0, NULL},
+#endif
+    {"baseline", &sepnet_ops_baseline, always, always, 0, NULL},
 };
 
 static _Atomic(const choice *) selected = NULL;
@@ -229,12 +236,19 @@ static int all_valid(const sepnet_muon *weights, int64_t count, int threads) {
     return 1;
 }
 
+static const sepnet_muon_ops *muon_ops(const sepnet_muon *weights, int64_t count) {
+    const sepnet_muon_ops *tiles = chosen()->tiles;
+    for (int64_t i = 0; tiles && i < count; i++)
+        if (weights[i].dtype != SEPNET_BFLOAT16) tiles = NULL;
+    return tiles ? tiles : &ops()->muon;
+}
+
 int64_t sepnet_muon_workspace(const sepnet_muon *weights, int64_t count, int threads) {
-    return all_valid(weights, count, threads) ? ops()->muon_workspace(weights, count, threads) : -1;
+    return all_valid(weights, count, threads) ? muon_ops(weights, count)->workspace(weights, count, threads) : -1;
 }
 
 int sepnet_muon_step(const sepnet_muon *weights, int64_t count, int threads, void *workspace) {
     if (!all_valid(weights, count, threads)) return -1;
-    ops()->muon_step(weights, count, threads, workspace);
+    muon_ops(weights, count)->step(weights, count, threads, workspace);
     return 0;
 }

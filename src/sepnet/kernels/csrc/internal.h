@@ -4,6 +4,17 @@
 
 #include "sepnet_kernels.h"
 
+/* Where the compiler knows AMX's instructions, and the system gives its registers (processor.c). */
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define SEPNET_AMX
+#endif
+
+/* A step of Muon. */
+typedef struct {
+    int64_t (*workspace)(const sepnet_muon *, int64_t, int);
+    void (*step)(const sepnet_muon *, int64_t, int, void *);
+} sepnet_muon_ops;
+
 /* The kernels compiled for one instruction set. Arguments are those of the public functions, already checked. */
 typedef struct {
     int64_t vector_floats;
@@ -34,13 +45,17 @@ typedef struct {
     int64_t (*pointwise_workspace)(const sepnet_pointwise *, int);
     void (*pointwise_forward)(const sepnet_pointwise *, const float *, const float *, const float *, float *, void *);
     void (*pointwise_backward)(const sepnet_pointwise *, const float *, const float *, const float *, float *, float *, float *, void *);
-    int64_t (*muon_workspace)(const sepnet_muon *, int64_t, int);
-    void (*muon_step)(const sepnet_muon *, int64_t, int, void *);
+    sepnet_muon_ops muon;
 } sepnet_ops;
 
 extern const sepnet_ops sepnet_ops_baseline;
 #if defined(__x86_64__)
 extern const sepnet_ops sepnet_ops_avx2, sepnet_ops_avx512, sepnet_ops_avx512_bf16;
+#endif
+#if defined(SEPNET_AMX)
+extern const sepnet_muon_ops sepnet_muon_amx; /* of bfloat16 */
+
+int sepnet_has_amx_bf16(void);
 #endif
 
 /* One of the threads that share the parts of a call. */

@@ -25,6 +25,8 @@
 #include "clear.h"
 #include "depthwise.h"
 
+#include "matrices.h"
+#include "product_tiles.h"
 #include "products.h"
 #include "orthogonal.h"
 
@@ -51,6 +53,5 @@ const sepnet_ops JOIN(sepnet_ops_, ISA) = {
     .pointwise_workspace = pointwise_workspace,
     .pointwise_forward = pointwise_forward,
     .pointwise_backward = pointwise_backward,
-    .muon_workspace = muon_workspace,
-    .muon_step = muon_step,
+    .muon = {muon_workspace, muon_step},
 };

@@ -37,7 +37,9 @@ static muon_job make_muon_job(const sepnet_muon *step, int threads, void *worksp
 
 static int64_t muon_bytes(const sepnet_muon *step, int threads) {
     const muon_job s = make_muon_job(step, threads, NULL);
-    return ALIGN + (int64_t)(intptr_t)s.panels + threads * panel_bytes((right_matrix){s.x, 1}); /* as deep as X's longer side */
+    /* X's as they are for its own product, each as deep as X's longer side, and those of the others, as deep as its shorter one */
+    const int64_t bytes = sepnet_max(panels_bytes((right_matrix){s.x, 1}), panels_bytes((right_matrix){s.x, 0}));
+    return ALIGN + (int64_t)(intptr_t)s.panels + threads * bytes;
 }
 
 /* --- the gradient's way into X ------------------------------------------------------------------------------------------------ */
@@ -53,21 +55,14 @@ INLINE vf nesterov_of(const muon_job *s, int64_t at, int lanes) {
     return grad + (mean - grad) * momentum;
 }
 
-INLINE void enter_values(const muon_job *s, int64_t row, int64_t col, int lanes, vf value, int dtype) {
-    if (!s->tall) {
-        store_lanes(element(s->x, row, col), 0, lanes, dtype, value);
-        return;
-    }
-    float spread[VL] __attribute__((aligned(CACHE_LINE)));
-    store_lanes(spread, 0, VL, dtype, value);
-    for (int i = 0; i < lanes; i++)
-        if (dtype == SEPNET_BFLOAT16)
-            *(uint16_t *)element(s->x, col + i, row) = ((const uint16_t *)spread)[i];
-        else
-            *(float *)element(s->x, col + i, row) = spread[i];
+INLINE double sum_of(vf squares) {
+    double sum = 0;
+    for (int i = 0; i < VL; i++) sum += (double)squares[i];
+    return sum;
 }
 
-INLINE double enter_row(const muon_job *s, int64_t row, int dtype) {
+/* A row of the gradient is one of X. */
+INLINE void enter_row(const muon_job *s, int64_t row, int dtype) {
     const int64_t cols = s->step->cols;
     vf squares = splat(0);
     for (int64_t col = 0; col < cols; col += VL) {
@@ -75,13 +70,39 @@ INLINE double enter_row(const muon_job *s, int64_t row, int dtype) {
         const vf value = lanes == VL ? nesterov_of(s, row * cols + col, VL) : nesterov_of(s, row * cols + col, lanes);
         squares += value * value;
         if (lanes == VL)
-            enter_values(s, row, col, VL, value, dtype);
+            store_lanes(element(s->x, row, col), 0, VL, dtype, value);
         else
-            enter_values(s, row, col, lanes, value, dtype);
+            store_lanes(element(s->x, row, col), 0, lanes, dtype, value);
     }
-    double sum = 0;
-    for (int i = 0; i < VL; i++) sum += (double)squares[i];
-    return sum;
+    s->row_sums[row] = sum_of(squares);
+}
+
+/* Rows of the gradient that are columns of X: up to VL of them, a square at a time. */
+INLINE void enter_columns(const muon_job *s, int64_t row, int dtype) {
+    const int64_t cols = s->step->cols, rows = sepnet_min(VL, s->step->rows - row);
+    vf squares[VL], square[VL] = {splat(0)}, turned[VL];
+    for (int r = 0; r < VL; r++) squares[r] = splat(0);
+    for (int64_t col = 0; col < cols; col += VL) {
+        const int lanes = (int)sepnet_min(VL, cols - col);
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t at = (row + r) * cols + col;
+            square[r] = lanes == VL ? nesterov_of(s, at, VL) : nesterov_of(s, at, lanes);
+            squares[r] += square[r] * square[r];
+        }
+        turn_block((const float *)square, VL, VL, (float *)turned);
+        for (int c = 0; c < lanes; c++) store_lanes(element(s->x, col + c, row), 0, (int)rows, dtype, turned[c]);
+    }
+    for (int64_t r = 0; r < rows; r++) s->row_sums[row + r] = sum_of(squares[r]);
+}
+
+/* Rows of the gradient that are entered together. */
+INLINE int64_t rows_at_once(const muon_job *s) { return s->tall ? VL : 1; }
+
+INLINE void enter_rows(const muon_job *s, int64_t row, int dtype) {
+    if (s->tall)
+        enter_columns(s, row, dtype);
+    else
+        enter_row(s, row, dtype);
 }
 
 static void enter_part(void *context, int64_t part, sepnet_worker worker) {
@@ -89,10 +110,13 @@ static void enter_part(void *context, int64_t part, sepnet_worker worker) {
     muon_job copy = *(const muon_job *)context, *s = &copy;
     const sepnet_muon step = *copy.step; /* of our own, which no store can alias */
     copy.step = &step;
-    const int64_t end = sepnet_part_begin(s->step->rows, s->parts, part + 1);
-    for (int64_t row = sepnet_part_begin(s->step->rows, s->parts, part); row < end; row++)
-        s->row_sums[row] = HAVE_PAIRS && s->step->dtype == SEPNET_BFLOAT16 ? enter_row(s, row, SEPNET_BFLOAT16)
-                                                                            : enter_row(s, row, SEPNET_FLOAT32);
+    const int64_t once = rows_at_once(s), groups = (step.rows + once - 1) / once;
+    const int64_t first = sepnet_part_begin(groups, s->parts, part), end = sepnet_part_begin(groups, s->parts, part + 1);
+    for (int64_t row = first * once; row < end * once; row += once)
+        if (HAVE_PAIRS && step.dtype == SEPNET_BFLOAT16)
+            enter_rows(s, row, SEPNET_BFLOAT16);
+        else
+            enter_rows(s, row, SEPNET_FLOAT32);
 }
 
 /* Clears what lies around the matrices, and fills X. Returns one over its norm. */

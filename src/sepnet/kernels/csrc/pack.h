@@ -47,3 +47,13 @@ static void turn_rows(const float *from, int64_t step, int64_t rows, int64_t val
     for (; r < rows; r++, from += step)
         for (int64_t k = 0; k < values; k++) to[k * to_step + r] = from[k];
 }
+
+/* The same of rows and columns without gaps, whose numbers are constants. */
+INLINE void turn_block(const float *from, const int rows, const int cols, float *to) {
+    if (rows % 8 == 0 && cols % 8 == 0)
+        for (int r = 0; r < rows; r += 8)
+            for (int c = 0; c < cols; c += 8) turn_square(from + r * cols + c, cols, to + c * rows + r, rows);
+    else
+        for (int c = 0; c < cols; c++)
+            for (int r = 0; r < rows; r++) to[c * rows + r] = from[r * cols + c];
+}

@@ -4,6 +4,11 @@
 #include <stdatomic.h>
 #include <unistd.h>
 
+#if defined(SEPNET_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#endif
+
 /* Xeon 6 was measured, and stands for the others. It takes two cycles for the pairs that AMD multiplies in one half, so that floats are
  * faster; and a core of it waits so long for memory that what it needs next must be under way while it computes, which AMD's gain
  * nothing by. */
@@ -15,6 +20,21 @@ int sepnet_is_intel_with_bf16(void) {
     return 0;
 #endif
 }
+
+#if defined(SEPNET_AMX)
+/* Linux gives a process the registers of tiles when it is asked, and once for all threads; some sandboxes do not. */
+static int asks_for_tiles(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0;
+}
+
+int sepnet_has_amx_bf16(void) {
+    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (AMX_BF16 | AMX_TILE)) != (AMX_BF16 | AMX_TILE)) return 0;
+    return asks_for_tiles();
+}
+#endif
 
 /* Looking takes longer than a small convolution where a hypervisor answers for the processor, and cores may differ: what one caller found
  * is everyone's, as workspaces are measured by it. */

@@ -19,6 +19,10 @@ typedef uint8_t vbu __attribute__((vector_size(VL), may_alias, aligned(1)));
 
 #define INLINE static inline __attribute__((always_inline, unused))
 
+enum { ALIGN = 64 }; /* bytes: pieces of a workspace */
+
+INLINE int64_t aligned(int64_t bytes) { return sepnet_round_up(bytes, ALIGN); }
+
 /* Zero taken away changes no value; added, it would turn -0 into 0, for which the compiler adds it. */
 INLINE vf splat(float value) { return value - (vf){0}; }
 

@@ -1,9 +1,5 @@
 /* Weights and biases as the arithmetic takes them, and their gradients as they are in memory. */
 
-enum { ALIGN = 64 };
-
-static int64_t aligned(int64_t bytes) { return sepnet_round_up(bytes, ALIGN); }
-
 static int64_t start_bytes(const job_state *s) { return aligned(s->conv->branches * s->blocks * VL * (int64_t)sizeof(float)); }
 
 /* Floats of a block's sums: of its filters, then of its biases. */

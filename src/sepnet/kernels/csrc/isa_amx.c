@@ -1,0 +1,31 @@
+/* Steps of Muon in bfloat16 with AMX, whose instructions multiply tiles of 16 rows. */
+#include "internal.h"
+
+#if defined(SEPNET_AMX)
+#if defined(__clang__)
+#define WITH __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16,fma")))
+#pragma clang attribute push(WITH, apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16,fma")
+#endif
+#include <immintrin.h>
+#define VL 16
+#define HAVE_AVX512
+#define HAVE_AVX512_BF16
+#define HAVE_AMX
+
+#include "vector.h"
+
+#include "pack.h"
+#include "matrices.h"
+#include "product_tiles.h"
+#include "products.h"
+#include "orthogonal.h"
+
+const sepnet_muon_ops sepnet_muon_amx = {muon_workspace, muon_step};
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#else
+typedef int sepnet_not_for_this_processor;
+#endif
