@@ -192,7 +192,8 @@ def measure(shape: Shape, networks: list[str], args: argparse.Namespace) -> Row:
     work = {name: case.call(name) for name in (OURS, NCHW, CHANNELS_LAST, CONTROL, LINEAR)}
     times = in_turns(work, rounds=args.rounds, warm_up=1, seconds=args.seconds)
     size = (shape.batch, shape.inputs, shape.height, shape.width)
-    way = Way.CONVOLUTION if library() is None else pointwise_way(DTYPES[args.dtype], size, shape.outputs, shape.bias)
+    lib, dtype = library(), DTYPES[args.dtype]
+    way = Way.CONVOLUTION if lib is None else pointwise_way(dtype, size, shape.outputs, shape.bias, lib.has_tiles)
     return Row(shape, networks, args.dtype, way, {name: figures_of(values) for name, values in times.items()})
 
 

@@ -464,23 +464,59 @@ static void try_joined(void) {
 /* --- pointwise convolution ------------------------------------------------------------------------------------------------- */
 
 /* got = the sum over i < count of a[i * a_step] * b[i * b_step], and extra. */
-static void check_sum(const char *what, float got, const float *a, int64_t a_step, const float *b, int64_t b_step, int64_t count, float extra) {
+static void check_sum(const char *what, double got, const float *a, int64_t a_step, const float *b, int64_t b_step, int64_t count,
+                      float extra, int dtype) {
     double sum = (double)extra, size = fabs(sum);
     for (int64_t i = 0; i < count; i++) {
         double product = (double)a[i * a_step] * (b ? (double)b[i * b_step] : 1);
         sum += product, size += fabs(product);
     }
-    check(what, got, sum, (double)(count + 2) * FLOAT_UNIT * size, SEPNET_FLOAT32);
+    check(what, got, sum, (double)(count + 2) * FLOAT_UNIT * size, dtype);
 }
 
-static void try_pointwise(void) {
+static float *copy_as_floats(const void *map, int dtype, int64_t count) {
+    float *copy = block(count * 4);
+    for (int64_t i = 0; i < count; i++) copy[i] = (float)get(map, dtype, i);
+    return copy;
+}
+
+static sepnet_pointwise random_pointwise(void) {
     int deep = pick(0, 5) == 0; /* more than a block of the small matrix */
-    sepnet_pointwise p = {pick(1, deep ? 60 : 300), pick(deep ? 250 : 1, deep ? 600 : 70), pick(1, 150), the_threads};
+    sepnet_pointwise p = {pick(1, deep ? 60 : 300), pick(deep ? 250 : 1, deep ? 600 : 70), pick(1, 150), SEPNET_FLOAT32, the_threads};
     if (deep && pick(0, 1)) p.in = pick(1, 40), p.out = pick(250, 600);
     if (pick(0, 9) == 0) p.rows = pick(500, 2000), p.in = pick(1, 20), p.out = pick(1, 20); /* shares */
     if (pick(0, 19) == 0) p.rows = pick(130, 700), p.in = pick(1, 20), p.out = pick(250, 700); /* blocks of outputs, some pixels at a time */
-    float *x = floats(p.rows * p.in), *weight = floats(p.out * p.in), *bias = pick(0, 1) ? floats(p.out) : NULL;
-    float *grad = floats(p.rows * p.out), *y = block(p.rows * p.out * 4), *grad_x = pick(0, 3) ? block(p.rows * p.in * 4) : NULL;
+    if (strstr(sepnet_isa(), "_amx") && pick(0, 1)) /* by tiles */
+        p.dtype = SEPNET_BFLOAT16, p.in = (p.in + 31) / 32 * 32, p.out = (p.out + 31) / 32 * 32;
+    return p;
+}
+
+static void check_pointwise(sepnet_pointwise p, const void *x, const float *weight, const float *bias, const void *grad, const void *y,
+                            const void *grad_x, const float *grad_weight, const float *grad_bias) {
+    float *in = copy_as_floats(x, p.dtype, p.rows * p.in), *out = copy_as_floats(grad, p.dtype, p.rows * p.out);
+    for (int64_t m = 0; m < p.rows; m++)
+        for (int64_t n = 0; n < p.out; n++) {
+            const float extra = bias ? bias[n] : 0;
+            check_sum("pointwise y", get(y, p.dtype, m * p.out + n), in + m * p.in, 1, weight + n * p.in, 1, p.in, extra, p.dtype);
+        }
+    for (int64_t m = 0; grad_x && m < p.rows; m++)
+        for (int64_t c = 0; c < p.in; c++)
+            check_sum("pointwise grad_x", get(grad_x, p.dtype, m * p.in + c), out + m * p.out, 1, weight + c, p.in, p.out, 0, p.dtype);
+    for (int64_t n = 0; grad_weight && n < p.out; n++)
+        for (int64_t c = 0; c < p.in; c++)
+            check_sum("pointwise grad_weight", grad_weight[n * p.in + c], out + n, p.out, in + c, p.in, p.rows, 0, SEPNET_FLOAT32);
+    for (int64_t n = 0; grad_bias && n < p.out; n++)
+        check_sum("pointwise grad_bias", grad_bias[n], out + n, p.out, NULL, 0, p.rows, 0, SEPNET_FLOAT32);
+    free(in), free(out);
+}
+
+static void try_pointwise(void) {
+    const sepnet_pointwise p = random_pointwise();
+    const int64_t width = width_of(p.dtype);
+    void *x = random_map(p.rows * p.in, p.dtype), *grad = random_map(p.rows * p.out, p.dtype);
+    float *weight = floats(p.out * p.in), *bias = pick(0, 1) ? floats(p.out) : NULL;
+    for (int64_t i = 0; p.dtype == SEPNET_BFLOAT16 && i < p.out * p.in; i++) weight[i] = to_bfloat(weight[i]);
+    void *y = block(p.rows * p.out * width), *grad_x = pick(0, 3) ? block(p.rows * p.in * width) : NULL;
     float *grad_weight = pick(0, 3) ? block(p.out * p.in * 4) : NULL, *grad_bias = pick(0, 1) ? block(p.out * 4) : NULL;
     void *workspace = block(sepnet_pointwise_workspace(&p, 0));
     expect(sepnet_pointwise_forward(&p, x, weight, bias, y, workspace) == 0, "pointwise forward refuses");
@@ -488,17 +524,7 @@ static void try_pointwise(void) {
     workspace = block(sepnet_pointwise_workspace(&p, 1));
     expect(sepnet_pointwise_backward(&p, x, weight, grad, grad_x, grad_weight, grad_bias, workspace) == 0, "pointwise backward refuses");
     free(workspace);
-    for (int64_t m = 0; m < p.rows; m++)
-        for (int64_t n = 0; n < p.out; n++)
-            check_sum("pointwise y", y[m * p.out + n], x + m * p.in, 1, weight + n * p.in, 1, p.in, bias ? bias[n] : 0);
-    for (int64_t m = 0; grad_x && m < p.rows; m++)
-        for (int64_t c = 0; c < p.in; c++)
-            check_sum("pointwise grad_x", grad_x[m * p.in + c], grad + m * p.out, 1, weight + c, p.in, p.out, 0);
-    for (int64_t n = 0; grad_weight && n < p.out; n++)
-        for (int64_t c = 0; c < p.in; c++)
-            check_sum("pointwise grad_weight", grad_weight[n * p.in + c], grad + n, p.out, x + c, p.in, p.rows, 0);
-    for (int64_t n = 0; grad_bias && n < p.out; n++)
-        check_sum("pointwise grad_bias", grad_bias[n], grad + n, p.out, NULL, 0, p.rows, 0);
+    check_pointwise(p, x, weight, bias, grad, y, grad_x, grad_weight, grad_bias);
     free(x), free(weight), free(bias), free(grad), free(y), free(grad_x), free(grad_weight), free(grad_bias);
 }
 
@@ -662,7 +688,7 @@ static void try_pooled(void) {
            "pooled backward refuses");
     free(workspace);
 
-    sepnet_pointwise conv = {pixels, inputs, m.channels, the_threads};
+    sepnet_pointwise conv = {pixels, inputs, m.channels, SEPNET_FLOAT32, the_threads};
     sepnet_norm n = m;
     n.dtype = SEPNET_FLOAT32;
     float *x32 = widened(x, m.dtype, pixels * inputs), *grad32 = widened(grad, m.dtype, results), *u = block(pixels * m.channels * 4);
@@ -739,9 +765,9 @@ static void try_nonsense(void) {
     expect(sepnet_norm_sums(&m, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "sums accept");
     expect(sepnet_norm_gradients(&m, NULL, NULL, NULL, NULL) == -1, "gradients accept");
     expect(sepnet_norm_input_gradient(&m, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "the input's gradient accepts");
-    sepnet_pointwise proper = {5, 4, 3, 1}, p;
+    sepnet_pointwise proper = {5, 4, 3, SEPNET_FLOAT32, 1}, p;
 #define REFUSED(change) p = proper, p.change, expect(sepnet_pointwise_workspace(&p, 1) == -1, "accepted: " #change)
-    REFUSED(rows = 0), REFUSED(in = 0), REFUSED(out = -1), REFUSED(threads = 0);
+    REFUSED(rows = 0), REFUSED(in = 0), REFUSED(out = -1), REFUSED(threads = 0), REFUSED(dtype = 1), REFUSED(dtype = 2);
 #undef REFUSED
     expect(sepnet_pointwise_forward(&p, NULL, NULL, NULL, NULL, NULL) == -1, "pointwise forward accepts");
     expect(sepnet_pointwise_backward(&p, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "pointwise backward accepts");

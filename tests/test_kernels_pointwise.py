@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from unittest import mock
 
 import pytest
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernel_tools import LIBRARY, ROUNDING, channels_last, every_isa, instruction_set, needs_library, poisoned_memory, threads
+from kernel_pointwise_tools import ALL, AMX, check_native, tensors
+from kernel_tools import (
+    ISAS,
+    LIBRARY,
+    channels_last,
+    every_isa,
+    instruction_set,
+    needs_library,
+    threads,
+)
 from sepnet.kernels import _choice_pointwise, _pointwise, pointwise_conv2d, use
 from sepnet.kernels._choice_pointwise import Way, pointwise_way
 from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
@@ -21,50 +31,6 @@ from sepnet.nn.conv import pointwise
 pytestmark = needs_library
 
 CHANNELS = st.one_of(st.integers(1, 40), st.sampled_from([64, 65, 132, 257, 258, 259, 300]))
-U = ROUNDING[torch.float32]
-ALL = (True, True, True)
-
-
-def tensors(shape: tuple[int, int, int, int], outputs: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, weight, bias and dL/dy."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator)
-
-    grad = normal(shape[0], outputs, *shape[2:])
-    return channels_last(normal(*shape)), normal(outputs, shape[1], 1, 1), normal(outputs), channels_last(grad)
-
-
-def check(got: Tensor, a: Tensor, b: Tensor, extra: Tensor | None = None) -> None:
-    """``got`` is the matrix product of a and b, as near as a float32 sum of so many products is in any order."""
-    assert got.shape == (len(a), b.shape[1])
-    a, b = a.double(), b.double()
-    exact, size = a @ b, a.abs() @ b.abs()
-    if extra is not None:
-        exact, size = exact + extra.double(), size + extra.double().abs()
-    assert ((got.double() - exact).abs() <= (a.shape[1] + 2) * U * size).all()
-
-
-def rows(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def check_native(shape: tuple[int, int, int, int], outputs: int, want: tuple[bool, bool, bool] = ALL, seed: int = 0) -> None:
-    x, weight, bias, grad = tensors(shape, outputs, seed)
-    matrix = weight.flatten(1)
-    with poisoned_memory():
-        y = pointwise_forward(LIBRARY, x, weight, bias if want[2] else None)
-        grad_x, grad_weight, grad_bias = pointwise_backward(LIBRARY, x, weight, grad, want)
-    check(rows(y), rows(x), matrix.T, bias if want[2] else None)
-    assert [t is not None for t in (grad_x, grad_weight, grad_bias)] == list(want)
-    if grad_x is not None:
-        assert grad_x.is_contiguous(memory_format=torch.channels_last)
-        check(rows(grad_x), rows(grad), matrix)
-    if grad_weight is not None:
-        check(grad_weight.flatten(1), rows(grad).T, rows(x))
-    if grad_bias is not None:
-        check(grad_bias[None], torch.ones(1, len(rows(grad))), rows(grad))
 
 
 @every_isa
@@ -130,12 +96,13 @@ LARGE = (16, 64, 16, 16)
 
 
 @pytest.fixture
-def avx2(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
+def avx2(monkeypatch: pytest.MonkeyPatch) -> Iterator[mock.Mock]:
     """The choice is that for a processor with AVX2; the mock is the kernels' forward pass."""
     monkeypatch.setattr(_choice_pointwise, "instructions", lambda: "AVX2")
     called = mock.Mock(side_effect=pointwise_forward)
     monkeypatch.setattr(_pointwise, "pointwise_forward", called)
-    return called
+    with instruction_set(next(isa for isa in ISAS if isa != AMX)):
+        yield called
 
 
 @pytest.mark.parametrize(
@@ -186,7 +153,7 @@ def test_way(
     monkeypatch.setattr(_choice_pointwise, "instructions", lambda: name)
     monkeypatch.setattr(_choice_pointwise, "processor_has", lambda feature: feature == "amx_bf16" and bool(tiles))
     monkeypatch.setattr(_choice_pointwise, "onednn_has", lambda dtype: dtype == torch.float32 or name == "AVX512")
-    assert pointwise_way(dtype, shape, outputs, bias=False) is way
+    assert pointwise_way(dtype, shape, outputs, bias=False, tiles=False) is way
 
 
 def test_way_with_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,9 +161,9 @@ def test_way_with_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_choice_pointwise, "instructions", lambda: "AVX512")
     monkeypatch.setattr(_choice_pointwise, "processor_has", lambda feature: feature == "amx_bf16")
     monkeypatch.setattr(_choice_pointwise, "onednn_has", lambda _: True)
-    assert pointwise_way(torch.bfloat16, (128, 128, 16, 16), 128, bias=False) is Way.PRODUCT
-    assert pointwise_way(torch.bfloat16, (128, 128, 16, 16), 128, bias=True) is Way.CONVOLUTION
-    assert pointwise_way(torch.bfloat16, (128, 64, 4, 4), 64, bias=True) is Way.PRODUCT
+    assert pointwise_way(torch.bfloat16, (128, 128, 16, 16), 128, bias=False, tiles=False) is Way.PRODUCT
+    assert pointwise_way(torch.bfloat16, (128, 128, 16, 16), 128, bias=True, tiles=False) is Way.CONVOLUTION
+    assert pointwise_way(torch.bfloat16, (128, 64, 4, 4), 64, bias=True, tiles=False) is Way.PRODUCT
 
 
 @pytest.mark.parametrize("stride", [1, 2])

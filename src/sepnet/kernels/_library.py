@@ -43,7 +43,7 @@ __all__ = [
 
 Mode = Literal["native", "reference"]
 
-ABI = 9
+ABI = 10
 MAX_BRANCHES = 4
 MAX_KERNEL = 7
 isa_names = ("avx512_bf16_amx", "avx512_bf16_floats", "avx512_bf16", "avx512", "avx2", "baseline")
@@ -87,7 +87,10 @@ class Joined(ctypes.Structure):
 class Pointwise(ctypes.Structure):
     """``sepnet_pointwise`` of csrc/sepnet_kernels.h."""
 
-    _fields_ = [*((name, ctypes.c_int64) for name in ("rows", "in", "out")), ("threads", ctypes.c_int32)]
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "in", "out")),
+        *((name, ctypes.c_int32) for name in ("dtype", "threads")),
+    ]
 
 
 class Muon(ctypes.Structure):
@@ -193,6 +196,11 @@ class Library:
     def isa(self) -> str:
         """The instruction set in use."""
         return self.isa_key.decode()
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether it multiplies bf16 matrices by AMX."""
+        return self.isa_key.endswith(b"_amx")
 
     def select_isa(self, name: str) -> None:
         """Use another instruction set from now on.

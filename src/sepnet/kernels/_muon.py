@@ -63,7 +63,7 @@ def why_torch_iterates(lib: Library, dtype: torch.dtype) -> str | None:
         return None
     if dtype != torch.bfloat16:
         return "the kernels iterate in float32 and bf16"
-    if processor_has("amx_bf16") and not lib.isa_key.endswith(b"_amx"):  # which multiplies tiles, several times as fast
+    if processor_has("amx_bf16") and not lib.has_tiles:  # which PyTorch has
         return "PyTorch's products are faster with AMX"
     return None if lib.isa_key.startswith(b"avx512_bf16") else "the kernels multiply bf16 with AVX512-BF16 only"
 

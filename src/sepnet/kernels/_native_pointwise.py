@@ -1,4 +1,6 @@
-"""The library's pointwise convolution with tensors: float32, maps channels-last on the CPU. Nothing here knows of autograd."""
+"""The library's pointwise convolution with tensors: maps channels-last on the CPU, float32 or, where it has tiles, bfloat16, and
+weights in float32. Nothing here knows of autograd.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from sepnet.kernels import _native
 from sepnet.kernels._calls import native_call
 from sepnet.kernels._library import Library, Pointwise
 from sepnet.kernels._lookup import looked_up
-from sepnet.kernels._native import Call, Gradients, Shape, empty_gradients, empty_map, pointer, workspace
+from sepnet.kernels._native import DTYPES, Call, Gradients, Shape, empty_gradients, empty_map, pointer, workspace
 
 __all__ = ["pointwise_backward", "pointwise_forward"]
 
@@ -19,16 +21,18 @@ _PRODUCTS_A_VALUE = 64  # multiplications that take about as long as a value's w
 
 
 @looked_up
-def _call(lib: Library, isa: bytes, shape: Shape, outputs: int, most_threads: int) -> Call:
+def _call(lib: Library, isa: bytes, shape: Shape, dtype: torch.dtype, outputs: int, most_threads: int) -> Call:
     batch, inputs, height, width = shape
     rows = batch * height * width
-    d = Pointwise(rows, inputs, outputs, _native.threads_for(rows * inputs * outputs // _PRODUCTS_A_VALUE, most_threads))
+    threads = _native.threads_for(rows * inputs * outputs // _PRODUCTS_A_VALUE, most_threads)
+    d = Pointwise(rows, inputs, outputs, DTYPES[dtype], threads)
     sizes = [lib.handle.sepnet_pointwise_workspace(ctypes.byref(d), backward) for backward in (0, 1)]
-    return _native.described(d, sizes, (batch, outputs, height, width), f"take {rows} pixels of {inputs} channels to {outputs}")
+    what = f"take {rows} pixels of {inputs} channels to {outputs} in {dtype}"
+    return _native.described(d, sizes, (batch, outputs, height, width), what)
 
 
 def _describe(lib: Library, x: Tensor, outputs: int) -> Call:
-    return _call(lib, lib.isa_key, x.shape, outputs, torch.get_num_threads())
+    return _call(lib, lib.isa_key, x.shape, x.dtype, outputs, torch.get_num_threads())
 
 
 @native_call

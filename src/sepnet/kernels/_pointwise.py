@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sepnet.kernels._autograd import Function, once_differentiable
 from sepnet.kernels._choice_pointwise import Way, pointwise_way
 from sepnet.kernels._library import Library
+from sepnet.kernels._native import DTYPES
 from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
 from sepnet.kernels._pixels import every_nth_pixel
 from sepnet.kernels._tensors import compute_dtype, dense, is_plain, library_for, wants_gradients
@@ -27,9 +29,10 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, s
         return F.conv2d(x, weight, bias, stride)
     if stride > 1:  # of the pixels that count, which oneDNN's strided gradients are slow to find
         x = every_nth_pixel(x, stride)
-    way = pointwise_way(compute_dtype(x), x.shape, weight.shape[0], bias is not None)
+    dtype = compute_dtype(x)
+    way = pointwise_way(dtype, x.shape, weight.shape[0], bias is not None, lib.has_tiles)
     if way is Way.KERNELS and _is_ours(x, weight, bias):
-        return _by_kernels(lib, x, weight, bias)
+        return _by_kernels(lib, x.to(dtype), weight, bias)
     if way is Way.PRODUCT:
         rows = x.permute(0, 2, 3, 1)  # a view, where x is channels-last
         return F.linear(rows, _matrix(weight), bias).permute(0, 3, 1, 2)
@@ -47,7 +50,7 @@ def _is_ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the library can read the three, and they fit together; what does not is PyTorch's to refuse."""
     if weight.shape[1:] != (x.shape[1], 1, 1) or not is_plain(weight, bias):
         return False
-    if weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
+    if x.dtype not in DTYPES or any(t.dtype != torch.float32 for t in (weight, bias) if t is not None):
         return False
     dense_weight = weight.permute(0, 2, 3, 1).is_contiguous()
     return dense_weight and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))

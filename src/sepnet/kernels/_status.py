@@ -120,7 +120,7 @@ def kernel_paths() -> list[KernelPath]:
         rows += [_depthwise_path(*case, dtype, native, reason) for case in _DEPTHWISE]
         for size in (4, 8):
             shape = EXAMPLE_BATCH, _CHANNELS, size, size
-            way = Way.CONVOLUTION if lib is None else pointwise_way(dtype, shape, _CHANNELS, bias=False)
+            way = Way.CONVOLUTION if lib is None else pointwise_way(dtype, shape, _CHANNELS, bias=False, tiles=lib.has_tiles)
             how = native if way is Way.KERNELS else way.value
             name = f"pointwise 1x1, {size}x{size} map"
             rows.append(KernelPath(name, label, how, how, reason or _WHY_POINTWISE[way]))

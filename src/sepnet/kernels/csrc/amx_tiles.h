@@ -17,8 +17,13 @@ static void set_up_tiles(void) {
 
 static void give_tiles_back(void) { _tile_release(); }
 
-INLINE void multiply_tile(square_tile sum, const float *left, int64_t step, const float *panel, int64_t depth, const int mode) {
-    (void)mode;
+/* The next lines that are asked of the memory, so many with each of a tile's steps; 0: none. */
+typedef struct {
+    const char *at;
+    int64_t lines;
+} lines_ahead;
+
+INLINE void multiply_fetching(square_tile sum, const float *left, int64_t step, const float *panel, int64_t depth, lines_ahead *next) {
     const int64_t bytes = step * (int64_t)sizeof(float), panel_step = SQ_COLS * sizeof(float);
     _tile_zero(0);
     _tile_zero(1);
@@ -30,6 +35,7 @@ INLINE void multiply_tile(square_tile sum, const float *left, int64_t step, cons
         _tile_loadd(7, panel + VL, panel_step);
         _tile_loadd(4, left + u, bytes);
         _tile_loadd(5, left + u + VL * step, bytes);
+        if (next) next->at = fetch(next->at, (size_t)(next->lines * CACHE_LINE));
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6);
@@ -39,6 +45,36 @@ INLINE void multiply_tile(square_tile sum, const float *left, int64_t step, cons
     _tile_stored(1, (vf *)sum + 1, sizeof *sum);
     _tile_stored(2, sum + VL, sizeof *sum);
     _tile_stored(3, (vf *)(sum + VL) + 1, sizeof *sum);
+}
+
+INLINE void multiply_tile(square_tile sum, const float *left, int64_t step, const float *panel, int64_t depth, const int mode) {
+    (void)mode;
+    multiply_fetching(sum, left, step, panel, depth, NULL);
+}
+
+/* 16 vectors of 16 units, of which columns become vectors. */
+INLINE void turn_units(vf line[VL]) {
+    __m512 a[VL], b[VL];
+#pragma GCC unroll 8
+    for (int i = 0; i < VL; i += 2) {
+        a[i] = _mm512_unpacklo_ps((__m512)line[i], (__m512)line[i + 1]);
+        a[i + 1] = _mm512_unpackhi_ps((__m512)line[i], (__m512)line[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < VL; i += 4)
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; k++) {
+            b[i + 2 * k] = _mm512_shuffle_ps(a[i + k], a[i + k + 2], 0x44);
+            b[i + 2 * k + 1] = _mm512_shuffle_ps(a[i + k], a[i + k + 2], 0xee);
+        }
+    /* b[4 q + c]: of lines 4 q to 4 q + 3 the columns c, c + 4, c + 8, c + 12 */
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        const __m512 even = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88), odd = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
+        const __m512 even2 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88), odd2 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
+        line[c] = (vf)_mm512_shuffle_f32x4(even, even2, 0x88), line[c + 8] = (vf)_mm512_shuffle_f32x4(even, even2, 0xdd);
+        line[c + 4] = (vf)_mm512_shuffle_f32x4(odd, odd2, 0x88), line[c + 12] = (vf)_mm512_shuffle_f32x4(odd, odd2, 0xdd);
+    }
 }
 
 /* All of a tile's results, and the same with columns for rows. */

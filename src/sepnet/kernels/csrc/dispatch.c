@@ -10,7 +10,7 @@ typedef struct {
     const sepnet_ops *ops;
     int (*runs)(void), (*suits)(void); /* can be selected here; is chosen where nobody selects */
     int pairs_in_planes; /* of bfloat16 values (pairing.h) */
-    const sepnet_muon_ops *tiles; /* for steps of Muon in bfloat16, instead of ops->muon; NULL where there are none */
+    const sepnet_tile_ops *tiles; /* for bfloat16; NULL where there are none */
 } choice;
 
 static int always(void) { return 1; }
@@ -31,7 +31,7 @@ static int has_amx(void) { return has_avx512_bf16() && sepnet_has_amx_bf16(); }
 static const choice choices[] = {
 #if defined(__x86_64__)
 #if defined(SEPNET_AMX)
-    {"avx512_bf16_amx", &sepnet_ops_avx512_bf16, has_amx, sepnet_is_intel_with_bf16, 0, &sepnet_muon_amx},
+    {"avx512_bf16_amx", &sepnet_ops_avx512_bf16, has_amx, sepnet_is_intel_with_bf16, 0, &sepnet_amx_ops},
 #endif
     {"avx512_bf16_floats", &sepnet_ops_avx512_bf16, has_avx512_bf16, sepnet_is_intel_with_bf16, 0, NULL},
     {"avx512_bf16", &sepnet_ops_avx512_bf16, has_avx512_bf16, always, 1, NULL},
@@ -202,25 +202,32 @@ int sepnet_pooled_pointwise_backward(const sepnet_norm *norm, int64_t inputs, co
     return 0;
 }
 
-static int valid_pointwise(const sepnet_pointwise *conv) {
-    return conv->rows >= 1 && conv->in >= 1 && conv->out >= 1 && conv->threads >= 1;
+/* NULL: there are none for such a convolution. */
+static const sepnet_pointwise_ops *pointwise_ops(const sepnet_pointwise *conv) {
+    const sepnet_tile_ops *tiles = chosen()->tiles;
+    if (conv->rows < 1 || conv->in < 1 || conv->out < 1 || conv->threads < 1) return NULL;
+    if (conv->dtype == SEPNET_FLOAT32) return &ops()->pointwise;
+    return conv->dtype == SEPNET_BFLOAT16 && tiles && tiles->pointwise.workspace(conv, 0) >= 0 ? &tiles->pointwise : NULL;
 }
 
 int64_t sepnet_pointwise_workspace(const sepnet_pointwise *conv, int backward) {
-    return valid_pointwise(conv) ? ops()->pointwise_workspace(conv, backward) : -1;
+    const sepnet_pointwise_ops *found = pointwise_ops(conv);
+    return found ? found->workspace(conv, backward) : -1;
 }
 
-int sepnet_pointwise_forward(const sepnet_pointwise *conv, const float *x, const float *weight, const float *bias, float *y,
+int sepnet_pointwise_forward(const sepnet_pointwise *conv, const void *x, const float *weight, const float *bias, void *y,
                              void *workspace) {
-    if (!valid_pointwise(conv)) return -1;
-    ops()->pointwise_forward(conv, x, weight, bias, y, workspace);
+    const sepnet_pointwise_ops *found = pointwise_ops(conv);
+    if (!found) return -1;
+    found->forward(conv, x, weight, bias, y, workspace);
     return 0;
 }
 
-int sepnet_pointwise_backward(const sepnet_pointwise *conv, const float *x, const float *weight, const float *grad, float *grad_x,
+int sepnet_pointwise_backward(const sepnet_pointwise *conv, const void *x, const float *weight, const void *grad, void *grad_x,
                               float *grad_weight, float *grad_bias, void *workspace) {
-    if (!valid_pointwise(conv)) return -1;
-    ops()->pointwise_backward(conv, x, weight, grad, grad_x, grad_weight, grad_bias, workspace);
+    const sepnet_pointwise_ops *found = pointwise_ops(conv);
+    if (!found) return -1;
+    found->backward(conv, x, weight, grad, grad_x, grad_weight, grad_bias, workspace);
     return 0;
 }
 
@@ -237,10 +244,10 @@ static int all_valid(const sepnet_muon *weights, int64_t count, int threads) {
 }
 
 static const sepnet_muon_ops *muon_ops(const sepnet_muon *weights, int64_t count) {
-    const sepnet_muon_ops *tiles = chosen()->tiles;
+    const sepnet_tile_ops *tiles = chosen()->tiles;
     for (int64_t i = 0; tiles && i < count; i++)
         if (weights[i].dtype != SEPNET_BFLOAT16) tiles = NULL;
-    return tiles ? tiles : &ops()->muon;
+    return tiles ? &tiles->muon : &ops()->muon;
 }
 
 int64_t sepnet_muon_workspace(const sepnet_muon *weights, int64_t count, int threads) {

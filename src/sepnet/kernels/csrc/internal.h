@@ -15,6 +15,19 @@ typedef struct {
     void (*step)(const sepnet_muon *, int64_t, int, void *);
 } sepnet_muon_ops;
 
+/* A workspace of -1: they do not take it. */
+typedef struct {
+    int64_t (*workspace)(const sepnet_pointwise *, int);
+    void (*forward)(const sepnet_pointwise *, const void *, const float *, const float *, void *, void *);
+    void (*backward)(const sepnet_pointwise *, const void *, const float *, const void *, void *, float *, float *, void *);
+} sepnet_pointwise_ops;
+
+/* What an instruction set for tiles does with bfloat16. */
+typedef struct {
+    sepnet_muon_ops muon;
+    sepnet_pointwise_ops pointwise;
+} sepnet_tile_ops;
+
 /* The kernels compiled for one instruction set. Arguments are those of the public functions, already checked. */
 typedef struct {
     int64_t vector_floats;
@@ -42,9 +55,7 @@ typedef struct {
                                      const sepnet_running *, float *, double *, void *, uint8_t *, void *);
     void (*pooled_pointwise_backward)(const sepnet_norm *, int64_t, const void *, const float *, const uint8_t *, const void *, float *,
                                       const double *, void *, float *, float *, float *, void *);
-    int64_t (*pointwise_workspace)(const sepnet_pointwise *, int);
-    void (*pointwise_forward)(const sepnet_pointwise *, const float *, const float *, const float *, float *, void *);
-    void (*pointwise_backward)(const sepnet_pointwise *, const float *, const float *, const float *, float *, float *, float *, void *);
+    sepnet_pointwise_ops pointwise; /* of float32 */
     sepnet_muon_ops muon;
 } sepnet_ops;
 
@@ -53,7 +64,7 @@ extern const sepnet_ops sepnet_ops_baseline;
 extern const sepnet_ops sepnet_ops_avx2, sepnet_ops_avx512, sepnet_ops_avx512_bf16;
 #endif
 #if defined(SEPNET_AMX)
-extern const sepnet_muon_ops sepnet_muon_amx; /* of bfloat16 */
+extern const sepnet_tile_ops sepnet_amx_ops;
 
 int sepnet_has_amx_bf16(void);
 #endif

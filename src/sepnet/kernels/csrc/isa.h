@@ -50,8 +50,6 @@ const sepnet_ops JOIN(sepnet_ops_, ISA) = {
     .pooled_pointwise_workspace = pooled_pointwise_workspace,
     .pooled_pointwise_forward = pooled_pointwise_forward,
     .pooled_pointwise_backward = pooled_pointwise_backward,
-    .pointwise_workspace = pointwise_workspace,
-    .pointwise_forward = pointwise_forward,
-    .pointwise_backward = pointwise_backward,
+    .pointwise = {pointwise_workspace, pointwise_forward, pointwise_backward},
     .muon = {muon_workspace, muon_step},
 };

@@ -1,4 +1,4 @@
-/* Steps of Muon in bfloat16 with AMX, whose instructions multiply tiles of 16 rows. */
+/* What is made of products of bfloat16 matrices, with AMX, whose instructions multiply tiles of 16 rows. */
 #include "internal.h"
 
 #if defined(SEPNET_AMX)
@@ -22,7 +22,13 @@
 #include "products.h"
 #include "orthogonal.h"
 
-const sepnet_muon_ops sepnet_muon_amx = {muon_workspace, muon_step};
+#include "amx_pointwise.h"
+#include "amx_weights.h"
+
+const sepnet_tile_ops sepnet_amx_ops = {
+    .muon = {muon_workspace, muon_step},
+    .pointwise = {pointwise_workspace, pointwise_forward, pointwise_backward},
+};
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

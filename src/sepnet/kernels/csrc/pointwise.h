@@ -278,14 +278,14 @@ static int64_t pointwise_workspace(const sepnet_pointwise *conv, int backward) {
     return sepnet_max(panel_floats(conv->out, conv->in) * (int64_t)sizeof(float), weight_job_bytes(&s));
 }
 
-static void pointwise_forward(const sepnet_pointwise *conv, const float *x, const float *weight, const float *bias, float *y,
+static void pointwise_forward(const sepnet_pointwise *conv, const void *x, const float *weight, const float *bias, void *y,
                               void *workspace) {
     pack_panels((packing){weight, conv->in, conv->out, 1, workspace}, conv->threads);
     product s = {.rows = conv->rows, .depth = conv->in, .cols = conv->out, .a = x, .panels = workspace, .bias = bias, .c = y};
     run_product(s, conv->threads);
 }
 
-static void pointwise_backward(const sepnet_pointwise *conv, const float *x, const float *weight, const float *grad, float *grad_x,
+static void pointwise_backward(const sepnet_pointwise *conv, const void *x, const float *weight, const void *grad, void *grad_x,
                                float *grad_weight, float *grad_bias, void *workspace) {
     if (grad_x) {
         pack_panels((packing){weight, conv->out, conv->in, 0, workspace}, conv->threads);

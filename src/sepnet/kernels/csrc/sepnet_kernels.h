@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SEPNET_ABI 9
+#define SEPNET_ABI 10
 #define SEPNET_MAX_BRANCHES 4
 #define SEPNET_MAX_KERNEL 7
 #define SEPNET_MAX_TAPS (SEPNET_MAX_BRANCHES * SEPNET_MAX_KERNEL * SEPNET_MAX_KERNEL)
@@ -44,10 +44,11 @@ typedef struct {
     int32_t add, residual;
 } sepnet_multiscale;
 
-/* Pointwise (1x1) convolution of float32 maps: rows (pixels of all images) of `in` channels to rows of `out`. */
+/* Pointwise (1x1) convolution: rows (pixels of all images) of `in` channels to rows of `out`. Of bfloat16 where the instruction set in use
+ * has tiles ("avx512_bf16_amx"), and both numbers of channels are multiples of 32; weights are rounded to it. */
 typedef struct {
     int64_t rows, in, out;
-    int32_t threads;
+    int32_t dtype, threads;
 } sepnet_pointwise;
 
 /* A step of Muon for a weight of (rows, cols): its gradient's momentum (none where there is no mean), made near orthogonal by so many
@@ -73,8 +74,8 @@ typedef void (*sepnet_parallel_fn)(void (*fn)(void *), void *context, unsigned t
 typedef int (*sepnet_thread_fn)(void);
 
 int sepnet_abi(void);
-/* Instruction set in use: "avx512_bf16", "avx512_bf16_floats" (the same, but depthwise convolutions multiply floats), "avx512", "avx2" or
- * "baseline"; select one by name (0 if it runs here). */
+/* Instruction set in use: "avx512_bf16", "avx512_bf16_floats" (the same, but depthwise convolutions multiply floats), "avx512_bf16_amx" (the
+ * same as that, and products of bfloat16 matrices by AMX), "avx512", "avx2" or "baseline"; select one by name (0 if it runs here). */
 const char *sepnet_isa(void);
 int sepnet_select_isa(const char *name);
 /* Run in the team of threads of somebody else's runtime, so that there is one pool in the process; both NULL: a pool of our own.
@@ -171,10 +172,10 @@ int sepnet_multiscale_gradients(const sepnet_multiscale *unit, const float *firs
 
 int64_t sepnet_pointwise_workspace(const sepnet_pointwise *conv, int backward);
 /* y (rows, out) = x (rows, in) * weight (out, in), transposed, + bias (may be NULL). */
-int sepnet_pointwise_forward(const sepnet_pointwise *conv, const float *x, const float *weight, const float *bias, float *y,
+int sepnet_pointwise_forward(const sepnet_pointwise *conv, const void *x, const float *weight, const float *bias, void *y,
                              void *workspace);
 /* Gradients from grad = dL/dy; any of the results may be NULL. They are overwritten. */
-int sepnet_pointwise_backward(const sepnet_pointwise *conv, const float *x, const float *weight, const float *grad, float *grad_x,
+int sepnet_pointwise_backward(const sepnet_pointwise *conv, const void *x, const float *weight, const void *grad, void *grad_x,
                               float *grad_weight, float *grad_bias, void *workspace);
 
 /* Of several weights, in rows without gaps like their gradients and means; none lies over another. Gradients up to a norm of 1e18. The

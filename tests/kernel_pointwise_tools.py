@@ -1,0 +1,67 @@
+"""What the tests of pointwise convolution by the kernels share: tensors, and the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernel_tools import ISAS, LIBRARY, ROUNDING, SMALLEST, channels_last, poisoned_memory
+from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
+
+AMX = "avx512_bf16_amx"
+needs_tiles = pytest.mark.skipif(AMX not in ISAS, reason="this processor has no AMX")
+ALL = (True, True, True)
+U = ROUNDING[torch.float32]
+
+
+def tensors(shape: tuple[int, int, int, int], outputs: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, weight, bias and dL/dy."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    grad = normal(shape[0], outputs, *shape[2:])
+    return channels_last(normal(*shape)), normal(outputs, shape[1], 1, 1), normal(outputs), channels_last(grad)
+
+
+def check(got: Tensor, a: Tensor, b: Tensor, extra: Tensor | None = None) -> None:
+    """``got`` is the matrix product of a and b, as near as a float32 sum of so many products is in any order, then in its type."""
+    assert got.shape == (len(a), b.shape[1])
+    a, b = a.double(), b.double()
+    exact, size = a @ b, a.abs() @ b.abs()
+    if extra is not None:
+        exact, size = exact + extra.double(), size + extra.double().abs()
+    slack = (a.shape[1] + 2) * U * size + SMALLEST
+    if got.dtype == torch.bfloat16:
+        slack = slack + ROUNDING[torch.bfloat16] * (exact.abs() + slack)
+    assert ((got.double() - exact).abs() <= slack).all()
+
+
+def rows(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def check_native(
+    shape: tuple[int, int, int, int],
+    outputs: int,
+    want: tuple[bool, bool, bool] = ALL,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    x, weight, bias, grad = tensors(shape, outputs, seed)
+    x, grad = x.to(dtype), grad.to(dtype)
+    matrix = weight.flatten(1).to(dtype)
+    with poisoned_memory():
+        y = pointwise_forward(LIBRARY, x, weight, bias if want[2] else None)
+        grad_x, grad_weight, grad_bias = pointwise_backward(LIBRARY, x, weight, grad, want)
+    check(rows(y), rows(x), matrix.T, bias if want[2] else None)
+    assert [t is not None for t in (grad_x, grad_weight, grad_bias)] == list(want)
+    if grad_x is not None:
+        assert grad_x.is_contiguous(memory_format=torch.channels_last)
+        check(rows(grad_x), rows(grad), matrix)
+    if grad_weight is not None:
+        check(grad_weight.flatten(1), rows(grad).T, rows(x))
+    if grad_bias is not None:
+        check(grad_bias[None], torch.ones(1, len(rows(grad))), rows(grad))
