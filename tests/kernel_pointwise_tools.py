@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kernel_tools import ISAS, LIBRARY, ROUNDING, SMALLEST, channels_last, poisoned_memory
+from sepnet.kernels import pointwise_conv2d
 from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
 
 AMX = "avx512_bf16_amx"
@@ -65,3 +66,12 @@ def check_native(
         check(grad_weight.flatten(1), rows(grad).T, rows(x))
     if grad_bias is not None:
         check(grad_bias[None], torch.ones(1, len(rows(grad))), rows(grad))
+
+
+def second_derivatives(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+    """Of a penalty on the input's gradient, of which nothing but the weights knows, and of one on all gradients."""
+    y = pointwise_conv2d(x, weight, bias)
+    (first,) = torch.autograd.grad(y.float().sum(), x, create_graph=True)
+    found = [*torch.autograd.grad(y.float().mean() + first.float().square().mean(), (x, weight, bias))]
+    every = torch.autograd.grad(pointwise_conv2d(x, weight, bias).float().square().sum(), (x, weight, bias), create_graph=True)
+    return [*found, *torch.autograd.grad(sum(g.float().square().mean() for g in every), (x, weight, bias))]

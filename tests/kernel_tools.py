@@ -41,7 +41,8 @@ def _runs_here(name: str) -> bool:
 
 
 ISAS = [name for name in isa_names if LIBRARY is not None and _runs_here(name)]
-# AMX has kernels of its own for Muon alone (csrc/dispatch.c); all others are those of avx512_bf16_floats
+# AMX has kernels of its own for products of bf16 (csrc/dispatch.c), which have tests of their own; the others are those of
+# avx512_bf16_floats
 every_isa = pytest.mark.parametrize("isa", [name for name in ISAS if not name.endswith("_amx")])
 
 

@@ -480,6 +480,16 @@ static float *copy_as_floats(const void *map, int dtype, int64_t count) {
     return copy;
 }
 
+#if defined(__x86_64__)
+/* Whether the calling thread's registers of tiles are in use, which would be saved at every change of threads. */
+__attribute__((target("xsave"))) static int holds_tiles(void) {
+    enum { TILE_DATA = 1 << 18 };
+    return strstr(sepnet_isa(), "_amx") && (__builtin_ia32_xgetbv(1) & TILE_DATA) != 0;
+}
+#else
+static int holds_tiles(void) { return 0; }
+#endif
+
 static sepnet_pointwise random_pointwise(void) {
     int deep = pick(0, 5) == 0; /* more than a block of the small matrix */
     sepnet_pointwise p = {pick(1, deep ? 60 : 300), pick(deep ? 250 : 1, deep ? 600 : 70), pick(1, 150), SEPNET_FLOAT32, the_threads};
@@ -795,6 +805,7 @@ static void *call(void *argument) {
     for (long i = 0; i < mine->cases; i++) {
         try_depthwise(), try_norm(), try_shortcut(), try_joined();
         try_pointwise(), try_pooled(), try_filters(), try_muon();
+        expect(!holds_tiles(), "tiles are left in use");
     }
     return NULL;
 }

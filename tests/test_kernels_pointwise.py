@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernel_pointwise_tools import ALL, AMX, check_native, tensors
+from kernel_pointwise_tools import ALL, AMX, check_native, second_derivatives, tensors
 from kernel_tools import (
     ISAS,
     LIBRARY,
@@ -196,15 +196,41 @@ def test_what_wants_no_gradient_gets_none(avx2: mock.Mock, frozen: str) -> None:
         assert (x.grad is not None, weight.grad is not None) == (frozen == "weight", frozen == "input")
 
 
-def test_a_gradient_of_one_number_for_all_and_a_second_derivative(avx2: mock.Mock) -> None:
+def test_a_gradient_of_one_number_for_all(avx2: mock.Mock) -> None:
     x = channels_last(torch.randn(LARGE)).requires_grad_()
     weight = torch.randn(64, 64, 1, 1)
     y = pointwise_conv2d(x, weight)
     (got,) = torch.autograd.grad(y.sum(), x)  # of a number expanded to all: strides of 0
     torch.testing.assert_close(got, weight.sum(0).expand(LARGE), rtol=1e-4, atol=1e-4)
-    (got,) = torch.autograd.grad(pointwise_conv2d(x, weight).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        got.sum().backward()
+
+
+def test_second_derivatives_are_pytorchs(avx2: mock.Mock) -> None:
+    x, weight, bias, _ = tensors(LARGE, 64)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    ours = second_derivatives(*leaves)
+    assert avx2.called
+    with use("reference"):
+        theirs = second_derivatives(*leaves)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).norm() <= 1e-4 * other.norm()
+
+
+def test_a_stack_of_gradients(avx2: mock.Mock) -> None:
+    """Of which ``torch.autograd.grad`` makes one of its own kind (vmap)."""
+    x, weight, _, grad = tensors(LARGE, 64)
+    x.requires_grad_()
+    (got,) = torch.autograd.grad(pointwise_conv2d(x, weight), x, torch.stack([grad, 2 * grad]), is_grads_batched=True)
+    assert avx2.called
+    wanted = F.conv2d(grad, weight.transpose(0, 1))
+    torch.testing.assert_close(got, torch.stack([wanted, 2 * wanted]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_gradient_that_stands_negated_in_memory(avx2: mock.Mock) -> None:
+    x, weight, _, grad = tensors(LARGE, 64)
+    x.requires_grad_()
+    (got,) = torch.autograd.grad(pointwise_conv2d(x, weight), x, torch._neg_view(grad))
+    assert avx2.called
+    torch.testing.assert_close(got, -F.conv2d(grad, weight.transpose(0, 1)), rtol=1e-4, atol=1e-4)
 
 
 def test_saved_tensors_may_come_back_in_another_layout(avx2: mock.Mock) -> None:

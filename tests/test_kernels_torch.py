@@ -285,7 +285,7 @@ def test_second_derivative_is_refused_in_words(images: Tensor) -> None:
     outputs = {
         "once_differentiable": lambda: depthwise_conv2d(x, weight, padding=1),
         "no autograd formula": lambda: torch.ops.sepnet.depthwise_conv2d(x, weight, None, *operator_arguments),
-        "marked with @once_differentiable": lambda: batch_norm_relu(
+        "the kernels differentiate this once": lambda: batch_norm_relu(
             x, torch.ones(6, requires_grad=True), torch.zeros(6), None, None, training=True
         ),
     }
@@ -295,6 +295,15 @@ def test_second_derivative_is_refused_in_words(images: Tensor) -> None:
         (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match=words):
             first.sum().backward()
+
+
+def test_a_penalty_on_gradients_is_not_left_out(images: Tensor) -> None:
+    """Where the incoming gradient depends on nothing, what is left out would be the whole of it."""
+    x, gamma = images.detach().requires_grad_(), torch.rand(6, requires_grad=True)
+    y = batch_norm_relu(x, gamma, torch.zeros(6), None, None, training=True)
+    (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="the kernels differentiate this once"):
+        (y.mean() + first.square().mean()).backward()
 
 
 def test_inference_mode_and_no_grad(network: Separable, images: Tensor) -> None:

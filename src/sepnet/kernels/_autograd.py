@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import function
 
 __all__ = ["Function", "once_differentiable"]
 
 Gradients = tuple[Tensor | None, ...]
+_REFUSAL = b"the kernels differentiate this once (once_differentiable); sepnet.kernels.use('reference') has second derivatives"
 
 
 class Function(torch.autograd.Function):
@@ -27,11 +27,18 @@ class Function(torch.autograd.Function):
 
 
 def once_differentiable(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
-    """PyTorch's ``once_differentiable``, whose work is only done where a second derivative may be asked for."""
-    refusing: Callable[..., Gradients] = function.once_differentiable(backward)
+    """As PyTorch's, whose work is only done where a second derivative may be asked for; which is refused even where the incoming
+    gradients depend on nothing: PyTorch's would leave out what the saved tensors have to do with it, without a word.
+    """
 
     @wraps(backward)
     def once(ctx: Any, *gradients: Tensor) -> Gradients:
-        return refusing(ctx, *gradients) if torch.is_grad_enabled() else backward(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return backward(ctx, *gradients)
+        with torch.no_grad():
+            found = backward(ctx, *gradients)
+        refusal = torch._C._functions.DelayedError(_REFUSAL, len(found))
+        refused: Any = refusal(*(g if g is None else g.detach().requires_grad_() for g in found))  # type: ignore[arg-type]
+        return refused  # type: ignore[no-any-return]
 
     return once

@@ -63,7 +63,7 @@ def _fills_tiles(pixels: int, inputs: int, outputs: int) -> bool:
     shapes of networks, median 1.25; 1.0 to 1.6 for one image), 0.8 to 0.9 where few pixels meet many weights.
     """
     whole = inputs % _TILE == 0 and outputs % _TILE == 0
-    return whole and (pixels > _FEWER_PIXELS or inputs * outputs < _MANY_WEIGHTS_AMX)
+    return whole and pixels > 0 and (pixels > _FEWER_PIXELS or inputs * outputs < _MANY_WEIGHTS_AMX)
 
 
 def _is_product_in_bf16(map_pixels: int, pixels: int, channels: int) -> bool:

@@ -6,21 +6,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from sepnet.kernels._autograd import Function, once_differentiable
+from sepnet.kernels._autograd import Function
 from sepnet.kernels._choice_pointwise import Way, pointwise_way
 from sepnet.kernels._library import Library
 from sepnet.kernels._native import DTYPES
 from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
 from sepnet.kernels._pixels import every_nth_pixel
-from sepnet.kernels._tensors import compute_dtype, dense, is_plain, library_for, wants_gradients
+from sepnet.kernels._tensors import compute_dtype, dense, has_autocast, is_plain, library_for, wants_gradients
 
 __all__ = ["pointwise_conv2d"]
 
 
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
-    """1x1 convolution; the matrix product of (B * H' * W', C) and (C, N). Differentiable once where the kernels serve.
+    """1x1 convolution; the matrix product of (B * H' * W', C) and (C, N).
 
     Shape: (B, C, H, W), weight (N, C, 1, 1) -> (B, N, H', W'), H' = ceil(H / stride).
     """
@@ -29,9 +30,9 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, s
         return F.conv2d(x, weight, bias, stride)
     if stride > 1:  # of the pixels that count, which oneDNN's strided gradients are slow to find
         x = every_nth_pixel(x, stride)
-    dtype = compute_dtype(x)
-    way = pointwise_way(dtype, x.shape, weight.shape[0], bias is not None, lib.has_tiles)
-    if way is Way.KERNELS and _is_ours(x, weight, bias):
+    dtype, taken = compute_dtype(x), _is_ours(x, weight, bias)
+    way = pointwise_way(dtype, x.shape, weight.shape[0], bias is not None, taken and lib.has_tiles)
+    if way is Way.KERNELS and taken:
         return _by_kernels(lib, x.to(dtype), weight, bias)
     if way is Way.PRODUCT:
         rows = x.permute(0, 2, 3, 1)  # a view, where x is channels-last
@@ -50,15 +51,20 @@ def _is_ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the library can read the three, and they fit together; what does not is PyTorch's to refuse."""
     if weight.shape[1:] != (x.shape[1], 1, 1) or not is_plain(weight, bias):
         return False
-    if x.dtype not in DTYPES or any(t.dtype != torch.float32 for t in (weight, bias) if t is not None):
+    if weight.dtype != torch.float32 or (bias is not None and bias.dtype != torch.float32):
+        return False
+    if x.dtype != torch.float32 and not (x.dtype in DTYPES and has_autocast()):
+        return False
+    if forward_ad._current_level >= 0:
         return False
     dense_weight = weight.permute(0, 2, 3, 1).is_contiguous()
     return dense_weight and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
 
 
 def _by_kernels(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    x = dense(x)
     if not wants_gradients(x, weight, bias):
-        return pointwise_forward(lib, dense(x), weight, bias)
+        return pointwise_forward(lib, x, weight, bias)
     y: Tensor = _PointwiseConv2d.apply(x, weight, bias, lib)
     return y
 
@@ -66,13 +72,24 @@ def _by_kernels(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None) ->
 class _PointwiseConv2d(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lib: Library) -> Tensor:
-        x = dense(x)
         ctx.save_for_backward(x, weight)
         ctx.lib = lib
         return pointwise_forward(lib, x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = (dense(t) for t in ctx.saved_tensors)  # hooks of saved tensors may give them back in another layout
-        return *pointwise_backward(ctx.lib, x, weight, dense(grad), ctx.needs_input_grad[:3]), None
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled() or not is_plain(grad):  # to be differentiated again, or a stack of gradients (vmap)
+            return *_by_torch(x, weight, grad, wanted), None
+        # hooks of saved tensors may give them back in another layout
+        return *pointwise_backward(ctx.lib, dense(x), dense(weight), dense(grad), wanted), None
+
+
+def _by_torch(x: Tensor, weight: Tensor, grad: Tensor, wanted: tuple[bool, ...]) -> list[Tensor | None]:
+    """The gradients by an operation that PyTorch can differentiate."""
+    found = torch.ops.aten.convolution_backward(
+        grad, x, weight.to(x.dtype), [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, list(wanted)
+    )
+    types = x.dtype, weight.dtype, weight.dtype
+    return [None if g is None else g.to(dtype) for g, dtype in zip(found, types, strict=True)]

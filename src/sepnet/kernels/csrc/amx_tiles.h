@@ -23,33 +23,49 @@ typedef struct {
     int64_t lines;
 } lines_ahead;
 
-INLINE void multiply_fetching(square_tile sum, const float *left, int64_t step, const float *panel, int64_t depth, lines_ahead *next) {
-    const int64_t bytes = step * (int64_t)sizeof(float), panel_step = SQ_COLS * sizeof(float);
+INLINE void clear_sums(void) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
+}
+
+/* 32 rows of 16 units (those of `lower` are the last 16) times as many rows of a panel. The steps are bytes from row to row. */
+INLINE void multiply_step(const float *upper, const float *lower, int64_t step, const float *panel) {
+    enum { PANEL_STEP = SQ_COLS * sizeof(float) };
+    _tile_loadd(6, panel, PANEL_STEP);
+    _tile_loadd(7, panel + VL, PANEL_STEP);
+    _tile_loadd(4, upper, step);
+    _tile_loadd(5, lower, step);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+
+/* To 32 rows of 32 floats. */
+INLINE void store_sums(float *to) {
+    enum { STEP = SQ_COLS * sizeof(float) };
+    _tile_stored(0, to, STEP);
+    _tile_stored(1, to + VL, STEP);
+    _tile_stored(2, to + VL * SQ_COLS, STEP);
+    _tile_stored(3, to + VL * SQ_COLS + VL, STEP);
+}
+
+INLINE void multiply_fetching(square_tile sum, const float *left, int64_t step, const float *panel, int64_t depth, lines_ahead *next) {
+    clear_sums();
     compiler_stores_all(panel);
     for (int64_t u = 0; u < depth; u += SQ_UNITS, panel += SQ_UNITS * SQ_COLS) {
-        _tile_loadd(6, panel, panel_step);
-        _tile_loadd(7, panel + VL, panel_step);
-        _tile_loadd(4, left + u, bytes);
-        _tile_loadd(5, left + u + VL * step, bytes);
-        if (next) next->at = fetch(next->at, (size_t)(next->lines * CACHE_LINE));
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        next->at = fetch(next->at, (size_t)(next->lines * CACHE_LINE));
+        multiply_step(left + u, left + u + VL * step, step * (int64_t)sizeof(float), panel);
     }
-    _tile_stored(0, sum, sizeof *sum);
-    _tile_stored(1, (vf *)sum + 1, sizeof *sum);
-    _tile_stored(2, sum + VL, sizeof *sum);
-    _tile_stored(3, (vf *)(sum + VL) + 1, sizeof *sum);
+    store_sums((float *)sum);
 }
 
 INLINE void multiply_tile(square_tile sum, const float *left, int64_t step, const float *panel, int64_t depth, const int mode) {
     (void)mode;
-    multiply_fetching(sum, left, step, panel, depth, NULL);
+    lines_ahead none = {NULL, 0};
+    multiply_fetching(sum, left, step, panel, depth, &none);
 }
 
 /* 16 vectors of 16 units, of which columns become vectors. */

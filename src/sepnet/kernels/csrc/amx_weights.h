@@ -86,33 +86,19 @@ INLINE void pack_right(const weights_job *s, int64_t row, int64_t stop, float *t
 
 /* A tile of sums, with so many steps' products; of the first ones the sums begin. */
 INLINE void add_tile(float *sums, const float *left, int64_t left_apart, const float *panel, int64_t steps, int first) {
-    const int64_t sums_step = SQ_COLS * sizeof(float), tile_step = VL * sizeof(float);
+    enum { SUMS_STEP = SQ_COLS * sizeof(float) };
     compiler_stores_all(panel);
     if (first) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+        clear_sums();
     } else {
-        _tile_loadd(0, sums, sums_step);
-        _tile_loadd(1, sums + VL, sums_step);
-        _tile_loadd(2, sums + VL * SQ_COLS, sums_step);
-        _tile_loadd(3, sums + VL * SQ_COLS + VL, sums_step);
+        _tile_loadd(0, sums, SUMS_STEP);
+        _tile_loadd(1, sums + VL, SUMS_STEP);
+        _tile_loadd(2, sums + VL * SQ_COLS, SUMS_STEP);
+        _tile_loadd(3, sums + VL * SQ_COLS + VL, SUMS_STEP);
     }
-    for (int64_t k = 0; k < steps; k++, left += LEFT_TILE, panel += SQ_UNITS * SQ_COLS) {
-        _tile_loadd(6, panel, sums_step);
-        _tile_loadd(7, panel + VL, sums_step);
-        _tile_loadd(4, left, tile_step);
-        _tile_loadd(5, left + left_apart, tile_step);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, sums, sums_step);
-    _tile_stored(1, sums + VL, sums_step);
-    _tile_stored(2, sums + VL * SQ_COLS, sums_step);
-    _tile_stored(3, sums + VL * SQ_COLS + VL, sums_step);
+    for (int64_t k = 0; k < steps; k++, left += LEFT_TILE, panel += SQ_UNITS * SQ_COLS)
+        multiply_step(left, left + left_apart, VL * sizeof(float), panel);
+    store_sums(sums);
 }
 
 static const uint32_t ones[VL] __attribute__((aligned(CACHE_LINE))) = {
@@ -165,7 +151,7 @@ static void add_steps(const weights_job *s, task_scratch t, int64_t begin, int64
         if (s->grad_bias && s->bias_of_left)
             add_bias(t.bias + c, left, left + left_apart, LEFT_TILE, VL * sizeof(float), steps, 1);
         for (int64_t n = 0; n < s->right; n += SQ_COLS, panel += right_apart, sums += SQ_ROWS * SQ_COLS) {
-            if (s->grad_bias && !s->bias_of_left && c == 0)
+            if (s->grad_bias && !s->bias_of_left && begin + c == 0) /* the same in every block */
                 add_bias(t.bias + n, panel, panel + VL, SQ_UNITS * SQ_COLS, SQ_COLS * sizeof(float), steps, 0);
             if (s->grad_weight) add_tile(sums, left, left_apart, panel, steps, first);
         }
