@@ -30,9 +30,9 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, s
         return F.conv2d(x, weight, bias, stride)
     if stride > 1:  # of the pixels that count, which oneDNN's strided gradients are slow to find
         x = every_nth_pixel(x, stride)
-    dtype, taken = compute_dtype(x), _is_ours(x, weight, bias)
-    way = pointwise_way(dtype, x.shape, weight.shape[0], bias is not None, taken and lib.has_tiles)
-    if way is Way.KERNELS and taken:
+    dtype, by_tiles = compute_dtype(x), lib.has_tiles and _is_ours(x, weight, bias)
+    way = pointwise_way(dtype, x.shape, weight.shape[0], bias is not None, by_tiles)
+    if way is Way.KERNELS and (by_tiles or _is_ours(x, weight, bias)):
         return _by_kernels(lib, x.to(dtype), weight, bias)
     if way is Way.PRODUCT:
         rows = x.permute(0, 2, 3, 1)  # a view, where x is channels-last
