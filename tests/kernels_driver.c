@@ -333,7 +333,7 @@ static void try_norm(void) {
     int64_t bytes = sepnet_norm_workspace(&m);
     expect(bytes >= 0, "a valid normalisation is refused");
     void *workspace = block(bytes);
-    expect(sepnet_norm_forward(&m, x, NULL, gamma, beta, eps, &running, constants, y, argmax, workspace) == 0, "forward refuses");
+    expect(sepnet_norm_forward(&m, x, NULL, NULL, gamma, beta, eps, &running, constants, y, argmax, workspace) == 0, "forward refuses");
     free(workspace);
     workspace = block(bytes);
     expect(sepnet_norm_backward(&m, x, y, argmax, grad, constants, grad_x, NULL, grad_gamma, grad_beta, workspace) == 0, "backward refuses");
@@ -370,7 +370,7 @@ static void try_shortcut(void) {
     float *dgamma[2] = {block(m.channels * 4), block(m.channels * 4)}, *dbeta[2] = {block(m.channels * 4), block(m.channels * 4)};
     int64_t bytes = sepnet_norm_workspace(&m);
     void *workspace = block(bytes);
-    expect(sepnet_norm_forward(&m, x, shortcut, gamma, beta, 0.1, NULL, constants, y, NULL, workspace) == 0, "shortcut refused");
+    expect(sepnet_norm_forward(&m, x, NULL, shortcut, gamma, beta, 0.1, NULL, constants, y, NULL, workspace) == 0, "shortcut refused");
     sepnet_norm open = m;
     open.relu = 0;
     sepnet_norm_apply(&open, x, NULL, constants + SEPNET_SCALE * m.channels, constants + SEPNET_SHIFT * m.channels, alone, NULL);
@@ -520,6 +520,47 @@ static void check_pointwise(sepnet_pointwise p, const void *x, const float *weig
     free(in), free(out);
 }
 
+/* What a normalisation makes of x: scales are powers of two, so that a sum rounds as a fused one does. */
+static void *normalised_map(const sepnet_pointwise *p, const void *x, const sepnet_joined *joined) {
+    const float *scale = joined->before + SEPNET_SCALE * p->in, *shift = joined->before + SEPNET_SHIFT * p->in;
+    uint16_t *z = block(p->rows * p->in * 2);
+    for (int64_t i = 0; i < p->rows * p->in; i++) {
+        const float sum = (float)get(x, p->dtype, i) * scale[i % p->in] + shift[i % p->in];
+        const float value = to_bfloat(joined->before_relu && sum < 0 ? 0 : sum);
+        uint32_t bits;
+        memcpy(&bits, &value, 4);
+        z[i] = (uint16_t)(bits >> 16);
+    }
+    return z;
+}
+
+static void check_moments(const sepnet_pointwise *p, const double *rows, const void *y) {
+    double *from = calloc((size_t)(p->rows * p->out), sizeof *from), *square = calloc((size_t)(p->rows * p->out), sizeof *square);
+    for (int64_t i = 0; i < p->rows * p->out; i++) from[i] = get(y, p->dtype, i) - rows[i % p->out], square[i] = from[i] * from[i];
+    for (int64_t n = 0; n < p->out; n++) expect(rows[n] == get(y, p->dtype, n), "the origin is not the first value");
+    check_rows("pointwise moments", rows + p->out, p->rows, p->out, from, square);
+    free(from), free(square);
+}
+
+static void check_gated(const sepnet_pointwise *p, const sepnet_joined *joined, const void *x, const void *grad_x) {
+    const float *mean = joined->before, *scale = mean + SEPNET_SCALE * p->in, *shift = mean + SEPNET_SHIFT * p->in;
+    double *passed = calloc((size_t)(p->rows * p->in), sizeof *passed), *product = calloc((size_t)(p->rows * p->in), sizeof *product);
+    for (int64_t i = 0; i < p->rows * p->in; i++) {
+        const int64_t c = i % p->in;
+        const float value = (float)get(x, p->dtype, i);
+        if (!joined->before_relu || value * scale[c] + shift[c] > 0) passed[i] = get(grad_x, p->dtype, i);
+        product[i] = passed[i] * ((double)value - (double)mean[c]);
+    }
+    check_rows("pointwise gated sums", joined->sums, p->rows, p->in, passed, product);
+    free(passed), free(product);
+}
+
+static float *power_constants(int64_t channels) {
+    float *constants = floats(SEPNET_CONSTANTS * channels);
+    for (int64_t c = 0; c < channels; c++) constants[SEPNET_SCALE * channels + c] = ldexpf(pick(0, 1) ? 1 : -1, (int)pick(-2, 1));
+    return constants;
+}
+
 static void try_pointwise(void) {
     const sepnet_pointwise p = random_pointwise();
     const int64_t width = width_of(p.dtype);
@@ -528,14 +569,22 @@ static void try_pointwise(void) {
     for (int64_t i = 0; p.dtype == SEPNET_BFLOAT16 && i < p.out * p.in; i++) weight[i] = to_bfloat(weight[i]);
     void *y = block(p.rows * p.out * width), *grad_x = pick(0, 3) ? block(p.rows * p.in * width) : NULL;
     float *grad_weight = pick(0, 3) ? block(p.out * p.in * 4) : NULL, *grad_bias = pick(0, 1) ? block(p.out * 4) : NULL;
-    void *workspace = block(sepnet_pointwise_workspace(&p, 0));
-    expect(sepnet_pointwise_forward(&p, x, weight, bias, y, workspace) == 0, "pointwise forward refuses");
-    free(workspace);
+    const int joins = p.dtype == SEPNET_BFLOAT16 && pick(0, 1);
+    float *constants = joins && pick(0, 3) ? power_constants(p.in) : NULL;
+    sepnet_joined sides = {.before = constants, .before_relu = (int32_t)pick(0, 1), .sums = joins && pick(0, 3) ? block(3 * p.out * 8) : NULL};
+    void *entering = constants ? normalised_map(&p, x, &sides) : x, *workspace = block(sepnet_pointwise_workspace(&p, 0));
+    expect(sepnet_pointwise_forward(&p, joins ? &sides : NULL, x, weight, bias, y, workspace) == 0, "pointwise forward refuses");
+    if (sides.sums) check_moments(&p, sides.sums, y);
+    free(workspace), free(sides.sums);
+    sides.sums = constants && pick(0, 3) ? block(2 * p.in * 8) : NULL;
     workspace = block(sepnet_pointwise_workspace(&p, 1));
-    expect(sepnet_pointwise_backward(&p, x, weight, grad, grad_x, grad_weight, grad_bias, workspace) == 0, "pointwise backward refuses");
-    free(workspace);
-    check_pointwise(p, x, weight, bias, grad, y, grad_x, grad_weight, grad_bias);
-    free(x), free(weight), free(bias), free(grad), free(y), free(grad_x), free(grad_weight), free(grad_bias);
+    expect(sepnet_pointwise_backward(&p, joins ? &sides : NULL, x, weight, grad, grad_x, grad_weight, grad_bias, workspace) == 0,
+           "pointwise backward refuses");
+    if (sides.sums && grad_x) check_gated(&p, &sides, x, grad_x);
+    free(workspace), free(sides.sums);
+    check_pointwise(p, entering, weight, bias, grad, y, grad_x, grad_weight, grad_bias);
+    if (entering != x) free(entering);
+    free(constants), free(x), free(weight), free(bias), free(grad), free(y), free(grad_x), free(grad_weight), free(grad_bias);
 }
 
 /* --- filters of stacked layers ----------------------------------------------------------------------------------------------- */
@@ -705,10 +754,10 @@ static void try_pooled(void) {
     float *y32 = block(results * 4), *again = block(SEPNET_CONSTANTS * m.channels * 4), *du = block(pixels * m.channels * 4);
     float *dx32 = block(pixels * inputs * 4), *dw32 = block(m.channels * inputs * 4), *dgamma32 = block(m.channels * 4), *dbeta32 = block(m.channels * 4);
     workspace = block(sepnet_pointwise_workspace(&conv, 0));
-    sepnet_pointwise_forward(&conv, x32, weight, NULL, u, workspace);
+    sepnet_pointwise_forward(&conv, NULL, x32, weight, NULL, u, workspace);
     free(workspace);
     workspace = block(sepnet_norm_workspace(&n));
-    sepnet_norm_forward(&n, u, NULL, gamma, beta, 0.1, &others, again, y32, argmax, workspace);
+    sepnet_norm_forward(&n, u, NULL, NULL, gamma, beta, 0.1, &others, again, y32, argmax, workspace);
     near_floats("pooled y", y, y32, m.dtype, results, 10);
     near_maps("pooled averages", averages, other, SEPNET_FLOAT32, 2 * m.channels, 100);
     for (int64_t i = 0; i < results; i++) {
@@ -720,13 +769,13 @@ static void try_pooled(void) {
     sepnet_norm_backward(&n, u, y32, argmax, grad32, again, du, NULL, dgamma32, dbeta32, workspace);
     free(workspace);
     workspace = block(sepnet_pointwise_workspace(&conv, 1));
-    sepnet_pointwise_backward(&conv, x32, weight, du, dx32, dw32, NULL, workspace);
+    sepnet_pointwise_backward(&conv, NULL, x32, weight, du, dx32, dw32, NULL, workspace);
     if (multiplies_halves(m.dtype)) { /* those of dL/dx, times the normalisation's scale */
         for (int64_t i = 0; i < m.channels * inputs; i++) {
             const float scale = constants[SEPNET_SCALE * m.channels + i / inputs], scaled = weight[i] * scale;
             if (scaled != 0) weight[i] = to_bfloat(scaled) / scale;
         }
-        sepnet_pointwise_backward(&conv, x32, weight, du, dx32, NULL, NULL, workspace);
+        sepnet_pointwise_backward(&conv, NULL, x32, weight, du, dx32, NULL, NULL, workspace);
     }
     if (dx) near_floats("pooled dx", dx, dx32, m.dtype, pixels * inputs, 10.0 * (double)m.channels);
     if (dw) near_maps("pooled dweight", dw, dw32, SEPNET_FLOAT32, m.channels * inputs, 10.0 * (double)pixels);
@@ -769,7 +818,7 @@ static void try_nonsense(void) {
     expect(sepnet_pooled_pointwise_workspace(&m, 3, 1) == -1, "accepted: nothing is pooled");
     m.threads = 0;
     expect(sepnet_norm_apply(&m, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "apply accepts");
-    expect(sepnet_norm_forward(&m, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL) == -1, "forward accepts");
+    expect(sepnet_norm_forward(&m, NULL, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL) == -1, "forward accepts");
     expect(sepnet_norm_backward(&m, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "backward accepts");
     expect(sepnet_norm_statistics(&m, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL) == -1, "statistics accept");
     expect(sepnet_norm_sums(&m, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "sums accept");
@@ -779,8 +828,15 @@ static void try_nonsense(void) {
 #define REFUSED(change) p = proper, p.change, expect(sepnet_pointwise_workspace(&p, 1) == -1, "accepted: " #change)
     REFUSED(rows = 0), REFUSED(in = 0), REFUSED(out = -1), REFUSED(threads = 0), REFUSED(dtype = 1), REFUSED(dtype = 2);
 #undef REFUSED
-    expect(sepnet_pointwise_forward(&p, NULL, NULL, NULL, NULL, NULL) == -1, "pointwise forward accepts");
-    expect(sepnet_pointwise_backward(&p, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "pointwise backward accepts");
+    const float constant = 1;
+    sepnet_joined one_side = {.before = &constant};
+    expect(sepnet_pointwise_forward(&proper, &one_side, NULL, NULL, NULL, NULL, NULL) == -1, "joined, of floats: accepted");
+    p = proper, p.dtype = SEPNET_BFLOAT16, p.in = p.out = 32;
+    one_side = (sepnet_joined){.after = &constant};
+    expect(sepnet_pointwise_backward(&p, &one_side, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "joined, with one after: accepted");
+    p.threads = 0;
+    expect(sepnet_pointwise_forward(&p, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "pointwise forward accepts");
+    expect(sepnet_pointwise_backward(&p, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "pointwise backward accepts");
     sepnet_muon usual = {.rows = 5, .cols = 4, .steps = 3, .dtype = SEPNET_FLOAT32}, step;
 #define REFUSED(change) step = usual, step.change, expect(sepnet_muon_workspace(&step, 1, 1) == -1, "accepted: " #change)
     REFUSED(rows = 0), REFUSED(cols = -1), REFUSED(steps = 0), REFUSED(dtype = 2);

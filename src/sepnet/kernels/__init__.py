@@ -10,14 +10,14 @@ from sepnet.kernels._calls import watching
 from sepnet.kernels._choice_pointwise import pooling_is_faster
 from sepnet.kernels._depthwise import depthwise_branches, depthwise_by_geometry, depthwise_conv2d, fits, native_for
 from sepnet.kernels._geometry import Geometry
-from sepnet.kernels._joined import joined_depthwise, joins
+from sepnet.kernels._joined import joined_depthwise, joined_separable, joins, joins_pointwise
 from sepnet.kernels._library import isa_names, library, use, why_not_native
 from sepnet.kernels._multiscale import multiscale_branches
 from sepnet.kernels._muon import MOST_STEPS, Iterations, Update, muon_step, same_places
 from sepnet.kernels._native_norm import Averages
 from sepnet.kernels._norm import Normalisation, batch_norm_relu
 from sepnet.kernels._pixels import global_average
-from sepnet.kernels._pointwise import pointwise_conv2d
+from sepnet.kernels._pointwise import pointwise_conv2d, summed_pointwise
 from sepnet.kernels._pooled import pooled_pointwise, pools
 from sepnet.kernels._processor import processor_has
 from sepnet.kernels._status import EXAMPLE_BATCH, KernelPath, calls_by, gpu_path, kernel_paths, kernels_in_use
@@ -45,7 +45,9 @@ __all__ = [
     "is_written_down",
     "isa_names",
     "joined_depthwise",
+    "joined_separable",
     "joins",
+    "joins_pointwise",
     "kernel_paths",
     "kernels_in_use",
     "library",
@@ -58,6 +60,7 @@ __all__ = [
     "pools",
     "processor_has",
     "same_places",
+    "summed_pointwise",
     "use",
     "watching",
     "why_not_native",

@@ -43,7 +43,7 @@ __all__ = [
 
 Mode = Literal["native", "reference"]
 
-ABI = 10
+ABI = 11
 MAX_BRANCHES = 4
 MAX_KERNEL = 7
 isa_names = ("avx512_bf16_amx", "avx512_bf16_floats", "avx512_bf16", "avx512", "avx2", "baseline")
@@ -131,7 +131,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "sepnet_norm_workspace": (ctypes.c_int64, [_P]),
     "sepnet_norm_statistics": (ctypes.c_int, [*[_P] * 5, ctypes.c_double, *[_P] * 3]),
     "sepnet_norm_apply": (ctypes.c_int, [_P] * 7),
-    "sepnet_norm_forward": (ctypes.c_int, [*[_P] * 5, ctypes.c_double, *[_P] * 5]),
+    "sepnet_norm_forward": (ctypes.c_int, [*[_P] * 6, ctypes.c_double, *[_P] * 5]),
     "sepnet_norm_sums": (ctypes.c_int, [_P] * 9),
     "sepnet_norm_gradients": (ctypes.c_int, [_P] * 5),
     "sepnet_norm_input_gradient": (ctypes.c_int, [_P] * 7),
@@ -142,8 +142,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "sepnet_multiscale_filters": (ctypes.c_int, [_P] * 5),
     "sepnet_multiscale_gradients": (ctypes.c_int, [_P] * 7),
     "sepnet_pointwise_workspace": (ctypes.c_int64, [_P, ctypes.c_int]),
-    "sepnet_pointwise_forward": (ctypes.c_int, [_P] * 6),
-    "sepnet_pointwise_backward": (ctypes.c_int, [_P] * 8),
+    "sepnet_pointwise_forward": (ctypes.c_int, [_P] * 7),
+    "sepnet_pointwise_backward": (ctypes.c_int, [_P] * 9),
     "sepnet_muon_workspace": (ctypes.c_int64, [_P, ctypes.c_int64, ctypes.c_int]),
     "sepnet_muon_step": (ctypes.c_int, [_P, ctypes.c_int64, ctypes.c_int, _P]),
 }

@@ -33,6 +33,7 @@ __all__ = [
     "described",
     "empty_gradients",
     "empty_map",
+    "joined",
     "memory",
     "pointer",
     "tell_way",
@@ -146,10 +147,18 @@ def pointer(tensor: Tensor | None) -> int | None:
 
 
 class Side(NamedTuple):
-    """A normalisation at one side of a depthwise convolution: its constants (see ``norm_statistics``), and whether ReLU follows."""
+    """A normalisation at one side of a convolution: its constants (see ``norm_statistics``), and whether ReLU follows."""
 
     constants: Tensor
     relu: bool
+
+
+def joined(sums: Tensor | None, before: Side | None) -> Joined:
+    """What a convolution takes over, in the library's terms; the caller keeps the tensors while the library reads them."""
+    sides = Joined(sums=pointer(sums))
+    if before is not None:
+        sides.before, sides.before_relu = before.constants.data_ptr(), before.relu
+    return sides
 
 
 def check_gradient(grad: Tensor, call: Call, x: Tensor) -> None:
@@ -170,21 +179,18 @@ def depthwise_forward_joined(
 ) -> tuple[Tensor, Tensor | None]:
     """The convolution of the normalised x, and with ``sums`` those of its outputs that ``norm_statistics`` takes."""
     rows = memory(3, x.shape[1] * len(geometry.kernels), dtype=torch.float64) if sums else None
-    joined = Joined(sums=pointer(rows))
-    if before is not None:
-        joined.before, joined.before_relu = before.constants.data_ptr(), before.relu
-    return _depthwise_forward(lib, x, weight, bias, geometry, joined), rows
+    return _depthwise_forward(lib, x, weight, bias, geometry, joined(rows, before)), rows
 
 
 def _depthwise_forward(
-    lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, joined: Joined | None
+    lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, sides: Joined | None
 ) -> Tensor:
     call = _depthwise_call(lib, lib.isa_key, x.shape, x.dtype, geometry, torch.get_num_threads())
     y = empty_map(x, call.output)
     scratch = workspace(call.workspace[0])
     lib.handle.sepnet_depthwise_forward(
         call.address,
-        None if joined is None else ctypes.addressof(joined),
+        None if sides is None else ctypes.addressof(sides),
         x.data_ptr(),
         weight.data_ptr(),
         pointer(bias),
@@ -232,13 +238,11 @@ def depthwise_backward_joined(
         after: the convolution's output, and its normalisation, of whose result ``grad`` is the gradient.
     """
     rows = None if before is None else memory(2, x.shape[1], dtype=torch.float64)
-    joined = Joined(sums=pointer(rows))
-    if before is not None:
-        joined.before, joined.before_relu = before.constants.data_ptr(), before.relu
+    sides = joined(rows, before)
     if after is not None:
         y, side = after
-        joined.after, joined.y, joined.after_relu = side.constants.data_ptr(), y.data_ptr(), side.relu
-    return _depthwise_backward(lib, x, weight, grad, geometry, want, joined), rows
+        sides.after, sides.y, sides.after_relu = side.constants.data_ptr(), y.data_ptr(), side.relu
+    return _depthwise_backward(lib, x, weight, grad, geometry, want, sides), rows
 
 
 def _depthwise_backward(
@@ -248,7 +252,7 @@ def _depthwise_backward(
     grad: Tensor,
     geometry: Geometry,
     want: tuple[bool, bool, bool],
-    joined: Joined | None,
+    sides: Joined | None,
 ) -> Gradients:
     call = _depthwise_call(lib, lib.isa_key, x.shape, x.dtype, geometry, torch.get_num_threads())
     check_gradient(grad, call, x)
@@ -256,7 +260,7 @@ def _depthwise_backward(
     gradients = empty_gradients(x, weight, grad.shape[1], want)
     lib.handle.sepnet_depthwise_backward(
         call.address,
-        None if joined is None else ctypes.addressof(joined),
+        None if sides is None else ctypes.addressof(sides),
         x.data_ptr(),
         weight.data_ptr(),
         grad.data_ptr(),

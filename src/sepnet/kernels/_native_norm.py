@@ -99,8 +99,11 @@ def norm_forward(
     pool: bool,
     relu: bool,
     shortcut: Tensor | None = None,
+    sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """With x's own statistics; the result, the constants, and which positions pooling kept. ``shortcut``: added before the ReLU."""
+    """With x's own statistics, from ``sums`` where they are known; the result, the constants, and which positions pooling kept.
+    ``shortcut``: added before the ReLU.
+    """
     call = _describe_norm(lib, x, pool, relu)
     y = empty_map(x, call.output)
     argmax = memory(y.numel(), dtype=torch.uint8) if pool else None
@@ -110,6 +113,7 @@ def norm_forward(
     lib.handle.sepnet_norm_forward(
         call.address,
         x.data_ptr(),
+        pointer(sums),
         pointer(shortcut),
         weight.data_ptr(),
         bias.data_ptr(),

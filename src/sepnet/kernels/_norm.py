@@ -46,13 +46,15 @@ def batch_norm_relu(
     pool: bool = False,
     relu: bool = True,
     shortcut: Tensor | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """``F.batch_norm``, then ``F.max_pool2d(y, 2)`` with ``pool``, then ``F.relu``, by the kernels where they serve.
 
     ``shortcut`` is added before the ReLU: the end of a residual block (He et al. 2016, Fig. 5). Not with ``pool``.
 
     With ``training`` the batch's statistics are used and the running averages are updated in place, otherwise the averages are
-    used. Statistics are accumulated in float64. Differentiable once on the native path.
+    used. Statistics are accumulated in float64, or come from ``sums`` of x, where the operation that made it has taken them
+    (``summed_pointwise``). Differentiable once on the native path.
 
     Shape: (B, C, H, W) -> (B, C, H, W), or (B, C, H // 2, W // 2) with pool; channels-last.
 
@@ -65,7 +67,7 @@ def batch_norm_relu(
     if lib is not None and weight is not None and bias is not None:
         if training or running_mean is None or running_var is None:
             averages = _averages(running_mean, running_var, momentum)
-            y: Tensor = _BatchNormReLU.apply(x, weight, bias, shortcut, averages, eps, pool, relu)
+            y: Tensor = _BatchNormReLU.apply(x, weight, bias, shortcut, averages, eps, pool, relu, sums)
             return y
         if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, shortcut))):
             scale = weight.detach() * torch.rsqrt(running_var + eps)
@@ -134,12 +136,13 @@ class _BatchNormReLU(Function):
         eps: float,
         pool: bool,
         relu: bool,
+        sums: Tensor | None,
     ) -> Tensor:
         lib = library()
         assert lib is not None
         x = dense(x)
         more = None if shortcut is None else dense(shortcut)
-        y, constants, argmax = _native_norm.norm_forward(lib, x, weight, bias, averages, eps, pool, relu, more)
+        y, constants, argmax = _native_norm.norm_forward(lib, x, weight, bias, averages, eps, pool, relu, more, sums)
         ctx.lib, ctx.pool, ctx.relu, ctx.shortcut = lib, pool, relu, shortcut is not None
         ctx.save_for_backward(x, y if relu and (pool or ctx.shortcut) else None, constants, argmax)
         return y
@@ -150,4 +153,4 @@ class _BatchNormReLU(Function):
         x, y, constants, argmax = ctx.saved_tensors
         x, y = dense(x), None if y is None else dense(y)  # hooks of saved tensors may give them back in another layout
         grads = _native_norm.norm_backward(ctx.lib, x, y, constants, argmax, dense(grad), ctx.pool, ctx.relu, ctx.shortcut)
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,12 +13,12 @@ from torch.nn import functional as F
 from sepnet.kernels._autograd import Function
 from sepnet.kernels._choice_pointwise import Way, pointwise_way
 from sepnet.kernels._library import Library
-from sepnet.kernels._native import DTYPES
-from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
+from sepnet.kernels._native import DTYPES, Shape
+from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward, pointwise_forward_joined
 from sepnet.kernels._pixels import every_nth_pixel
 from sepnet.kernels._tensors import compute_dtype, dense, has_autocast, is_plain, library_for, wants_gradients
 
-__all__ = ["pointwise_conv2d"]
+__all__ = ["pointwise_by_tiles", "pointwise_conv2d", "summed_pointwise"]
 
 
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
@@ -30,9 +31,9 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, s
         return F.conv2d(x, weight, bias, stride)
     if stride > 1:  # of the pixels that count, which oneDNN's strided gradients are slow to find
         x = every_nth_pixel(x, stride)
-    dtype, by_tiles = compute_dtype(x), lib.has_tiles and _is_ours(x, weight, bias)
+    dtype, by_tiles = compute_dtype(x), lib.has_tiles and _is_ours(x.dtype, x.shape[1], weight, bias)
     way = pointwise_way(dtype, x.shape, weight.shape[0], bias is not None, by_tiles)
-    if way is Way.KERNELS and (by_tiles or _is_ours(x, weight, bias)):
+    if way is Way.KERNELS and (by_tiles or _is_ours(x.dtype, x.shape[1], weight, bias)):
         return _by_kernels(lib, x.to(dtype), weight, bias)
     if way is Way.PRODUCT:
         rows = x.permute(0, 2, 3, 1)  # a view, where x is channels-last
@@ -47,13 +48,32 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).flatten(0, 2)  # channels-last
 
 
-def _is_ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def pointwise_by_tiles(lib: Library, dtype: torch.dtype, shape: Shape, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the kernels' convolution of (B, C, H, W) with AMX is the fastest way, which may take over what normalisations do."""
+    if not lib.has_tiles or dtype != torch.bfloat16 or not _is_ours(dtype, shape[1], weight, bias):
+        return False
+    return pointwise_way(dtype, shape, weight.shape[0], bias is not None, True) is Way.KERNELS
+
+
+def summed_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The convolution in training, and the sums that ``batch_norm_relu`` takes of its result, where they come with it.
+
+    Shape: (B, C, H, W), weight (N, C, 1, 1) -> (B, N, H, W).
+    """
+    lib = library_for(x) if x.dim() == 4 else None
+    if lib is None or not pointwise_by_tiles(lib, compute_dtype(x), x.shape, weight, bias):
+        return pointwise_conv2d(x, weight, bias), None
+    result: tuple[Tensor, Tensor] = _SummedPointwise.apply(dense(x.to(torch.bfloat16)), weight, bias, lib)
+    return result
+
+
+def _is_ours(x_dtype: torch.dtype, channels: int, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the library can read the three, and they fit together; what does not is PyTorch's to refuse."""
-    if weight.shape[1:] != (x.shape[1], 1, 1) or not is_plain(weight, bias):
+    if weight.shape[1:] != (channels, 1, 1) or not is_plain(weight, bias):
         return False
     if weight.dtype != torch.float32 or (bias is not None and bias.dtype != torch.float32):
         return False
-    if x.dtype != torch.float32 and not (x.dtype in DTYPES and has_autocast()):
+    if x_dtype != torch.float32 and not (x_dtype in DTYPES and has_autocast()):
         return False
     if forward_ad._current_level >= 0:
         return False
@@ -78,12 +98,32 @@ class _PointwiseConv2d(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or not is_plain(grad):  # to be differentiated again, or a stack of gradients (vmap)
-            return *_by_torch(x, weight, grad, wanted), None
-        # hooks of saved tensors may give them back in another layout
-        return *pointwise_backward(ctx.lib, dense(x), dense(weight), dense(grad), wanted), None
+        return *_gradients(ctx, grad), None
+
+
+class _SummedPointwise(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lib: Library) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight)
+        ctx.lib = lib
+        y, sums = pointwise_forward_joined(lib, x, weight, bias, None, True)
+        assert sums is not None
+        ctx.mark_non_differentiable(sums)
+        ctx.set_materialize_grads(False)
+        return y, sums
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, grad), None
+
+
+def _gradients(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
+    x, weight = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:3]
+    if torch.is_grad_enabled() or not is_plain(grad):  # to be differentiated again, or a stack of gradients (vmap)
+        return _by_torch(x, weight, grad, wanted)
+    # hooks of saved tensors may give them back in another layout
+    return pointwise_backward(ctx.lib, dense(x), dense(weight), dense(grad), wanted)
 
 
 def _by_torch(x: Tensor, weight: Tensor, grad: Tensor, wanted: tuple[bool, ...]) -> list[Tensor | None]:

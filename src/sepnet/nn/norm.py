@@ -47,8 +47,10 @@ class BatchNormReLU(nn.BatchNorm2d):
             return 1.0 / (float(self.num_batches_tracked) + 1.0)  # the plain average of all batches
         return self.momentum if self.momentum is not None else 0.0
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W), or (B, C, H//2, W//2) with pool. With a ``shortcut`` of x's shape: ReLU of their sum."""
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, sums: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), or (B, C, H//2, W//2) with pool. With a ``shortcut`` of x's shape: ReLU of their sum.
+        ``sums``: of x, where they are known (``sepnet.kernels.summed_pointwise``).
+        """
         momentum = self._momentum()
         self.count_batch()
         return batch_norm_relu(
@@ -63,4 +65,5 @@ class BatchNormReLU(nn.BatchNorm2d):
             pool=self.pool,
             relu=self.relu or shortcut is not None,
             shortcut=shortcut,
+            sums=sums,
         )

@@ -1,4 +1,4 @@
-"""Normalisation that is put off, so that the depthwise convolution after it can take it over (see ``sepnet.nn.joined``)."""
+"""Normalisation that is put off, so that the convolution after it can take it over (see ``sepnet.nn.joined``)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ class Pending(NamedTuple):
 
     x: Tensor
     norm: BatchNormReLU
+    sums: Tensor | None = None
+    """Of the map, for its statistics, where they are known and nobody watches ``norm``."""
 
 
-def settle(x: Tensor | Pending) -> Tensor:
-    """The map itself, normalised where that was put off."""
+def settle(x: Tensor | Pending, shortcut: Tensor | None = None) -> Tensor:
+    """The map itself, normalised where that was put off; a ``shortcut`` is added before the ReLU."""
     if isinstance(x, Pending):
-        y: Tensor = x.norm(x.x)
+        operands = [x.x] if shortcut is None else [x.x, shortcut]  # a layer that is watched knows no more
+        y: Tensor = x.norm(*operands) if x.sums is None else x.norm(x.x, shortcut, x.sums)
         return y
     return x
 

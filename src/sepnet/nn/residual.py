@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sepnet.nn.conv import check_positive, pointwise
-from sepnet.nn.joined import depthwise_between
+from sepnet.nn.joined import pointwise_before, separable_before
 from sepnet.nn.norm import BatchNormReLU
-from sepnet.nn.pending import Pending
+from sepnet.nn.pending import settle
 
 __all__ = ["Bottleneck"]
 
@@ -45,5 +45,5 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        y: Tensor = self.bn3(self.conv3(depthwise_between(Pending(self.conv1(x), self.bn1), self.conv2, self.bn2)), shortcut)
-        return y
+        y = pointwise_before(x, self.conv1, self.bn1)
+        return settle(separable_before(y, self.conv2, self.bn2, self.conv3, self.bn3), shortcut)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sepnet.nn.conv import check_positive, depthwise, pointwise
-from sepnet.nn.joined import depthwise_between
+from sepnet.nn.joined import depthwise_between, pointwise_before, separable_before
 from sepnet.nn.norm import BatchNormReLU
 from sepnet.nn.pending import EndsInNorm, Pending
 
@@ -35,7 +35,7 @@ class SeparableBlock(EndsInNorm):
 
     def pending(self, x: Tensor | Pending) -> Pending:
         """(B, in_channels, H, W) -> (B, out_channels, H', W'), to be normalised."""
-        return Pending(self.pw(depthwise_between(x, self.dw, self.bn1)), self.bn2)
+        return separable_before(x, self.dw, self.bn1, self.pw, self.bn2)
 
 
 class DilatedSeparableBlock(EndsInNorm):
@@ -65,4 +65,4 @@ class DilatedSeparableBlock(EndsInNorm):
 
     def pending(self, x: Tensor | Pending) -> Pending:
         """(B, in_channels, H, W) -> (B, out_channels, H', W'), to be normalised."""
-        return Pending(self.pw(depthwise_between(x, self.dw)), self.bn)
+        return pointwise_before(depthwise_between(x, self.dw), self.pw, self.bn)

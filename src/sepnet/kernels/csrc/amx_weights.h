@@ -15,10 +15,12 @@ enum { LEAST_SHARE = 8 * STEP_PIXELS };    /* pixels that are worth one */
 typedef struct {
     int64_t rows, left, right; /* channels */
     const uint16_t *l, *r;
+    side enters;         /* of x */
     int bias_of_left;    /* g is the left one */
     int64_t steps;       /* of pixels, packed at once */
     int64_t blocks, shares, block; /* of left channels; of pixels */
     float *grad_weight, *grad_bias; /* (out, in); NULL if nobody asks */
+    const tall_product *tall; /* dL/dx, which is computed of the same pixels while they are in cache, or NULL */
     uint16_t *zeros;     /* a pixel */
     char *scratch;       /* a task: sums of the weights, of the bias, packed maps */
     int64_t scratch_bytes;
@@ -53,14 +55,20 @@ INLINE const uint16_t *pixel_at(const uint16_t *map, int64_t channels, int64_t r
     return row < end ? map + row * channels : zeros;
 }
 
+/* Of 16 channels. */
+INLINE vf two_pixels(const weights_job *s, const uint16_t *first, const uint16_t *second, int64_t c, const int entering) {
+    return entering ? load_entering(&s->enters, first, second, c) : load_pairs(first + c, second + c);
+}
+
 /* Channels [begin, end) of 32 pixels from `row` on to left tiles, `apart` floats from one to the next. */
-INLINE void pack_left(const weights_job *s, int64_t begin, int64_t end, int64_t row, int64_t stop, float *to, int64_t apart) {
+INLINE void pack_left(const weights_job *s, int64_t begin, int64_t end, int64_t row, int64_t stop, float *to, int64_t apart,
+                      const int entering) {
     for (int64_t c = begin; c < end; c += VL, to += apart) {
         vf line[VL];
 #pragma GCC unroll 16
         for (int i = 0; i < VL; i++)
-            line[i] = load_pairs(pixel_at(s->l, s->left, row + 2 * i, stop, s->zeros) + c,
-                                 pixel_at(s->l, s->left, row + 2 * i + 1, stop, s->zeros) + c);
+            line[i] = two_pixels(s, pixel_at(s->l, s->left, row + 2 * i, stop, s->zeros),
+                                 pixel_at(s->l, s->left, row + 2 * i + 1, stop, s->zeros), c, entering);
         turn_units(line);
 #pragma GCC unroll 16
         for (int i = 0; i < VL; i++) *(vf *)(to + i * VL) = line[i];
@@ -68,7 +76,7 @@ INLINE void pack_left(const weights_job *s, int64_t begin, int64_t end, int64_t 
 }
 
 /* All channels of 32 pixels to panels, `apart` floats from one to the next. Those of the next 32 are fetched meanwhile. */
-INLINE void pack_right(const weights_job *s, int64_t row, int64_t stop, float *to, int64_t apart) {
+INLINE void pack_right(const weights_job *s, int64_t row, int64_t stop, float *to, int64_t apart, const int entering) {
     const char *next_left = (const char *)(s->l + (row + STEP_PIXELS) * s->left);
     const char *next_right = (const char *)(s->r + (row + STEP_PIXELS) * s->right);
     for (int64_t i = 0; i < STEP_PIXELS; i += 2, to += SQ_COLS) {
@@ -78,7 +86,7 @@ INLINE void pack_right(const weights_job *s, int64_t row, int64_t stop, float *t
         const uint16_t *second = pixel_at(s->r, s->right, row + i + 1, stop, s->zeros);
         for (int64_t c = 0; c < s->right; c += SQ_COLS)
             for (int v = 0; v < SQ_VECTORS; v++)
-                *(vf *)(to + c / SQ_COLS * apart + v * VL) = load_pairs(first + c + v * VL, second + c + v * VL);
+                *(vf *)(to + c / SQ_COLS * apart + v * VL) = two_pixels(s, first, second, c + v * VL, entering);
     }
 }
 
@@ -158,21 +166,38 @@ static void add_steps(const weights_job *s, task_scratch t, int64_t begin, int64
     }
 }
 
+/* The packed step `steps`, of the pixels from `row` on. */
+static void pack_step(const weights_job *s, int64_t begin, int64_t end, int64_t row, int64_t stop, const task_scratch *t, int64_t steps) {
+    const int64_t left_apart = s->steps * LEFT_TILE, right_apart = s->steps * SQ_UNITS * SQ_COLS;
+    float *left = t->left + steps * LEFT_TILE, *right = t->right + steps * SQ_UNITS * SQ_COLS;
+    const int entering = s->enters.scale != NULL;
+    if (entering && !s->bias_of_left)
+        pack_left(s, begin, end, row, stop, left, left_apart, 1);
+    else
+        pack_left(s, begin, end, row, stop, left, left_apart, 0);
+    if (entering && s->bias_of_left)
+        pack_right(s, row, stop, right, right_apart, 1);
+    else
+        pack_right(s, row, stop, right, right_apart, 0);
+}
+
+/* The first pixel of a share: of a tile. */
+static int64_t share_begin(const weights_job *s, int64_t share) {
+    return sepnet_min(sepnet_part_begin((s->rows + STEP_PIXELS - 1) / STEP_PIXELS, s->shares, share) * STEP_PIXELS, s->rows);
+}
+
 static void weights_part(void *context, int64_t task, sepnet_worker worker) {
-    (void)worker;
     const weights_job own = *(const weights_job *)context, *s = &own;
     const int64_t begin = task % s->blocks * s->block, end = sepnet_min(begin + s->block, s->left), share = task / s->blocks;
-    const int64_t stop = sepnet_part_begin(s->rows, s->shares, share + 1);
+    const int64_t stop = share_begin(s, share + 1);
     const task_scratch t = scratch_of(s, task);
     memset(t.bias, 0, (size_t)sums_of_bias(s));
     set_up_tiles();
     int first = 1;
-    for (int64_t row = sepnet_part_begin(s->rows, s->shares, share); row < stop; first = 0) {
+    for (int64_t row = share_begin(s, share); row < stop; first = 0) {
         int64_t steps = 0;
-        for (; steps < s->steps && row < stop; steps++, row += STEP_PIXELS) {
-            pack_left(s, begin, end, row, stop, t.left + steps * LEFT_TILE, s->steps * LEFT_TILE);
-            pack_right(s, row, stop, t.right + steps * SQ_UNITS * SQ_COLS, s->steps * SQ_UNITS * SQ_COLS);
-        }
+        if (s->tall) multiply_bands(s->tall, row, sepnet_min(row + s->steps * STEP_PIXELS, stop), share, worker.index, first);
+        for (; steps < s->steps && row < stop; steps++, row += STEP_PIXELS) pack_step(s, begin, end, row, stop, &t, steps);
         add_steps(s, t, begin, end, steps, first);
     }
     give_tiles_back();
@@ -212,9 +237,10 @@ static void put_bias(const weights_job *s) {
     }
 }
 
-static void gradients_of_weights(const sepnet_pointwise *conv, const uint16_t *x, const uint16_t *grad, float *grad_weight,
-                                 float *grad_bias, void *workspace) {
+static void gradients_of_weights(const sepnet_pointwise *conv, side enters, const tall_product *tall, const uint16_t *x,
+                                 const uint16_t *grad, float *grad_weight, float *grad_bias, void *workspace) {
     weights_job s = make_weights_job(conv);
+    s.enters = enters, s.tall = tall;
     s.l = s.bias_of_left ? grad : x, s.r = s.bias_of_left ? x : grad;
     s.grad_weight = grad_weight, s.grad_bias = grad_bias;
     s.zeros = (uint16_t *)aligned((int64_t)(intptr_t)workspace);
@@ -229,21 +255,34 @@ static void gradients_of_weights(const sepnet_pointwise *conv, const uint16_t *x
 
 static int64_t pointwise_workspace(const sepnet_pointwise *conv, int backward) {
     if (conv->in % CHANNELS || conv->out % CHANNELS) return -1;
-    if (!backward) return ALIGN + tall_bytes(conv->in, conv->out);
+    if (!backward) return ALIGN + tall_bytes(conv->in, conv->out, conv->threads);
     const weights_job s = make_weights_job(conv);
-    return ALIGN + sepnet_max(tall_bytes(conv->out, conv->in), weights_bytes(&s));
+    return 2 * ALIGN + tall_bytes(conv->out, conv->in, conv->threads) + weights_bytes(&s);
 }
 
-static void pointwise_forward(const sepnet_pointwise *conv, const void *x, const float *weight, const float *bias, void *y,
-                              void *workspace) {
-    const tall_product s = {.rows = conv->rows, .depth = conv->in, .cols = conv->out, .a = x, .small = weight, .bias = bias,
-                            .transposed = 1, .c = y};
-    run_tall(s, workspace, conv->threads);
+static void pointwise_forward(const sepnet_pointwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+                              const float *bias, void *y, void *workspace) {
+    tall_product s = {.rows = conv->rows, .depth = conv->in, .cols = conv->out, .threads = conv->threads, .a = x, .small = weight,
+                      .bias = bias, .transposed = 1, .c = y};
+    if (joined) s.enters = open_side(joined->before, conv->in, joined->before_relu), s.sums = joined->sums ? MOMENTS : NO_SUMS;
+    run_tall(s, joined ? joined->sums : NULL, workspace);
 }
 
-static void pointwise_backward(const sepnet_pointwise *conv, const void *x, const float *weight, const void *grad, void *grad_x,
-                               float *grad_weight, float *grad_bias, void *workspace) {
-    const tall_product s = {.rows = conv->rows, .depth = conv->out, .cols = conv->in, .a = grad, .small = weight, .c = grad_x};
-    if (grad_x) run_tall(s, workspace, conv->threads);
-    if (grad_weight || grad_bias) gradients_of_weights(conv, x, grad, grad_weight, grad_bias, workspace);
+static void pointwise_backward(const sepnet_pointwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+                               const void *grad, void *grad_x, float *grad_weight, float *grad_bias, void *workspace) {
+    tall_product s = {.rows = conv->rows, .depth = conv->out, .cols = conv->in, .threads = conv->threads, .a = grad, .small = weight,
+                      .c = grad_x};
+    const side before = open_side(joined ? joined->before : NULL, conv->in, joined && joined->before_relu);
+    if (before.scale && joined->sums) s.sums = GATED, s.gate = before, s.of = x;
+    const weights_job weights = make_weights_job(conv);
+    const int together = grad_x && grad_weight && weights.blocks == 1;
+    if (together) {
+        prepare_tall(&s, workspace);
+        s.parts = weights.shares;
+    } else if (grad_x) {
+        run_tall(s, joined ? joined->sums : NULL, workspace);
+    }
+    char *rest = (char *)workspace + tall_bytes(conv->out, conv->in, conv->threads) + ALIGN;
+    if (grad_weight || grad_bias) gradients_of_weights(conv, before, together ? &s : NULL, x, grad, grad_weight, grad_bias, rest);
+    if (together && s.sums) reduce_result_sums(&s, joined->sums);
 }

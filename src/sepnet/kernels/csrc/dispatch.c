@@ -143,10 +143,11 @@ int sepnet_norm_apply(const sepnet_norm *norm, const void *x, const void *shortc
     return 0;
 }
 
-int sepnet_norm_forward(const sepnet_norm *norm, const void *x, const void *shortcut, const float *gamma, const float *beta,
-                        double eps, const sepnet_running *running, float *constants, void *y, uint8_t *argmax, void *workspace) {
+int sepnet_norm_forward(const sepnet_norm *norm, const void *x, const double *rows, const void *shortcut, const float *gamma,
+                        const float *beta, double eps, const sepnet_running *running, float *constants, void *y, uint8_t *argmax,
+                        void *workspace) {
     if (!valid_sum(norm, shortcut)) return -1;
-    ops()->norm_forward(norm, x, shortcut, gamma, beta, eps, running, constants, y, argmax, workspace);
+    ops()->norm_forward(norm, x, rows, shortcut, gamma, beta, eps, running, constants, y, argmax, workspace);
     return 0;
 }
 
@@ -203,31 +204,31 @@ int sepnet_pooled_pointwise_backward(const sepnet_norm *norm, int64_t inputs, co
 }
 
 /* NULL: there are none for such a convolution. */
-static const sepnet_pointwise_ops *pointwise_ops(const sepnet_pointwise *conv) {
+static const sepnet_pointwise_ops *pointwise_ops(const sepnet_pointwise *conv, const sepnet_joined *joined) {
     const sepnet_tile_ops *tiles = chosen()->tiles;
-    if (conv->rows < 1 || conv->in < 1 || conv->out < 1 || conv->threads < 1) return NULL;
-    if (conv->dtype == SEPNET_FLOAT32) return &ops()->pointwise;
+    if (conv->rows < 1 || conv->in < 1 || conv->out < 1 || conv->threads < 1 || (joined && joined->after)) return NULL;
+    if (conv->dtype == SEPNET_FLOAT32) return joined ? NULL : &ops()->pointwise;
     return conv->dtype == SEPNET_BFLOAT16 && tiles && tiles->pointwise.workspace(conv, 0) >= 0 ? &tiles->pointwise : NULL;
 }
 
 int64_t sepnet_pointwise_workspace(const sepnet_pointwise *conv, int backward) {
-    const sepnet_pointwise_ops *found = pointwise_ops(conv);
+    const sepnet_pointwise_ops *found = pointwise_ops(conv, NULL);
     return found ? found->workspace(conv, backward) : -1;
 }
 
-int sepnet_pointwise_forward(const sepnet_pointwise *conv, const void *x, const float *weight, const float *bias, void *y,
-                             void *workspace) {
-    const sepnet_pointwise_ops *found = pointwise_ops(conv);
+int sepnet_pointwise_forward(const sepnet_pointwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+                             const float *bias, void *y, void *workspace) {
+    const sepnet_pointwise_ops *found = pointwise_ops(conv, joined);
     if (!found) return -1;
-    found->forward(conv, x, weight, bias, y, workspace);
+    found->forward(conv, joined, x, weight, bias, y, workspace);
     return 0;
 }
 
-int sepnet_pointwise_backward(const sepnet_pointwise *conv, const void *x, const float *weight, const void *grad, void *grad_x,
-                              float *grad_weight, float *grad_bias, void *workspace) {
-    const sepnet_pointwise_ops *found = pointwise_ops(conv);
+int sepnet_pointwise_backward(const sepnet_pointwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+                              const void *grad, void *grad_x, float *grad_weight, float *grad_bias, void *workspace) {
+    const sepnet_pointwise_ops *found = pointwise_ops(conv, joined);
     if (!found) return -1;
-    found->backward(conv, x, weight, grad, grad_x, grad_weight, grad_bias, workspace);
+    found->backward(conv, joined, x, weight, grad, grad_x, grad_weight, grad_bias, workspace);
     return 0;
 }
 

@@ -18,8 +18,9 @@ typedef struct {
 /* A workspace of -1: they do not take it. */
 typedef struct {
     int64_t (*workspace)(const sepnet_pointwise *, int);
-    void (*forward)(const sepnet_pointwise *, const void *, const float *, const float *, void *, void *);
-    void (*backward)(const sepnet_pointwise *, const void *, const float *, const void *, void *, float *, float *, void *);
+    void (*forward)(const sepnet_pointwise *, const sepnet_joined *, const void *, const float *, const float *, void *, void *);
+    void (*backward)(const sepnet_pointwise *, const sepnet_joined *, const void *, const float *, const void *, void *, float *, float *,
+                     void *);
 } sepnet_pointwise_ops;
 
 /* What an instruction set for tiles does with bfloat16. */
@@ -41,7 +42,7 @@ typedef struct {
     void (*norm_statistics)(const sepnet_norm *, const void *, const double *, const float *, const float *, double,
                             const sepnet_running *, float *, void *);
     void (*norm_apply)(const sepnet_norm *, const void *, const void *, const float *, const float *, void *, uint8_t *);
-    void (*norm_forward)(const sepnet_norm *, const void *, const void *, const float *, const float *, double,
+    void (*norm_forward)(const sepnet_norm *, const void *, const double *, const void *, const float *, const float *, double,
                          const sepnet_running *, float *, void *, uint8_t *, void *);
     void (*norm_sums)(const sepnet_norm *, const void *, const void *, const uint8_t *, const void *, const float *, void *,
                       double *, void *);

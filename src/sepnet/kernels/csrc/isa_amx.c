@@ -22,6 +22,7 @@
 #include "products.h"
 #include "orthogonal.h"
 
+#include "amx_sides.h"
 #include "amx_pointwise.h"
 #include "amx_weights.h"
 

@@ -125,9 +125,10 @@ static void norm_apply(const sepnet_norm *norm, const void *x, const void *short
     sepnet_run_parts(apply_part, &s, s.parts, norm->threads);
 }
 
-static void norm_forward(const sepnet_norm *norm, const void *x, const void *shortcut, const float *gamma, const float *beta, double eps,
-                         const sepnet_running *running, float *constants, void *y, uint8_t *argmax, void *workspace) {
-    norm_statistics(norm, x, NULL, gamma, beta, eps, running, constants, workspace);
+static void norm_forward(const sepnet_norm *norm, const void *x, const double *rows, const void *shortcut, const float *gamma,
+                         const float *beta, double eps, const sepnet_running *running, float *constants, void *y, uint8_t *argmax,
+                         void *workspace) {
+    norm_statistics(norm, x, rows, gamma, beta, eps, running, constants, workspace);
     norm_constants c = lay_constants(constants, norm->channels);
     norm_apply(norm, x, shortcut, c.scale, c.shift, y, argmax);
 }

@@ -278,15 +278,17 @@ static int64_t pointwise_workspace(const sepnet_pointwise *conv, int backward) {
     return sepnet_max(panel_floats(conv->out, conv->in) * (int64_t)sizeof(float), weight_job_bytes(&s));
 }
 
-static void pointwise_forward(const sepnet_pointwise *conv, const void *x, const float *weight, const float *bias, void *y,
-                              void *workspace) {
+static void pointwise_forward(const sepnet_pointwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+                              const float *bias, void *y, void *workspace) {
+    (void)joined;
     pack_panels((packing){weight, conv->in, conv->out, 1, workspace}, conv->threads);
     product s = {.rows = conv->rows, .depth = conv->in, .cols = conv->out, .a = x, .panels = workspace, .bias = bias, .c = y};
     run_product(s, conv->threads);
 }
 
-static void pointwise_backward(const sepnet_pointwise *conv, const void *x, const float *weight, const void *grad, void *grad_x,
-                               float *grad_weight, float *grad_bias, void *workspace) {
+static void pointwise_backward(const sepnet_pointwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+                               const void *grad, void *grad_x, float *grad_weight, float *grad_bias, void *workspace) {
+    (void)joined;
     if (grad_x) {
         pack_panels((packing){weight, conv->out, conv->in, 0, workspace}, conv->threads);
         product s = {.rows = conv->rows, .depth = conv->out, .cols = conv->in, .a = grad, .panels = workspace, .c = grad_x};

@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SEPNET_ABI 10
+#define SEPNET_ABI 11
 #define SEPNET_MAX_BRANCHES 4
 #define SEPNET_MAX_KERNEL 7
 #define SEPNET_MAX_TAPS (SEPNET_MAX_BRANCHES * SEPNET_MAX_KERNEL * SEPNET_MAX_KERNEL)
@@ -86,12 +86,12 @@ void sepnet_set_parallel(sepnet_parallel_fn parallel, sepnet_thread_fn number);
  * scale * g + slope * (x - mean) + constant, g being the gradient that passes the ReLU. */
 enum { SEPNET_MEAN, SEPNET_INVSTD, SEPNET_SCALE, SEPNET_SHIFT, SEPNET_SLOPE, SEPNET_CONSTANT, SEPNET_CONSTANTS };
 
-/* What a depthwise convolution takes over from the normalisations at its sides, so that they need fewer passes over memory.
- * Any pointer may be NULL. Not with a channel multiplier.
+/* What a convolution takes over from the normalisations at its sides, so that they need fewer passes over memory.
+ * Any pointer may be NULL. Depthwise: not with a channel multiplier. Pointwise: of bfloat16 alone, and without `after`.
  * before: constants; the convolution's input is z = relu(x * scale + shift) with them (relu if before_relu), zero padding after
  *     that. Backward: grad_x is dL/dz, not yet cut by the ReLU.
- * sums: forward: three rows of a double an output channel, as sepnet_norm_statistics takes them, of y. Backward (with before):
- *     two rows a channel, as sepnet_norm_gradients takes them, of dL/dz and x.
+ * sums: forward: three rows of a double an output channel, as sepnet_norm_statistics takes them, of y. Backward (with before
+ *     and grad_x): two rows a channel, as sepnet_norm_gradients takes them, of dL/dz and x.
  * after, y: backward: grad is the gradient of relu(y * scale + shift) (relu if after_relu) instead of that of y. */
 typedef struct {
     const float *before, *after;
@@ -131,8 +131,9 @@ int sepnet_norm_statistics(const sepnet_norm *norm, const void *x, const double 
 int sepnet_norm_apply(const sepnet_norm *norm, const void *x, const void *shortcut, const float *scale, const float *shift, void *y,
                       uint8_t *argmax);
 /* Both: y = relu(pool(gamma * (x - mean) * invstd + beta + shortcut)) with x's own statistics. */
-int sepnet_norm_forward(const sepnet_norm *norm, const void *x, const void *shortcut, const float *gamma, const float *beta,
-                        double eps, const sepnet_running *running, float *constants, void *y, uint8_t *argmax, void *workspace);
+int sepnet_norm_forward(const sepnet_norm *norm, const void *x, const double *rows, const void *shortcut, const float *gamma,
+                        const float *beta, double eps, const sepnet_running *running, float *constants, void *y, uint8_t *argmax,
+                        void *workspace);
 
 /* rows: of a double a channel, the sum of g and the sum of g * (x - mean). y is the forward's result (pool, shortcut: tells where
  * ReLU cut; else unused). grad_shortcut: NULL if there was no shortcut; else g is written there. */
@@ -172,11 +173,11 @@ int sepnet_multiscale_gradients(const sepnet_multiscale *unit, const float *firs
 
 int64_t sepnet_pointwise_workspace(const sepnet_pointwise *conv, int backward);
 /* y (rows, out) = x (rows, in) * weight (out, in), transposed, + bias (may be NULL). */
-int sepnet_pointwise_forward(const sepnet_pointwise *conv, const void *x, const float *weight, const float *bias, void *y,
-                             void *workspace);
+int sepnet_pointwise_forward(const sepnet_pointwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+                             const float *bias, void *y, void *workspace);
 /* Gradients from grad = dL/dy; any of the results may be NULL. They are overwritten. */
-int sepnet_pointwise_backward(const sepnet_pointwise *conv, const void *x, const float *weight, const void *grad, void *grad_x,
-                              float *grad_weight, float *grad_bias, void *workspace);
+int sepnet_pointwise_backward(const sepnet_pointwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
+                              const void *grad, void *grad_x, float *grad_weight, float *grad_bias, void *workspace);
 
 /* Of several weights, in rows without gaps like their gradients and means; none lies over another. Gradients up to a norm of 1e18. The
  * workspace is that of the same list and as many threads. -1 also for bfloat16 where the instruction set in use does not multiply it. */

@@ -1,0 +1,147 @@
+/* What a pointwise convolution with AMX takes over from the normalisations at its sides (sepnet_joined): values that are normalised as they
+ * enter, and sums of results that are still in a tile. Included before amx_pointwise.h.
+ *
+ * Sums are kept in the order of registers: of 32 channels, which are a cache line, first the even ones, then the odd ones, as a shift and
+ * a mask make floats of a line. */
+
+/* A map's normalisation: its values become relu(value * scale + shift). scale NULL: there is none. */
+typedef struct {
+    const float *mean, *scale, *shift;
+    vu passes; /* all ones: without ReLU */
+} side;
+
+static side open_side(const float *constants, int64_t channels, int relu) {
+    if (!constants) return (side){.scale = NULL};
+    side e = {.passes = (vu)splat(0)};
+    if (!relu) e.passes = ~e.passes;
+    e.mean = constants + SEPNET_MEAN * channels;
+    e.scale = constants + SEPNET_SCALE * channels, e.shift = constants + SEPNET_SHIFT * channels;
+    return e;
+}
+
+/* Of channels from c on. */
+INLINE vf enter_value(const side *e, int64_t c, vf value) {
+    value = value * load_lanes(e->scale, c, VL, SEPNET_FLOAT32) + load_lanes(e->shift, c, VL, SEPNET_FLOAT32);
+    return (vf)((vu)value & (~(vu)(value < 0) | e->passes));
+}
+
+/* Two vectors of floats, rounded, one after the other. */
+INLINE vf narrow_both(vf first, vf second) { return (vf)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first); }
+
+INLINE vf even_values(vf line) { return (vf)((vu)line << 16); }
+INLINE vf odd_values(vf line) { return (vf)((vu)line & 0xffff0000u); }
+
+/* So many pixels of a map as they enter. */
+static void enter_pixels(const side *from, const uint16_t *map, int64_t rows, int64_t channels, uint16_t *to) {
+    const side e = *from; /* which no store can alias */
+    for (int64_t r = 0; r < rows; r++, map += channels, to += channels)
+        for (int64_t c = 0; c < channels; c += 2 * VL) {
+            vf value[2];
+#pragma GCC unroll 2
+            for (int v = 0; v < 2; v++)
+                value[v] = enter_value(&e, c + v * VL, load_lanes(map, c + v * VL, VL, SEPNET_BFLOAT16));
+            *(vfu *)(to + c) = narrow_both(value[0], value[1]);
+        }
+}
+
+/* As load_pairs, of two pixels as they enter, from channel c on. */
+INLINE vf load_entering(const side *e, const uint16_t *first, const uint16_t *second, int64_t c) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                           19, 3, 18, 2, 17, 1, 16, 0);
+    const vf upper = enter_value(e, c, load_lanes(first, c, VL, SEPNET_BFLOAT16));
+    const vf lower = enter_value(e, c, load_lanes(second, c, VL, SEPNET_BFLOAT16));
+    return (vf)_mm512_permutexvar_epi16(order, (__m512i)narrow_both(upper, lower));
+}
+
+/* --- sums of results ---------------------------------------------------------------------------------------------------------- */
+
+/* NO_SUMS; MOMENTS: of the results; GATED: of results that are the gradient of what another map becomes, where its ReLU lets them pass, and
+ * of their products with that map less its mean. */
+enum { NO_SUMS, MOMENTS, GATED };
+enum { SIDE_ROWS = 3 }; /* rows of floats a channel, of a worker: origin or nothing, and the two sums */
+
+/* A worker's: rows of floats, and a part's sums of doubles, [SIDE_ROWS][channels], in the order of registers. */
+typedef struct {
+    float *line;
+    double *part;
+    int64_t channels;
+    int fresh; /* the part's first pixels, of which the first is the origin */
+} result_sums;
+
+static void begin_sums(result_sums *s) { memset(s->line + s->channels, 0, (size_t)(2 * s->channels) * sizeof *s->line); }
+
+/* Of a worker's floats to the part's doubles. */
+static void keep_sums(const result_sums *s, int first) {
+    for (int64_t i = 0; i < SIDE_ROWS * s->channels; i += VL) {
+        const vd sum = in_double(load_lanes(s->line, i, VL, SEPNET_FLOAT32));
+        if (first || i < s->channels)
+            *(vdu *)(s->part + i) = sum;
+        else
+            *(vdu *)(s->part + i) += sum;
+    }
+}
+
+/* Writes a line of a result, and gives back its values. */
+INLINE void put_line(uint16_t *to, vf first, vf second, vf value[2]) {
+    const vf line = narrow_both(first, second);
+    *(vfu *)to = line;
+    value[0] = even_values(line), value[1] = odd_values(line);
+}
+
+INLINE void add_to_line(float *line, vf sum) { *(vf *)line += sum; }
+
+/* So many rows of a tile to `to`, `step` values apart, and their moments. */
+INLINE void put_with_moments(square_tile sum, vf bias[2], uint16_t *to, int64_t step, int64_t rows, int64_t col, const result_sums *s) {
+    vf *origin = (vf *)(s->line + col), value[2], total[2] = {splat(0), splat(0)}, square[2] = {splat(0), splat(0)};
+    if (s->fresh) put_line(to, sum[0][0] + bias[0], sum[0][1] + bias[1], value), origin[0] = value[0], origin[1] = value[1];
+    const vf from[2] = {origin[0], origin[1]};
+    for (int64_t r = 0; r < rows; r++, to += step) {
+        put_line(to, sum[r][0] + bias[0], sum[r][1] + bias[1], value);
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; v++) value[v] -= from[v], total[v] += value[v], square[v] += value[v] * value[v];
+    }
+    for (int v = 0; v < 2; v++) {
+        add_to_line(s->line + s->channels + col + v * VL, total[v]);
+        add_to_line(s->line + 2 * s->channels + col + v * VL, square[v]);
+    }
+}
+
+/* The same with the sums of a gradient; `of` is the map at the place of `to`. e: in the order of registers. The next
+ * tile's lines of the map are fetched. */
+INLINE void put_gated(square_tile sum, uint16_t *to, int64_t step, int64_t rows, int64_t col, const result_sums *s, const side *e,
+                      const uint16_t *of) {
+    vf scale[2], shift[2], mean[2], value[2], total[2] = {splat(0), splat(0)}, product[2] = {splat(0), splat(0)};
+    for (int v = 0; v < 2; v++) {
+        scale[v] = load_lanes(e->scale, col + v * VL, VL, SEPNET_FLOAT32);
+        shift[v] = load_lanes(e->shift, col + v * VL, VL, SEPNET_FLOAT32);
+        mean[v] = load_lanes(e->mean, col + v * VL, VL, SEPNET_FLOAT32);
+    }
+    for (int64_t r = 0; r < rows; r++, to += step, of += step) {
+        const vf line = *(const vfu *)of, x[2] = {even_values(line), odd_values(line)};
+        __builtin_prefetch(of + SQ_ROWS * step, 0, 2);
+        put_line(to, sum[r][0], sum[r][1], value);
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; v++) {
+            value[v] = (vf)((vu)value[v] & ((vu)(x[v] * scale[v] + shift[v] > 0) | e->passes));
+            total[v] += value[v], product[v] += value[v] * (x[v] - mean[v]);
+        }
+    }
+    for (int v = 0; v < 2; v++) {
+        add_to_line(s->line + s->channels + col + v * VL, total[v]);
+        add_to_line(s->line + 2 * s->channels + col + v * VL, product[v]);
+    }
+}
+
+/* --- of all parts ------------------------------------------------------------------------------------------------------------- */
+
+/* Where a channel is in the order of registers. */
+static int64_t place_of(int64_t channel) { return channel / (2 * VL) * (2 * VL) + channel % 2 * VL + channel % (2 * VL) / 2; }
+
+/* Constants in that order: mean, scale and shift. */
+static side in_register_order(const side *from, int64_t channels, float *to) {
+    for (int64_t c = 0; c < channels; c++) {
+        const int64_t at = place_of(c);
+        to[at] = from->mean[c], to[channels + at] = from->scale[c], to[2 * channels + at] = from->shift[c];
+    }
+    return (side){.mean = to, .scale = to + channels, .shift = to + 2 * channels, .passes = from->passes};
+}

@@ -1,0 +1,344 @@
+"""Pointwise convolution with AMX that takes over what normalisations do at its sides: against the same apart, and who takes it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kernel_pointwise_tools import AMX, needs_tiles, tensors
+from kernel_tools import ISAS, LIBRARY, channels_last, instruction_set, needs_library, poisoned_memory, threads
+from sepnet.kernels import _native_norm, batch_norm_relu, joins_pointwise, summed_pointwise, use
+from sepnet.kernels._native import Side
+from sepnet.kernels._native_pointwise import (
+    pointwise_backward,
+    pointwise_backward_joined,
+    pointwise_forward,
+    pointwise_forward_joined,
+)
+from sepnet.models import create_model
+from sepnet.nn.conv import PointwiseConv2d, pointwise
+from sepnet.nn.joined import pointwise_before, separable_before
+from sepnet.nn.norm import BatchNormReLU
+from sepnet.nn.pending import Pending, settle
+from sepnet.nn.residual import Bottleneck
+from sepnet.nn.separable import DilatedSeparableBlock, SeparableBlock
+
+pytestmark = needs_library
+TILED = st.sampled_from([32, 64, 96, 128, 288, 1056])
+SHAPES = st.tuples(st.integers(2, 4), TILED, st.integers(1, 20), st.integers(1, 20))
+SEVERAL = settings(max_examples=80, deadline=None, derandomize=True)
+
+
+def side_of(x: Tensor, relu: bool) -> Side:
+    generator = torch.Generator().manual_seed(1)
+    gamma, beta = (torch.randn(x.shape[1], generator=generator) for _ in range(2))
+    return Side(_native_norm.norm_statistics(LIBRARY, x, None, gamma, beta, None, 1e-5), relu)
+
+
+def moments(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance, from the rows that ``norm_statistics`` takes."""
+    shifted = rows[1] / count
+    return rows[0] + shifted, rows[2] / count - shifted**2
+
+
+def check_moments(rows: Tensor, y: Tensor) -> None:
+    pixels = y.permute(0, 2, 3, 1).flatten(0, 2).double()
+    mean, variance = moments(rows, len(pixels))
+    exact, spread = pixels.mean(0), pixels.var(0, unbiased=False)
+    assert torch.equal(rows[0], pixels[0])
+    assert ((mean - exact).abs() <= 1e-5 * (spread.sqrt() + (rows[0] - exact).abs())).all()
+    assert ((variance - spread).abs() <= 1e-5 * (spread + (rows[0] - exact) ** 2)).all()
+
+
+@needs_tiles
+@SEVERAL
+@given(SHAPES, TILED, st.booleans(), st.integers(1, 5), st.integers(0, 99))
+def test_forward_is_the_same_as_apart(shape: tuple[int, int, int, int], outputs: int, relu: bool, count: int, seed: int) -> None:
+    """To the bit, whether the normalisation is applied on the way or before; and the sums are those of the result."""
+    x, weight, bias, _ = tensors(shape, outputs, seed)
+    x, bias = x.bfloat16(), 10 * bias
+    with instruction_set(AMX), threads(count), poisoned_memory():
+        side = side_of(x, relu)
+        z = _native_norm.norm_apply_constants(LIBRARY, x, side)
+        apart = pointwise_forward(LIBRARY, z, weight, bias)
+        y, rows = pointwise_forward_joined(LIBRARY, x, weight, bias, side, True)
+        alone, no_rows = pointwise_forward_joined(LIBRARY, x, weight, bias, side, False)
+        summed, same_rows = pointwise_forward_joined(LIBRARY, z, weight, bias, None, True)
+    assert all(torch.equal(apart, other) for other in (y, alone, summed))
+    assert no_rows is None
+    assert rows is not None
+    assert same_rows is not None
+    assert torch.equal(rows, same_rows)
+    check_moments(rows, y)
+
+
+@needs_tiles
+@SEVERAL
+@given(SHAPES, TILED, st.booleans(), st.tuples(*[st.booleans()] * 3), st.integers(1, 5), st.integers(0, 99))
+def test_backward_is_the_same_as_apart(
+    shape: tuple[int, int, int, int], outputs: int, relu: bool, want: tuple[bool, bool, bool], count: int, seed: int
+) -> None:
+    x, weight, _, grad = tensors(shape, outputs, seed)
+    x, grad = x.bfloat16(), grad.bfloat16()
+    with instruction_set(AMX), threads(count), poisoned_memory():
+        side = side_of(x, relu)
+        z = _native_norm.norm_apply_constants(LIBRARY, x, side)
+        apart = pointwise_backward(LIBRARY, z, weight, grad, want)
+        joined, sums = pointwise_backward_joined(LIBRARY, x, weight, grad, want, side)
+        for mine, theirs in zip(joined, apart, strict=True):
+            assert (mine is None) == (theirs is None)
+            assert mine is None or torch.equal(mine, theirs)
+        grad_z = joined[0]
+        if grad_z is None:
+            return
+        exact = _native_norm.norm_sums(LIBRARY, x, grad_z, side)
+        reach = torch.stack([torch.ones(shape[1]), 1 + (x.float() - side.constants[0].view(1, -1, 1, 1)).abs().amax((0, 2, 3))])
+    assert ((sums - exact).abs() <= 1e-6 * reach * (1 + grad_z.float().abs().sum((0, 2, 3)))).all()
+
+
+@needs_tiles
+def test_large_mean_costs_the_variance_no_digits() -> None:
+    """Sums are taken about values of the channels' own, in each part of the pixels."""
+    x, weight, _, _ = tensors((16, 64, 24, 24), 96)
+    bias = torch.full((96,), 3e4)
+    weight = weight * 1e3  # so that bf16, whose steps are 128 there, has something to tell
+    with instruction_set(AMX), threads(3):
+        y, rows = pointwise_forward_joined(LIBRARY, x.bfloat16(), weight, bias, None, True)
+    assert rows is not None
+    pixels = y.permute(0, 2, 3, 1).flatten(0, 2).double()
+    torch.testing.assert_close(moments(rows, len(pixels))[1], pixels.var(0, unbiased=False), rtol=1e-4, atol=0)
+
+
+@needs_tiles
+def test_what_is_no_number_reaches_its_channels_statistics() -> None:
+    x, weight, _, _ = tensors((2, 32, 5, 7), 64)
+    x[0, 3, 4, 6] = float("nan")
+    with instruction_set(AMX):
+        y, rows = pointwise_forward_joined(LIBRARY, x.bfloat16(), weight, None, None, True)
+    assert rows is not None
+    assert y[0, :, 4, 6].isnan().all()
+    assert rows[1:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_a_normalisation_takes_sums_for_its_statistics(dtype: torch.dtype, pool: bool, with_shortcut: bool) -> None:
+    """Those that are handed in, not those of the map: here of another one."""
+    if pool and with_shortcut:
+        pytest.skip("a shortcut is not pooled")
+    torch.manual_seed(0)
+    x, other, shortcut = (channels_last(torch.randn(4, 24, 10, 10)).to(dtype) for _ in range(3))
+    pixels = other.double().permute(0, 2, 3, 1).flatten(0, 2) * 3 + 1
+    rows = torch.stack([torch.zeros(24), pixels.sum(0), pixels.square().sum(0)]).double()
+    gamma, beta, mean, var = torch.rand(24) + 0.5, torch.randn(24), torch.zeros(24), torch.ones(24)
+    more = {"pool": pool, "shortcut": shortcut if with_shortcut else None}
+    y = batch_norm_relu(x, gamma, beta, mean, var, training=True, momentum=1.0, sums=rows, **more)  # type: ignore[arg-type]
+    torch.testing.assert_close(mean.double(), pixels.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(var.double(), pixels.var(0), rtol=1e-5, atol=1e-6)
+    biased = pixels.var(0, unbiased=False).float()
+    with use("reference"):
+        expected = batch_norm_relu(x.float(), gamma, beta, mean, biased, training=False, **more)  # type: ignore[arg-type]
+    torch.testing.assert_close(y.float(), expected, rtol=1e-2, atol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------------
+
+
+def watch(module: nn.Module) -> None:
+    """So that each layer is called by itself."""
+    for child in module.modules():
+        if not isinstance(child, SeparableBlock | DilatedSeparableBlock | Bottleneck):
+            child.register_forward_hook(lambda *_: None)
+
+
+BLOCKS: dict[str, Callable[[], nn.Module]] = {
+    "separable": lambda: SeparableBlock(64, 96),
+    "strided, with biases": lambda: SeparableBlock(64, 96, stride=2, bias=True),
+    "dilated": lambda: DilatedSeparableBlock(64, 96, rate=1),
+    "residual": lambda: Bottleneck(128, 128, nn.Conv2d(64, 64, 3, padding=1)),
+    "residual, strided": lambda: Bottleneck(64, 128, nn.Conv2d(32, 32, 3, 2, 1)),
+}
+
+
+@needs_tiles
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_blocks_compute_the_same_joined_and_apart(kind: str) -> None:
+    torch.manual_seed(0)
+    joined = BLOCKS[kind]().to(memory_format=torch.channels_last).train()
+    apart = copy.deepcopy(joined)
+    watch(apart)
+    width = 128 if kind == "residual" else 64
+    x = channels_last(torch.randn(4, width, 18, 17))
+    grad = None
+    found = []
+    for layer in (joined, apart):
+        own = x.clone(memory_format=torch.channels_last).requires_grad_()
+        with instruction_set(AMX), threads(2), torch.autocast("cpu", torch.bfloat16):
+            y = layer(own)
+        grad = torch.randn_like(y) if grad is None else grad
+        y.backward(grad)
+        buffers = {key: b.float() for key, b in layer.named_buffers()}
+        found.append({"y": y.detach(), "dx": own.grad, **{key: p.grad for key, p in layer.named_parameters()}, **buffers})
+    assert found[0].keys() == found[1].keys()
+    for key, mine in found[0].items():
+        theirs = found[1][key]
+        assert mine.dtype == theirs.dtype
+        if "bias" in key and key.startswith(("dw", "pw")):  # normalisation makes that gradient zero
+            continue
+        error = float((mine.float() - theirs.float()).norm() / (theirs.float().norm() + 1e-6))
+        assert error < 0.02, f"{key} is off by {error:.3g} of its size"
+
+
+@needs_tiles
+@pytest.mark.parametrize("name", ["separable_cnn", "dilated_separable", "dsrnet50_printed", "mobilenet_v1", "multiscale_concat"])
+def test_networks_compute_as_exactly_joined_as_apart(name: str) -> None:
+    """Rounding to bf16 turns the gradients of a network that has learnt nothing by up to 70 degrees: joined no more than apart."""
+    torch.manual_seed(0)
+    network = create_model(name, num_classes=10, input_size=32).to(memory_format=torch.channels_last).train()
+    x = channels_last(torch.randn(32, 3, 32, 32))
+    gradients, losses = {}, {}
+    for way in ("joined", "apart", "float32"):
+        own = copy.deepcopy(network)
+        for module in own.modules():
+            if isinstance(module, PointwiseConv2d) and way == "apart":
+                module.register_forward_hook(lambda *_: None)
+        with instruction_set(AMX), torch.autocast("cpu", torch.bfloat16, enabled=way != "float32"):
+            loss = F.cross_entropy(own(x).float(), torch.arange(32) % 10)
+        loss.backward()
+        losses[way] = loss.item()
+        gradients[way] = torch.cat([p.grad.flatten() for p in own.parameters()])
+    joined, apart = (F.cosine_similarity(gradients[way], gradients["float32"], dim=0) for way in ("joined", "apart"))
+    assert joined > apart - 0.03
+    assert losses["joined"] == pytest.approx(losses["apart"], abs=0.02)
+
+
+def kind_of(y: Tensor) -> str:
+    return type(y.grad_fn).__name__.removesuffix("Backward")
+
+
+def made(block: SeparableBlock, x: Tensor) -> Pending:
+    return separable_before(x, block.dw, block.bn1, block.pw, block.bn2)
+
+
+@needs_tiles
+def test_steps_aside_where_it_cannot_serve() -> None:
+    x = channels_last(torch.randn(4, 64, 18, 18)).requires_grad_()
+    block = SeparableBlock(64, 96).to(memory_format=torch.channels_last)
+
+    def served() -> bool:
+        with torch.autocast("cpu", torch.bfloat16):
+            pending = made(block, x)
+        whole = kind_of(pending.x) == "_JoinedSeparable"
+        assert not whole or pending.sums is not None
+        return whole
+
+    with instruction_set(AMX):
+        assert served()
+        assert not joins_pointwise(x, block.dw.geometry, block.pw.weight, None)  # without autocast
+        with use("reference"):
+            assert not served()
+        for watched in (block.dw, block.bn1, block.pw, block.bn2):
+            handle = watched.register_forward_hook(lambda *_: None)
+            assert not served()
+            handle.remove()
+        block.bn2.eval()
+        assert not served()
+        block.bn2.train()
+        assert served()
+        for other in (pointwise(64, 96, stride=2), pointwise(64, 90), nn.Conv2d(64, 96, 1), pointwise(64, 96).bfloat16()):
+            block.pw = other
+            assert not served()
+        block.pw = pointwise(64, 96)
+        assert served()
+        block.bn1.running_mean = None
+        assert served()
+    if len(ISAS) > 1:
+        with instruction_set(next(isa for isa in ISAS if isa != AMX)):
+            assert not served()
+
+
+@needs_tiles
+def test_sums_are_left_out_where_somebody_could_change_the_map() -> None:
+    """A hook before the normalisation may put another map in the place of the one that was summed."""
+    conv, norm = pointwise(64, 96).to(memory_format=torch.channels_last), BatchNormReLU(96)
+    x = channels_last(torch.randn(4, 64, 9, 9))
+    with instruction_set(AMX), torch.autocast("cpu", torch.bfloat16):
+        assert pointwise_before(x, conv, norm).sums is not None
+        norm.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0] + 1,))
+        pending = pointwise_before(x, conv, norm)
+        assert pending.sums is None
+        before = norm.running_mean.clone()
+        settle(pending)
+        expected = 0.9 * before + 0.1 * (2 * conv(x).float() + 1).mean((0, 2, 3))
+    torch.testing.assert_close(norm.running_mean, expected, rtol=1e-2, atol=1e-2)
+
+
+@needs_tiles
+def test_hooks_of_saved_tensors_may_change_the_layout() -> None:
+    block = SeparableBlock(64, 96).to(memory_format=torch.channels_last)
+    x = channels_last(torch.randn(4, 64, 18, 18)).requires_grad_()
+
+    def gradients() -> tuple[Tensor, ...]:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = made(block, x).x
+        return torch.autograd.grad(y.float().square().sum(), (x, *block.pw.parameters(), *block.dw.parameters()))
+
+    with instruction_set(AMX):
+        expected = gradients()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().contiguous(), lambda t: t):
+            assert all(torch.equal(a, b) for a, b in zip(gradients(), expected, strict=True))
+
+
+@needs_tiles
+def test_second_derivatives() -> None:
+    """Of the whole they are refused; of a pointwise convolution with sums they are those without."""
+    x = channels_last(torch.randn(4, 64, 9, 9)).requires_grad_()
+    block = SeparableBlock(64, 96).to(memory_format=torch.channels_last)
+    with instruction_set(AMX), torch.autocast("cpu", torch.bfloat16):
+        y = made(block, x).x
+        (first,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            first.float().square().sum().backward()
+        found = []
+        for summed in (True, False):
+            z, sums = summed_pointwise(x, block.pw.weight, None) if summed else (block.pw(x), None)
+            assert (sums is not None) == summed
+            (first,) = torch.autograd.grad(z.float().square().sum(), x, create_graph=True)
+            found.append(torch.autograd.grad(first.float().square().sum(), block.pw.weight)[0])
+    torch.testing.assert_close(*found)
+
+
+@needs_tiles
+def test_frozen_parts_have_no_gradients() -> None:
+    block = SeparableBlock(64, 96).to(memory_format=torch.channels_last)
+    block.pw.requires_grad_(False)
+    block.bn1.requires_grad_(False)
+    x = channels_last(torch.randn(4, 64, 9, 9))
+    with instruction_set(AMX), torch.autocast("cpu", torch.bfloat16):
+        block(x).float().sum().backward()
+    assert block.pw.weight.grad is None
+    assert block.bn1.weight.grad is None
+    assert block.dw.weight.grad is not None
+
+
+@needs_tiles
+def test_same_threads_give_the_same_bits() -> None:
+    def once() -> list[Tensor]:
+        torch.manual_seed(0)
+        block = SeparableBlock(64, 96).to(memory_format=torch.channels_last)
+        x = channels_last(torch.randn(16, 64, 18, 18)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            block(x).float().square().sum().backward()
+        return [x.grad, *(p.grad for p in block.parameters()), *block.buffers()]
+
+    with instruction_set(AMX), threads(3):
+        runs = [once() for _ in range(5)]
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
