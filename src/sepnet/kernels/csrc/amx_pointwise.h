@@ -88,18 +88,54 @@ static void pack_weight_part(void *context, int64_t panel, sepnet_worker worker)
 
 /* --- products ----------------------------------------------------------------------------------------------------------------- */
 
-/* Writes so many rows of a tile, a cache line each, and adds what is summed of them. */
-INLINE void put_rows(const tall_product *s, square_tile sum, int64_t row, int64_t rows, int64_t col, const result_sums *sums) {
-    vf bias[2] = {splat(0), splat(0)};
-    if (s->bias) bias[0] = load_lanes(s->bias, col, VL, SEPNET_FLOAT32), bias[1] = load_lanes(s->bias, col + VL, VL, SEPNET_FLOAT32);
-    const int64_t at = row * s->cols + col;
-    uint16_t *to = s->c + at;
-    if (s->sums == MOMENTS)
-        put_with_moments(sum, bias, to, s->cols, rows, col, sums);
-    else if (s->sums == GATED)
-        put_gated(sum, to, s->cols, rows, col, sums, &s->gate, s->of + at);
-    else
-        for (int64_t r = 0; r < rows; r++) *(vfu *)(to + r * s->cols) = narrow_both(sum[r][0] + bias[0], sum[r][1] + bias[1]);
+/* The next lines that are asked of the memory, so many with each of a tile's steps; 0: none. */
+typedef struct {
+    const char *at;
+    int64_t lines;
+} lines_ahead;
+
+/* Results of a band of pixels: the last tile's are still to be written, while the next one is multiplied. */
+typedef struct {
+    square_tile sum[2];
+    int at, fresh;          /* which of the two; whether the first row is the part's, which sums are about */
+    int64_t row, rows, col; /* rows 0: there are none */
+    result_sums sums;
+} results;
+
+/* The writer of that tile. */
+INLINE writer open_last(const tall_product *s, const results *r, const int kind) {
+    return open_writer(&r->sums, s->bias, &s->gate, r->col, r->sum[r->at][0], r->fresh, kind);
+}
+
+INLINE void write_rows(const tall_product *s, const results *r, writer *w, int64_t begin, int64_t end, const int kind) {
+    for (int64_t row = begin; row < end; row++) {
+        const int64_t at = (r->row + row) * s->cols + r->col;
+        write_row(w, r->sum[r->at][row], s->c + at, kind == GATED ? s->of + at : NULL, SQ_ROWS * s->cols, kind);
+    }
+}
+
+/* A tile's products, and meanwhile the rows of the one before, so many with a step: nothing would be multiplied while they are written.
+ * Some of the next pixels' lines are fetched with each step, as many as it reads: in one go they would wait for each other. */
+INLINE void multiply_writing(const tall_product *s, results *r, const float *a, const float *panel, lines_ahead *next, const int kind) {
+    const int64_t depth = s->depth / 2, steps = depth / SQ_UNITS, share = (r->rows + steps - 1) / steps;
+    writer w = open_last(s, r, kind);
+    clear_sums();
+    compiler_stores_all(panel);
+    for (int64_t u = 0, row = 0; u < depth; u += SQ_UNITS, row += share, panel += SQ_UNITS * SQ_COLS) {
+        next->at = fetch(next->at, (size_t)(next->lines * CACHE_LINE));
+        multiply_step(a + u, a + u + VL * depth, depth * (int64_t)sizeof(float), panel);
+        write_rows(s, r, &w, row, sepnet_min(row + share, r->rows), kind);
+    }
+    close_writer(&w, &r->sums, r->col, kind);
+    r->at ^= 1;
+    store_sums((float *)r->sum[r->at]);
+}
+
+static void write_last(const tall_product *s, results *r, const int kind) {
+    writer w = open_last(s, r, kind);
+    write_rows(s, r, &w, 0, r->rows, kind);
+    close_writer(&w, &r->sums, r->col, kind);
+    r->rows = r->fresh = 0;
 }
 
 /* Where a tile's pixels are read: where they lie, or, as they enter and for the last ones, in `room`, whither the first group of panels
@@ -114,41 +150,52 @@ INLINE const uint16_t *tile_pixels(const tall_product *s, int64_t row, int64_t r
     return room;
 }
 
-/* A tile of pixels through panels [begin, end), while the next one is fetched: as many lines of it with a step as a step reads, dealt out to
- * all panels. */
-static void multiply_pixels(const tall_product *s, int64_t row, int64_t begin, int64_t end, uint16_t *room, const result_sums *sums) {
+/* A tile of pixels through panels [begin, end), to which what is fetched of the next one is dealt out. */
+INLINE void multiply_pixels(const tall_product *s, int64_t row, int64_t begin, int64_t end, uint16_t *room, results *r, int fresh,
+                            const int kind) {
     const int64_t rows = sepnet_min(SQ_ROWS, s->rows - row), panels = end - begin;
     const uint16_t *a = tile_pixels(s, row, rows, room, begin == 0);
     const char *next_pixels = (const char *)(s->a + (row + SQ_ROWS) * s->depth);
     lines_ahead next = {next_pixels, row + 2 * SQ_ROWS <= s->rows ? (SQ_ROWS + panels - 1) / panels : 0};
     for (int64_t p = begin; p < end; p++) {
-        square_tile sum;
-        multiply_fetching(sum, (const float *)a, s->depth / 2, s->panels + p * panel_units(s), s->depth / 2, &next);
-        put_rows(s, sum, row, rows, p * SQ_COLS, sums);
+        multiply_writing(s, r, (const float *)a, s->panels + p * panel_units(s), &next, kind);
+        r->row = row, r->rows = rows, r->col = p * SQ_COLS, r->fresh = fresh;
     }
 }
 
-static void multiply_band(const tall_product *s, int64_t first, int64_t last, uint16_t *room, result_sums *sums) {
+/* Pixels [first, last) of at most a band, all panels. `fresh`: a part's first ones. */
+INLINE void multiply_band(const tall_product *s, int64_t first, int64_t last, uint16_t *room, results *r, int fresh, const int kind) {
     const int64_t panels = s->cols / SQ_COLS, at_once = sepnet_max(1, PANELS_BYTES / (panel_units(s) * (int64_t)sizeof(float)));
     const int64_t apart = at_once < panels ? s->depth : 0;
-    const int fresh = sums->fresh;
+    if (kind != NO_SUMS) begin_sums(&r->sums);
     for (int64_t p = 0; p < panels; p += at_once)
-        for (int64_t row = first; row < last; row += SQ_ROWS) {
-            sums->fresh = fresh && row == first;
-            multiply_pixels(s, row, p, sepnet_min(p + at_once, panels), room + (row - first) * apart, sums);
-        }
+        for (int64_t row = first; row < last; row += SQ_ROWS)
+            multiply_pixels(s, row, p, sepnet_min(p + at_once, panels), room + (row - first) * apart, r, fresh && row == first, kind);
+    write_last(s, r, kind);
+    if (kind != NO_SUMS) keep_sums(&r->sums, fresh);
+}
+
+static void plain_band(const tall_product *s, int64_t first, int64_t last, uint16_t *room, results *r, int fresh) {
+    multiply_band(s, first, last, room, r, fresh, NO_SUMS);
+}
+static void moments_band(const tall_product *s, int64_t first, int64_t last, uint16_t *room, results *r, int fresh) {
+    multiply_band(s, first, last, room, r, fresh, MOMENTS);
+}
+static void gated_band(const tall_product *s, int64_t first, int64_t last, uint16_t *room, results *r, int fresh) {
+    multiply_band(s, first, last, room, r, fresh, GATED);
 }
 
 /* Pixels [begin, end), a band at a time; begin is a multiple of a tile. `fresh`: the part's first ones. */
 static void multiply_bands(const tall_product *s, int64_t begin, int64_t end, int64_t part, int64_t worker, int fresh) {
     char *room = s->scratch + worker * (pixels_bytes(s->depth) + side_bytes(s->cols));
-    result_sums sums = {(float *)(room + pixels_bytes(s->depth)), s->part_sums + part * SIDE_ROWS * s->cols, s->cols, 0};
-    for (int64_t first = begin; first < end; first += BAND_PIXELS) {
-        sums.fresh = fresh && first == begin;
-        if (s->sums) begin_sums(&sums);
-        multiply_band(s, first, sepnet_min(first + BAND_PIXELS, end), (uint16_t *)room, &sums);
-        if (s->sums) keep_sums(&sums, fresh && first == begin);
-    }
+    void (*band)(const tall_product *, int64_t, int64_t, uint16_t *, results *, int) = s->sums == MOMENTS ? moments_band
+                                                                                     : s->sums == GATED   ? gated_band
+                                                                                                          : plain_band;
+    results r; /* the sums are not cleared */
+    r.at = r.fresh = 0, r.row = r.rows = r.col = 0;
+    r.sums = (result_sums){(float *)(room + pixels_bytes(s->depth)), s->part_sums + part * SIDE_ROWS * s->cols, s->cols};
+    for (int64_t first = begin; first < end; first += BAND_PIXELS)
+        band(s, first, sepnet_min(first + BAND_PIXELS, end), (uint16_t *)room, &r, fresh && first == begin);
 }
 
 static void tall_part(void *context, int64_t part, sepnet_worker worker) {

@@ -65,7 +65,6 @@ typedef struct {
     float *line;
     double *part;
     int64_t channels;
-    int fresh; /* the part's first pixels, of which the first is the origin */
 } result_sums;
 
 static void begin_sums(result_sums *s) { memset(s->line + s->channels, 0, (size_t)(2 * s->channels) * sizeof *s->line); }
@@ -81,55 +80,63 @@ static void keep_sums(const result_sums *s, int first) {
     }
 }
 
-/* Writes a line of a result, and gives back its values. */
-INLINE void put_line(uint16_t *to, vf first, vf second, vf value[2]) {
-    const vf line = narrow_both(first, second);
+/* What writes a tile's rows and sums them, in registers while it does. */
+typedef struct {
+    vf bias[2], origin[2];           /* MOMENTS: about these */
+    vf mean[2], scale[2], shift[2];  /* GATED */
+    vf first[2], second[2];          /* sums */
+    vu passes;
+} writer;
+
+INLINE vf *lines_of(const result_sums *s, int row, int64_t col) { return (vf *)(s->line + row * s->channels + col); }
+
+/* gate: of GATED, in the order of registers. first_row: of the tile. */
+INLINE writer open_writer(const result_sums *s, const float *bias, const side *gate, int64_t col, const vf first_row[2], int fresh,
+                          const int kind) {
+    writer w = {.passes = gate->passes};
+    for (int v = 0; v < 2; v++) {
+        w.bias[v] = bias ? load_lanes(bias, col + v * VL, VL, SEPNET_FLOAT32) : splat(0);
+        w.first[v] = w.second[v] = splat(0);
+        if (kind != GATED) continue;
+        w.mean[v] = load_lanes(gate->mean, col + v * VL, VL, SEPNET_FLOAT32);
+        w.scale[v] = load_lanes(gate->scale, col + v * VL, VL, SEPNET_FLOAT32);
+        w.shift[v] = load_lanes(gate->shift, col + v * VL, VL, SEPNET_FLOAT32);
+    }
+    if (kind != MOMENTS) return w;
+    vf *origin = lines_of(s, 0, col);
+    if (fresh) {
+        const vf line = narrow_both(first_row[0] + w.bias[0], first_row[1] + w.bias[1]);
+        origin[0] = even_values(line), origin[1] = odd_values(line);
+    }
+    w.origin[0] = origin[0], w.origin[1] = origin[1];
+    return w;
+}
+
+/* A row: a cache line. of: GATED: that of the other map; the next tile's is fetched, `ahead` values on. */
+INLINE void write_row(writer *w, const vf sum[2], uint16_t *to, const uint16_t *of, int64_t ahead, const int kind) {
+    const vf line = narrow_both(sum[0] + w->bias[0], sum[1] + w->bias[1]);
     *(vfu *)to = line;
-    value[0] = even_values(line), value[1] = odd_values(line);
-}
-
-INLINE void add_to_line(float *line, vf sum) { *(vf *)line += sum; }
-
-/* So many rows of a tile to `to`, `step` values apart, and their moments. */
-INLINE void put_with_moments(square_tile sum, vf bias[2], uint16_t *to, int64_t step, int64_t rows, int64_t col, const result_sums *s) {
-    vf *origin = (vf *)(s->line + col), value[2], total[2] = {splat(0), splat(0)}, square[2] = {splat(0), splat(0)};
-    if (s->fresh) put_line(to, sum[0][0] + bias[0], sum[0][1] + bias[1], value), origin[0] = value[0], origin[1] = value[1];
-    const vf from[2] = {origin[0], origin[1]};
-    for (int64_t r = 0; r < rows; r++, to += step) {
-        put_line(to, sum[r][0] + bias[0], sum[r][1] + bias[1], value);
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; v++) value[v] -= from[v], total[v] += value[v], square[v] += value[v] * value[v];
+    if (kind == NO_SUMS) return;
+    vf value[2] = {even_values(line), odd_values(line)}, other[2];
+    if (kind == GATED) {
+        const vf through = *(const vfu *)of;
+        __builtin_prefetch(of + ahead, 0, 2);
+        other[0] = even_values(through), other[1] = odd_values(through);
     }
+#pragma GCC unroll 2
     for (int v = 0; v < 2; v++) {
-        add_to_line(s->line + s->channels + col + v * VL, total[v]);
-        add_to_line(s->line + 2 * s->channels + col + v * VL, square[v]);
+        if (kind == GATED)
+            value[v] = (vf)((vu)value[v] & ((vu)(other[v] * w->scale[v] + w->shift[v] > 0) | w->passes)), other[v] -= w->mean[v];
+        else
+            value[v] -= w->origin[v], other[v] = value[v];
+        w->first[v] += value[v], w->second[v] += value[v] * other[v];
     }
 }
 
-/* The same with the sums of a gradient; `of` is the map at the place of `to`. e: in the order of registers. The next
- * tile's lines of the map are fetched. */
-INLINE void put_gated(square_tile sum, uint16_t *to, int64_t step, int64_t rows, int64_t col, const result_sums *s, const side *e,
-                      const uint16_t *of) {
-    vf scale[2], shift[2], mean[2], value[2], total[2] = {splat(0), splat(0)}, product[2] = {splat(0), splat(0)};
-    for (int v = 0; v < 2; v++) {
-        scale[v] = load_lanes(e->scale, col + v * VL, VL, SEPNET_FLOAT32);
-        shift[v] = load_lanes(e->shift, col + v * VL, VL, SEPNET_FLOAT32);
-        mean[v] = load_lanes(e->mean, col + v * VL, VL, SEPNET_FLOAT32);
-    }
-    for (int64_t r = 0; r < rows; r++, to += step, of += step) {
-        const vf line = *(const vfu *)of, x[2] = {even_values(line), odd_values(line)};
-        __builtin_prefetch(of + SQ_ROWS * step, 0, 2);
-        put_line(to, sum[r][0], sum[r][1], value);
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; v++) {
-            value[v] = (vf)((vu)value[v] & ((vu)(x[v] * scale[v] + shift[v] > 0) | e->passes));
-            total[v] += value[v], product[v] += value[v] * (x[v] - mean[v]);
-        }
-    }
-    for (int v = 0; v < 2; v++) {
-        add_to_line(s->line + s->channels + col + v * VL, total[v]);
-        add_to_line(s->line + 2 * s->channels + col + v * VL, product[v]);
-    }
+INLINE void close_writer(const writer *w, const result_sums *s, int64_t col, const int kind) {
+    if (kind == NO_SUMS) return;
+    vf *first = lines_of(s, 1, col), *second = lines_of(s, 2, col);
+    for (int v = 0; v < 2; v++) first[v] += w->first[v], second[v] += w->second[v];
 }
 
 /* --- of all parts ------------------------------------------------------------------------------------------------------------- */

@@ -17,12 +17,6 @@ static void set_up_tiles(void) {
 
 static void give_tiles_back(void) { _tile_release(); }
 
-/* The next lines that are asked of the memory, so many with each of a tile's steps; 0: none. */
-typedef struct {
-    const char *at;
-    int64_t lines;
-} lines_ahead;
-
 INLINE void clear_sums(void) {
     _tile_zero(0);
     _tile_zero(1);
@@ -52,20 +46,13 @@ INLINE void store_sums(float *to) {
     _tile_stored(3, to + VL * SQ_COLS + VL, STEP);
 }
 
-INLINE void multiply_fetching(square_tile sum, const float *left, int64_t step, const float *panel, int64_t depth, lines_ahead *next) {
-    clear_sums();
-    compiler_stores_all(panel);
-    for (int64_t u = 0; u < depth; u += SQ_UNITS, panel += SQ_UNITS * SQ_COLS) {
-        next->at = fetch(next->at, (size_t)(next->lines * CACHE_LINE));
-        multiply_step(left + u, left + u + VL * step, step * (int64_t)sizeof(float), panel);
-    }
-    store_sums((float *)sum);
-}
-
 INLINE void multiply_tile(square_tile sum, const float *left, int64_t step, const float *panel, int64_t depth, const int mode) {
     (void)mode;
-    lines_ahead none = {NULL, 0};
-    multiply_fetching(sum, left, step, panel, depth, &none);
+    clear_sums();
+    compiler_stores_all(panel);
+    for (int64_t u = 0; u < depth; u += SQ_UNITS, panel += SQ_UNITS * SQ_COLS)
+        multiply_step(left + u, left + u + VL * step, step * (int64_t)sizeof(float), panel);
+    store_sums((float *)sum);
 }
 
 /* 16 vectors of 16 units, of which columns become vectors. */
