@@ -8,12 +8,14 @@
 typedef struct {
     const float *mean, *scale, *shift;
     vu passes; /* all ones: without ReLU */
+    vf least;  /* minus infinity: without ReLU */
 } side;
 
 static side open_side(const float *constants, int64_t channels, int relu) {
     if (!constants) return (side){.scale = NULL};
     side e = {.passes = (vu)splat(0)};
     if (!relu) e.passes = ~e.passes;
+    e.least = splat(relu ? 0 : -__builtin_inff());
     e.mean = constants + SEPNET_MEAN * channels;
     e.scale = constants + SEPNET_SCALE * channels, e.shift = constants + SEPNET_SHIFT * channels;
     return e;
@@ -22,7 +24,7 @@ static side open_side(const float *constants, int64_t channels, int relu) {
 /* Of channels from c on. */
 INLINE vf enter_value(const side *e, int64_t c, vf value) {
     value = value * load_lanes(e->scale, c, VL, SEPNET_FLOAT32) + load_lanes(e->shift, c, VL, SEPNET_FLOAT32);
-    return (vf)((vu)value & (~(vu)(value < 0) | e->passes));
+    return (vf)_mm512_max_ps((__m512)e->least, (__m512)value); /* of a NaN and another the second one */
 }
 
 /* Two vectors of floats, rounded, one after the other. */
