@@ -4,12 +4,12 @@
     python benchmarks/roofline.py --networks separable_cnn --threads 1
 
 One step of each network (sepnet's own layers, channels-last, bf16 where the processor has it) is split by PyTorch's profiler into
-matrix products (dense and pointwise convolutions, linear layers), depthwise convolution with normalisation, pooling and ReLU (and
-the pointwise convolution of few channels that is computed with them), and the rest (loss, optimiser, shortcuts, conversions,
-Python). The least time of a matrix product is the longer of its arithmetic at the speed of a large matrix product and of its
-operands at the speed of a copy, both measured in the same run; that of the second group is its operands at the speed of a copy,
-each as often as the kernels read or write it (indices and scratch memory left out). Layers whose maps stay in the cache may beat
-it.
+matrix products (dense and pointwise convolutions, with what they do of a normalisation's work, and linear layers), depthwise
+convolution with normalisation, pooling and ReLU (and the pointwise convolution of few channels that is computed with them), and
+the rest (loss, optimiser, shortcuts, conversions, Python). The least time of a matrix product is the longer of its arithmetic at
+the speed of a large matrix product and of its operands at the speed of a copy, both measured in the same run; that of the second
+group is its operands at the speed of a copy, each as often as the kernels read or write it (indices and scratch memory left out).
+Layers whose maps stay in the cache may beat it.
 """
 
 from __future__ import annotations
@@ -29,32 +29,37 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from _bench import Report, common_options, keep, method, set_up, settings, threads_suffix, write
 from _describe import build
 from _kernel_cases import Copy
 from sepnet.engine import prefers_bf16
 from sepnet.engine.devices import keep_large_buffers
-from sepnet.kernels import Normalisation
+from sepnet.kernels import Normalisation, watching
 from sepnet.nn import DepthwiseConv2d, conv, joined, multiscale, norm
 from sepnet.report import markdown_table
 from train_step import BATCH, LARGE, NETWORKS, SMALL_BATCH
 
 PRODUCTS, MAPS, REST = "matrix products", "depthwise and normalisation", "rest"
 GROUPS = (PRODUCTS, MAPS, REST)
-_PRODUCT_OPS = ("convolution", "aten::mm", "aten::addmm", "aten::bmm", "_PointwiseConv2d")
+_PRODUCT_OPS = ("convolution", "aten::mm", "aten::addmm", "aten::bmm")
 _OURS = (
-    "_JoinedDepthwise",
-    "_PooledPointwise",
-    "DepthwiseConv2d",
-    "convolution_overrideable",  # as PyTorch's dispatcher calls it
+    "convolution_overrideable",  # a depthwise one, as PyTorch's dispatcher calls it
     "convolution_backward_overrideable",
-    "_BatchNormReLU",
     "max_pool2d",
     "batch_norm",
 )
-_OTHER_OPS = ("_Filters", "_GlobalAverage", "_EveryNthPixel")  # of the kernels, in the rest
+# calls into the library, by the names of the functions that make them
+_CALL = "sepnet."
+_CALLS = {
+    "pointwise_": PRODUCTS,
+    "depthwise_": MAPS,
+    "norm_": MAPS,
+    "pooled_": MAPS,
+    "compose_filters": REST,
+    "filter_gradients": REST,
+}
 _RESERVE = 1 << 28  # floats
 
 
@@ -85,15 +90,17 @@ class Work:
         return {PRODUCTS: 1e3 * products, MAPS: 1e3 * batch * self.values * size / bytes_per_s}
 
 
-def work_of(network: nn.Module, size: int) -> Work:
-    """Found by a forward pass of two images: what the network really calls."""
+def work_of(network: nn.Module, size: int, bf16: bool = False) -> Work:
+    """Found by a forward pass of two images: what the network really calls, under autocast with ``bf16``."""
     work, images = Work(), 2
 
     def product(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         assert isinstance(module.weight, Tensor)
-        macs = output[0].numel() * module.weight[0].numel()
-        passes = 3 if inputs[0].requires_grad else 2  # the image wants no gradient
-        work.products.extend([(2 * macs, (inputs[0].numel() + output.numel()) // images)] * passes)
+        multiplied(inputs[0], module.weight, output)
+
+    def multiplied(x: Tensor, weight: Tensor, y: Tensor) -> None:
+        passes = 3 if x.requires_grad else 2  # the image wants no gradient
+        work.products.extend([(2 * y[0].numel() * weight[0].numel(), (x.numel() + y.numel()) // images)] * passes)
 
     def depthwise(call: Callable[..., Tensor], x: Tensor, *rest: Any, **options: Any) -> Tensor:
         y = call(x, *rest, **options)
@@ -101,17 +108,44 @@ def work_of(network: nn.Module, size: int) -> Work:
         work.values += (2 * x.numel() + 2 * y.numel() + gradient) // images  # x, y; x, dy, dx
         return y
 
-    def between(call: Callable[..., Tensor], x: Tensor, before: Normalisation | None, *rest: Any) -> Tensor:
+    def around(x: Tensor, before: Normalisation | None, y: int, sums: Tensor | None) -> int:
+        """Values of a depthwise convolution with ``y`` outputs, and of the normalisation before it."""
+        values = 2 * x.numel() + y + (x.numel() + y)  # x, y; x, dy, dz
+        values += 3 * x.numel() if before else 0  # x, dz, dx
+        return values + (x.numel() if before and sums is None else 0)  # statistics
+
+    def between(
+        call: Callable[..., Tensor], x: Tensor, before: Normalisation | None, *rest: Any
+    ) -> Tensor:  # rest: weight, bias, geometry, after, sums
         y = call(x, before, *rest)
-        values = 2 * x.numel() + y.numel() + (x.numel() + y.numel())  # x, y; x, dy, dz
-        values += 4 * x.numel() if before else 0  # statistics; x, dz, dx
-        values += 5 * y.numel() if rest[-1] else 0  # apply to y; sums of y and dy; y once more with dy
+        after, sums = rest[3:]
+        values = around(x, before, y.numel(), sums) + (5 * y.numel() if after else 0)  # apply to y; sums of y and dy; y once more
         work.values += values // images
         return y
 
-    def normalise(call: Callable[..., Tensor], x: Tensor, *rest: Any, **options: Any) -> Tensor:
-        y = call(x, *rest, **options)
-        work.values += (2 * x.numel() + y.numel() + 3 * x.numel() + 2 * y.numel()) // images  # x, x, y; x, dy, x, dy, dx
+    def separable(
+        call: Callable[..., tuple[Tensor, Tensor]], x: Tensor, before: Normalisation | None, *rest: Any
+    ) -> tuple[Tensor, Tensor]:  # rest: weight, bias, geometry, after, sums, the pointwise convolution's weight and bias
+        result, found = call(x, before, *rest)
+        *_, sums, (weight, _) = rest
+        middle = result.numel() // len(weight) * x.shape[1]
+        work.values += (around(x, before, middle, sums) + middle) // images  # and y once more with dy
+        flops = 2 * result[0].numel() * weight[0].numel()
+        # y, result; both gradients together: y, the result's, dy
+        work.products += [(flops, (middle + result.numel()) // images), (2 * flops, (2 * middle + result.numel()) // images)]
+        return result, found
+
+    def summed(
+        call: Callable[..., tuple[Tensor, Tensor | None]], x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        y, sums = call(x, weight, bias)
+        multiplied(x, weight, y)
+        return y, sums
+
+    def normalise(call: Callable[..., Tensor], x: Tensor, *rest: Any, sums: Tensor | None = None, **options: Any) -> Tensor:
+        y = call(x, *rest, sums=sums, **options)
+        statistics = x.numel() if sums is None else 0
+        work.values += (statistics + x.numel() + y.numel() + 3 * x.numel() + 2 * y.numel()) // images  # x, y; x, dy, x, dy, dx
         return y
 
     def pooled(call: Callable[..., Tensor], x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
@@ -124,13 +158,17 @@ def work_of(network: nn.Module, size: int) -> Work:
         (conv, "depthwise_by_geometry", depthwise),
         (multiscale, "multiscale_branches", depthwise),
         (joined, "joined_depthwise", between),
+        (joined, "joined_separable", separable),
+        (joined, "summed_pointwise", summed),
         (joined, "pooled_pointwise", pooled),
         (norm, "batch_norm_relu", normalise),
     ]
     x = torch.zeros(images, network.in_channels, size, size).contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
     dense = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and not isinstance(m, DepthwiseConv2d)]
-    with_norm = pooled_weights(network, x)
-    with ExitStack() as stack:
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+    with autocast:
+        with_norm = weights_beside_norms(network, x)
+    with autocast, ExitStack() as stack:
         for m in dense:
             if id(m.weight) not in with_norm:  # a hook would keep the kernels from taking the layer
                 stack.callback(m.register_forward_hook(product).remove)
@@ -140,11 +178,14 @@ def work_of(network: nn.Module, size: int) -> Work:
     return work
 
 
-def pooled_weights(network: nn.Module, x: Tensor) -> set[int]:
-    """Of the pointwise convolutions that are computed with the pooled normalisation behind them: who they are."""
-    with mock.patch.object(joined, "pooled_pointwise", side_effect=joined.pooled_pointwise) as call:
+def weights_beside_norms(network: nn.Module, x: Tensor) -> set[int]:
+    """Of the pointwise convolutions that are computed with a normalisation before or behind them: who they are."""
+    with ExitStack() as stack:
+        names = "pooled_pointwise", "summed_pointwise", "joined_separable"
+        calls = [stack.enter_context(mock.patch.object(joined, n, side_effect=getattr(joined, n))) for n in names]
         network(x)
-    return {id(used.args[1]) for used in call.call_args_list}
+    pooled, summed, separable = ([used.args for used in call.call_args_list] for call in calls)
+    return {id(args[1]) for args in (*pooled, *summed)} | {id(args[-1][0]) for args in separable}
 
 
 def product_speed(dtype: torch.dtype, side: int = 2048) -> float:
@@ -163,6 +204,8 @@ def product_speed(dtype: torch.dtype, side: int = 2048) -> float:
 
 
 def _group(name: str, shapes: list[Any]) -> str:
+    if name.startswith(_CALL):
+        return next((group for prefix, group in _CALLS.items() if name.removeprefix(_CALL).startswith(prefix)), REST)
     if name.startswith(_OURS) or any(part in name for part in _OURS):
         return MAPS
     if any(part in name for part in _PRODUCT_OPS):
@@ -184,12 +227,16 @@ def measured_ms(network: nn.Module, batch: int, args: argparse.Namespace, bf16: 
         loss.backward()
         optimiser.step()
 
+    def named(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        with record_function(_CALL + function.__name__):
+            return function(*arguments)
+
     if not args.quick:  # malloc keeps it, and has memory without page faults when the profiler's records cut up the rest
         torch.ones(_RESERVE)
     step(), step()
     found = []
     for _ in range(args.steps):
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as trace:
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as trace, watching(named):
             step()
         times = dict.fromkeys(GROUPS, 0.0)
         for event in trace.events() or ():
@@ -209,7 +256,7 @@ def measure(args: argparse.Namespace, copy: Copy, bf16: bool) -> Iterator[dict[s
         flops = product_speed(torch.bfloat16 if bf16 else torch.float32)
         batch = 2 if args.quick else SMALL_BATCH if name in LARGE else BATCH
         network = build(name, size=args.size, num_classes=10).to(memory_format=torch.channels_last).train()
-        work = work_of(network, args.size)
+        work = work_of(network, args.size, bf16)
         steps = measured_ms(network, batch, args, bf16)
         least = work.least_ms(batch, 2 if bf16 else 4, flops, 1e9 * statistics.median(copy.samples))
         groups = {group: {"ms": statistics.median(step[group] for step in steps), "least_ms": least.get(group)} for group in GROUPS}

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from pathlib import Path
+from types import FunctionType
 from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
+import sepnet.kernels
 from benchmark_scripts import script
-from sepnet.kernels._autograd import Function
+from kernel_pointwise_tools import AMX, needs_tiles
+from kernel_tools import instruction_set
+from sepnet.kernels._calls import native_call
 from sepnet.nn import depthwise, joined
 
 
@@ -49,11 +55,28 @@ def test_roofline_counts_what_is_pooled_with_the_normalisation() -> None:
     assert apart.values - work.values == (5 * large + 3 * large // 4) - (5 * small + 2 * large // 4)
 
 
-def test_roofline_knows_every_function_of_the_kernels() -> None:
+def test_roofline_knows_every_call_into_the_library() -> None:
+    """But for the optimiser's: that of SGD is PyTorch's."""
     roofline = script("roofline")
-    functions = [*torch.autograd.Function.__subclasses__(), *Function.__subclasses__()]
-    modules = {f.__name__: f.__module__ for f in functions if f is not Function}
-    found = [name for name, module in modules.items() if module.startswith("sepnet.kernels") and module != "sepnet.kernels._gpu"]
-    assert len(found) >= 8
-    for name in found:
-        assert any(known in name for known in (*roofline._PRODUCT_OPS, *roofline._OURS, *roofline._OTHER_OPS)), name
+    marked = native_call(lambda: None).__code__
+    names = [m.name for m in pkgutil.iter_modules(sepnet.kernels.__path__) if not m.name.startswith(("_sepnet", "_triton"))]
+    modules = [importlib.import_module(f"sepnet.kernels.{name}") for name in names]
+    functions = [f for module in modules for f in vars(module).values() if isinstance(f, FunctionType)]
+    calls = {f.__name__ for f in functions if f.__code__ is marked} - {"muon_step"}
+    assert len(calls) >= 15
+    for name in calls:
+        assert any(name.startswith(known) for known in roofline._CALLS), name
+
+
+@needs_tiles
+@pytest.mark.parametrize("name", ["separable_cnn", "dsrnet50_printed"])
+def test_roofline_counts_what_products_do_of_a_normalisations_work(name: str) -> None:
+    """As many multiplications as apart, and fewer values: statistics, and a map between that is not written."""
+    roofline = script("roofline")
+    network = script("_describe").build(name, size=32, num_classes=10).to(memory_format=torch.channels_last).train()
+    with instruction_set(AMX):
+        work = roofline.work_of(network, 32, bf16=True)
+    with instruction_set("avx512_bf16"):
+        apart = roofline.work_of(network, 32, bf16=True)
+    assert sum(flops for flops, _ in work.products) == sum(flops for flops, _ in apart.products)
+    assert 0.6 * apart.values < work.values < 0.9 * apart.values

@@ -130,8 +130,9 @@ def kernel_paths() -> list[KernelPath]:
         why = reason or "one operation in training: the wide map is never in memory"
         name = f"pointwise 1x1 of up to {MOST_FEW} channels to 16 and more, batch norm, 2x2 max pooling, ReLU"
         rows.append(KernelPath(name, label, native, native, why))
-        why = reason or "joined in training: the convolution takes over part of the normalisations' passes"
-        rows.append(KernelPath("batch norm, ReLU, depthwise, batch norm, ReLU", label, native, native, why))
+        why = reason or "joined in training: convolutions take over part of the normalisations' passes"
+        further = ", pointwise" if lib is not None and lib.has_tiles and dtype == torch.bfloat16 else ""
+        rows.append(KernelPath(f"batch norm, ReLU, depthwise, batch norm, ReLU{further}", label, native, native, why))
         against = reason if lib is None else why_torch_iterates(lib, dtype)
         how, why = "PyTorch" if against else native, against or "one call, and half of each symmetric product"
         rows.append(KernelPath("Muon's iterations and update", label, how, how, why))
