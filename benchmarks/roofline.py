@@ -90,80 +90,92 @@ class Work:
         return {PRODUCTS: 1e3 * products, MAPS: 1e3 * batch * self.values * size / bytes_per_s}
 
 
-def work_of(network: nn.Module, size: int, bf16: bool = False) -> Work:
-    """Found by a forward pass of two images: what the network really calls, under autocast with ``bf16``."""
-    work, images = Work(), 2
+class _Counter:
+    """Stands before the functions that layers call, and adds up what they have to do for two images."""
 
-    def product(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    images = 2
+
+    def __init__(self) -> None:
+        self.work = Work()
+
+    def layer(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        """A dense or pointwise convolution, or a linear layer, that is called by itself."""
         assert isinstance(module.weight, Tensor)
-        multiplied(inputs[0], module.weight, output)
+        self.multiplied(inputs[0], module.weight, output)
 
-    def multiplied(x: Tensor, weight: Tensor, y: Tensor) -> None:
+    def multiplied(self, x: Tensor, weight: Tensor, y: Tensor) -> None:
         passes = 3 if x.requires_grad else 2  # the image wants no gradient
-        work.products.extend([(2 * y[0].numel() * weight[0].numel(), (x.numel() + y.numel()) // images)] * passes)
+        self.work.products.extend([(2 * y[0].numel() * weight[0].numel(), (x.numel() + y.numel()) // self.images)] * passes)
 
-    def depthwise(call: Callable[..., Tensor], x: Tensor, *rest: Any, **options: Any) -> Tensor:
+    def values(self, count: int) -> None:
+        self.work.values += count // self.images
+
+    def depthwise(self, call: Callable[..., Tensor], x: Tensor, *rest: Any, **options: Any) -> Tensor:
         y = call(x, *rest, **options)
         gradient = x.numel() if x.requires_grad else 0
-        work.values += (2 * x.numel() + 2 * y.numel() + gradient) // images  # x, y; x, dy, dx
+        self.values(2 * x.numel() + 2 * y.numel() + gradient)  # x, y; x, dy, dx
         return y
 
-    def around(x: Tensor, before: Normalisation | None, y: int, sums: Tensor | None) -> int:
-        """Values of a depthwise convolution with ``y`` outputs, and of the normalisation before it."""
-        values = 2 * x.numel() + y + (x.numel() + y)  # x, y; x, dy, dz
-        values += 3 * x.numel() if before else 0  # x, dz, dx
-        return values + (x.numel() if before and sums is None else 0)  # statistics
+    def around(self, x: Tensor, before: Normalisation | None, outputs: int, sums: Tensor | None) -> int:
+        """Values of a depthwise convolution, and of the normalisation before it."""
+        count = 2 * x.numel() + outputs + (x.numel() + outputs)  # x, y; x, dy, dz
+        if before:
+            count += 3 * x.numel() + (x.numel() if sums is None else 0)  # x, dz, dx; statistics
+        return count
 
-    def between(
-        call: Callable[..., Tensor], x: Tensor, before: Normalisation | None, *rest: Any
-    ) -> Tensor:  # rest: weight, bias, geometry, after, sums
+    def between(self, call: Callable[..., Tensor], x: Tensor, before: Normalisation | None, *rest: Any) -> Tensor:
         y = call(x, before, *rest)
-        after, sums = rest[3:]
-        values = around(x, before, y.numel(), sums) + (5 * y.numel() if after else 0)  # apply to y; sums of y and dy; y once more
-        work.values += values // images
+        *_, after, sums = rest
+        # applied to y; sums of y and dy; y once more with dy
+        self.values(self.around(x, before, y.numel(), sums) + (5 * y.numel() if after else 0))
         return y
 
     def separable(
-        call: Callable[..., tuple[Tensor, Tensor]], x: Tensor, before: Normalisation | None, *rest: Any
-    ) -> tuple[Tensor, Tensor]:  # rest: weight, bias, geometry, after, sums, the pointwise convolution's weight and bias
-        result, found = call(x, before, *rest)
+        self, call: Callable[..., tuple[Tensor, Tensor]], x: Tensor, before: Normalisation | None, *rest: Any
+    ) -> tuple[Tensor, Tensor]:
+        y, found = call(x, before, *rest)
         *_, sums, (weight, _) = rest
-        middle = result.numel() // len(weight) * x.shape[1]
-        work.values += (around(x, before, middle, sums) + middle) // images  # and y once more with dy
-        flops = 2 * result[0].numel() * weight[0].numel()
-        # y, result; both gradients together: y, the result's, dy
-        work.products += [(flops, (middle + result.numel()) // images), (2 * flops, (2 * middle + result.numel()) // images)]
-        return result, found
+        middle = y.numel() // len(weight) * x.shape[1]
+        self.values(self.around(x, before, middle, sums) + middle)  # and the middle once more with its gradient
+        flops = 2 * y[0].numel() * weight[0].numel()
+        # middle, y; both gradients together: dy, middle, and the middle's gradient
+        passes = (flops, middle + y.numel()), (2 * flops, 2 * middle + y.numel())
+        self.work.products += [(f, values // self.images) for f, values in passes]
+        return y, found
 
     def summed(
-        call: Callable[..., tuple[Tensor, Tensor | None]], x: Tensor, weight: Tensor, bias: Tensor | None
+        self, call: Callable[..., tuple[Tensor, Tensor | None]], x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         y, sums = call(x, weight, bias)
-        multiplied(x, weight, y)
+        self.multiplied(x, weight, y)
         return y, sums
 
-    def normalise(call: Callable[..., Tensor], x: Tensor, *rest: Any, sums: Tensor | None = None, **options: Any) -> Tensor:
+    def normalise(self, call: Callable[..., Tensor], x: Tensor, *rest: Any, sums: Tensor | None = None, **options: Any) -> Tensor:
         y = call(x, *rest, sums=sums, **options)
         statistics = x.numel() if sums is None else 0
-        work.values += (statistics + x.numel() + y.numel() + 3 * x.numel() + 2 * y.numel()) // images  # x, y; x, dy, x, dy, dx
+        self.values(statistics + x.numel() + y.numel() + 3 * x.numel() + 2 * y.numel())  # x, y; x, dy, x, dy, dx
         return y
 
-    def pooled(call: Callable[..., Tensor], x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    def pooled(self, call: Callable[..., Tensor], x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
         y = call(x, weight, *rest)
         gradient = 2 * x.numel() if x.requires_grad else 0
-        work.values += (2 * x.numel() + y.numel() + x.numel() + y.numel() + gradient) // images  # x, x, y; x, dy; x, dx
+        self.values(2 * x.numel() + y.numel() + x.numel() + y.numel() + gradient)  # x, x, y; x, dy; x, dx
         return y
 
-    patches: list[tuple[Any, str, Callable[..., Tensor]]] = [
-        (conv, "depthwise_by_geometry", depthwise),
-        (multiscale, "multiscale_branches", depthwise),
-        (joined, "joined_depthwise", between),
-        (joined, "joined_separable", separable),
-        (joined, "summed_pointwise", summed),
-        (joined, "pooled_pointwise", pooled),
-        (norm, "batch_norm_relu", normalise),
+
+def work_of(network: nn.Module, size: int, bf16: bool = False) -> Work:
+    """Found by a forward pass of two images: what the network really calls, under autocast with ``bf16``."""
+    counter = _Counter()
+    patches: list[tuple[Any, str, Callable[..., Any]]] = [
+        (conv, "depthwise_by_geometry", counter.depthwise),
+        (multiscale, "multiscale_branches", counter.depthwise),
+        (joined, "joined_depthwise", counter.between),
+        (joined, "joined_separable", counter.separable),
+        (joined, "summed_pointwise", counter.summed),
+        (joined, "pooled_pointwise", counter.pooled),
+        (norm, "batch_norm_relu", counter.normalise),
     ]
-    x = torch.zeros(images, network.in_channels, size, size).contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.zeros(counter.images, network.in_channels, size, size).contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
     dense = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and not isinstance(m, DepthwiseConv2d)]
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
     with autocast:
@@ -171,11 +183,11 @@ def work_of(network: nn.Module, size: int, bf16: bool = False) -> Work:
     with autocast, ExitStack() as stack:
         for m in dense:
             if id(m.weight) not in with_norm:  # a hook would keep the kernels from taking the layer
-                stack.callback(m.register_forward_hook(product).remove)
+                stack.callback(m.register_forward_hook(counter.layer).remove)
         for module, name, recorder in patches:
             stack.enter_context(mock.patch.object(module, name, partial(recorder, getattr(module, name))))
         network(x)
-    return work
+    return counter.work
 
 
 def weights_beside_norms(network: nn.Module, x: Tensor) -> set[int]:
