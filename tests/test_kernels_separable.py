@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from kernel_pointwise_tools import AMX, needs_tiles, tensors
 from kernel_tools import ISAS, LIBRARY, channels_last, instruction_set, needs_library, poisoned_memory, threads
@@ -292,9 +293,29 @@ def test_hooks_of_saved_tensors_may_change_the_layout() -> None:
         return torch.autograd.grad(y.float().square().sum(), (x, *block.pw.parameters(), *block.dw.parameters()))
 
     with instruction_set(AMX):
-        expected = gradients()
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().contiguous(), lambda t: t):
+        expected, asked = gradients(), []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: (len(asked), t.detach().contiguous()), lambda t: asked.append(t) or t[1]
+        ):
             assert all(torch.equal(a, b) for a, b in zip(gradients(), expected, strict=True))
+    joined = [t for _, t in asked if t.shape == block.pw.weight.shape]
+    assert len(joined) == 1  # each is asked for once: checkpointing counts
+
+
+@needs_tiles
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing(reentrant: bool) -> None:
+    block = SeparableBlock(64, 96).to(memory_format=torch.channels_last)
+    x = channels_last(torch.randn(4, 64, 18, 18)).requires_grad_()
+    found = []
+    for run in (block, lambda t: checkpoint(block, t, use_reentrant=reentrant)):
+        with instruction_set(AMX), torch.autocast("cpu", torch.bfloat16):
+            y = run(x)
+        block.zero_grad()
+        x.grad = None
+        y.float().square().sum().backward()
+        found.append((x.grad, block.pw.weight.grad, block.bn1.weight.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @needs_tiles

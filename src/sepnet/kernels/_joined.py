@@ -142,19 +142,20 @@ class _Saved(NamedTuple):
     y: Tensor | None
     ahead: _native.Side | None
     behind: _native.Side | None
+    more: tuple[Tensor, ...]
 
 
 def _saved(ctx: Any) -> _Saved:
-    x, weight, y, *constants = ctx.saved_tensors[:5]
-    sides = (None if c is None else _native.Side(c, r) for c, r in zip(constants, ctx.relu, strict=True))
-    # hooks of saved tensors may give maps back in another layout
-    return _Saved(dense(x), weight, None if y is None else dense(y), *sides)
+    """All that was saved, asked for once: hooks may count, and may give maps back in another layout."""
+    x, weight, y, first, second, *more = ctx.saved_tensors
+    ahead, behind = (None if c is None else _native.Side(c, r) for c, r in zip((first, second), ctx.relu, strict=True))
+    return _Saved(dense(x), weight, None if y is None else dense(y), ahead, behind, tuple(map(dense, more)))
 
 
 def _gradients(ctx: Any, saved: _Saved, grad: Tensor, sums: Tensor | None) -> tuple[Tensor | None, ...]:
     """Of x, weight, bias and the normalisations' weights and biases, from that of the normalised output and its ``sums``."""
     lib: Library = ctx.lib
-    x, weight, y, ahead, behind = saved
+    x, weight, y, ahead, behind, _ = saved
     affine_after: tuple[Tensor | None, ...] = (None, None)
     if behind is not None:
         assert y is not None
@@ -213,7 +214,7 @@ class _JoinedSeparable(Function):
         assert saved.behind is not None
         want = (True, *ctx.needs_input_grad[-2:])
         (grad_y, *pointwise), sums = _native_pointwise.pointwise_backward_joined(
-            ctx.lib, saved.y, dense(ctx.saved_tensors[5]), dense(grad), want, saved.behind
+            ctx.lib, saved.y, saved.more[0], dense(grad), want, saved.behind
         )
         assert grad_y is not None
         return *_gradients(ctx, saved, grad_y, sums), None, None, None, None, *pointwise
