@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -335,6 +336,28 @@ def test_second_derivatives() -> None:
             (first,) = torch.autograd.grad(z.float().square().sum(), x, create_graph=True)
             found.append(torch.autograd.grad(first.float().square().sum(), block.pw.weight)[0])
     torch.testing.assert_close(*found)
+
+
+class Stop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:
+        return None
+
+
+@needs_tiles
+@pytest.mark.parametrize("summed", [True, False])
+def test_whoever_has_the_result_may_give_no_gradient_back(summed: bool) -> None:
+    x = channels_last(torch.randn(4, 64, 9, 9)).requires_grad_()
+    block = SeparableBlock(64, 96).to(memory_format=torch.channels_last)
+    with instruction_set(AMX), torch.autocast("cpu", torch.bfloat16):
+        y = summed_pointwise(x, block.pw.weight, None)[0] if summed else made(block, x).x
+        Stop.apply(y).sum().backward()
+    assert x.grad is None or not x.grad.any()
+    assert block.pw.weight.grad is None or not block.pw.weight.grad.any()
 
 
 @needs_tiles

@@ -208,7 +208,9 @@ class _JoinedSeparable(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:  # whoever had the result gave none back
+            return (None,) * len(ctx.needs_input_grad)
         saved = _saved(ctx)
         assert saved.y is not None
         assert saved.behind is not None

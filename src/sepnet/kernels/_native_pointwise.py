@@ -88,8 +88,8 @@ def pointwise_backward(lib: Library, x: Tensor, weight: Tensor, grad: Tensor, wa
 def pointwise_backward_joined(
     lib: Library, x: Tensor, weight: Tensor, grad: Tensor, want: tuple[bool, bool, bool], before: Side
 ) -> tuple[Gradients, Tensor]:
-    """The same behind a normalisation of x, of whose result x's gradient is that, not yet cut by its ReLU; the sums that
-    ``norm_gradients`` takes come too. Of bf16.
+    """The same behind a normalisation of x, of whose result x's gradient is that, not yet cut by its ReLU; with it the sums that
+    ``norm_gradients`` takes come, too. Of bf16.
     """
     rows = memory(2, x.shape[1], dtype=torch.float64)
     return _backward(lib, x, weight, grad, want, joined(rows, before)), rows

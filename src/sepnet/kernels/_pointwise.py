@@ -113,7 +113,9 @@ class _SummedPointwise(Function):
         return y, sums
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:  # whoever had the result gave none back
+            return None, None, None, None
         return *_gradients(ctx, grad), None
 
 

@@ -9,7 +9,7 @@ enum { CHANNELS = SQ_ROWS };             /* of which a number of channels is a m
 enum { BAND_TILES = 8 };                 /* tiles of pixels that go through some panels together */
 enum { BAND_PIXELS = BAND_TILES * SQ_ROWS };
 enum { PANELS_BYTES = 640 << 10 };       /* gone through together */
-enum { SUM_PARTS = 4 };                  /* of a thread, which each have sums of their own */
+enum { SUM_PARTS = 4 };                  /* of a thread, which each have sums of their own, where dL/dx is not made with dL/dweight */
 
 /* c (rows, cols) = a (rows, depth) * small (depth, cols) + bias. `transposed`: small lies as (cols, depth). */
 typedef struct {
