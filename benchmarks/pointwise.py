@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from unittest import mock
+from unittest.mock import Mock
 
 import torch
 from torch import Tensor, nn
@@ -108,8 +109,12 @@ def _recorded(model: nn.Module, images: Tensor, batch: int) -> list[Shape]:
         seen.append(Shape(batch, x.shape[1], *y.shape[2:], y.shape[1], bias is not None))
         return y
 
+    def summed(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, None]:
+        return record(x, weight, bias), None
+
     # the convolution alone, which is what its peers have
-    with mock.patch.object(joined, "pools", return_value=False), mock.patch.object(conv, "pointwise_conv2d", record):
+    alone = mock.patch.multiple(joined, pools=Mock(return_value=False), joins=Mock(return_value=False), summed_pointwise=summed)
+    with alone, mock.patch.object(conv, "pointwise_conv2d", record):
         model(images)
     return seen
 
