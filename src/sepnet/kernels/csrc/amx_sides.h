@@ -48,11 +48,9 @@ static void enter_pixels(const side *from, const uint16_t *map, int64_t rows, in
 
 /* As load_pairs, of two pixels as they enter, from channel c on. */
 INLINE vf load_entering(const side *e, const uint16_t *first, const uint16_t *second, int64_t c) {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
-                                           19, 3, 18, 2, 17, 1, 16, 0);
     const vf upper = enter_value(e, c, load_lanes(first, c, VL, SEPNET_BFLOAT16));
     const vf lower = enter_value(e, c, load_lanes(second, c, VL, SEPNET_BFLOAT16));
-    return (vf)_mm512_permutexvar_epi16(order, (__m512i)narrow_both(upper, lower));
+    return pair_halves((__m512i)narrow_both(upper, lower));
 }
 
 /* --- sums of results ---------------------------------------------------------------------------------------------------------- */

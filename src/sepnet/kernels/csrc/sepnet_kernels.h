@@ -130,7 +130,7 @@ int sepnet_norm_statistics(const sepnet_norm *norm, const void *x, const double 
  * NULL): which of the 2x2 positions 0..3 was kept. */
 int sepnet_norm_apply(const sepnet_norm *norm, const void *x, const void *shortcut, const float *scale, const float *shift, void *y,
                       uint8_t *argmax);
-/* Both: y = relu(pool(gamma * (x - mean) * invstd + beta + shortcut)) with x's own statistics. */
+/* Both: y = relu(pool(gamma * (x - mean) * invstd + beta + shortcut)) with x's own statistics (rows: see there). */
 int sepnet_norm_forward(const sepnet_norm *norm, const void *x, const double *rows, const void *shortcut, const float *gamma,
                         const float *beta, double eps, const sepnet_running *running, float *constants, void *y, uint8_t *argmax,
                         void *workspace);

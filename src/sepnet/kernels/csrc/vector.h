@@ -193,13 +193,19 @@ INLINE vf add_product(vf sum, vf x, vf y, const int mode) {
 #endif
 }
 
+#ifdef HAVE_AVX512_BF16
+/* VL pairs, of the first half's values and the second's. */
+INLINE vf pair_halves(__m512i both) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                           19, 3, 18, 2, 17, 1, 16, 0);
+    return (vf)_mm512_permutexvar_epi16(order, both);
+}
+#endif
+
 /* VL pairs of the values at `first` and at `second`. */
 INLINE vf load_pairs(const uint16_t *first, const uint16_t *second) {
 #ifdef HAVE_AVX512_BF16
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
-                                           19, 3, 18, 2, 17, 1, 16, 0);
-    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(*(const __m256i_u *)first), *(const __m256i_u *)second, 1);
-    return (vf)_mm512_permutexvar_epi16(order, both);
+    return pair_halves(_mm512_inserti64x4(_mm512_castsi256_si512(*(const __m256i_u *)first), *(const __m256i_u *)second, 1));
 #else
     return (vf)((vu)widen(*(const vhu *)second) | ((vu)widen(*(const vhu *)first) >> 16));
 #endif
