@@ -5,9 +5,10 @@
 
 sepnet is the function that the networks call, with its choice of path (by the kernels, or as one of PyTorch's operations, which the
 table names). Its peers are F.conv2d in PyTorch's default layout (NCHW) and in channels_last, and F.linear on the channels-last map.
-All of them run in turns on the same values, and the results are compared first; F.conv2d in channels_last runs a second time, as a
-contender of its own, which shows what chance does. The product is one of two matrices of 2,048 in the same type, measured in
-the course of the run: what large products reach on this machine. Every contender has its large buffers kept by the allocator.
+In bf16 all run as in training, under autocast: the map and its gradient are bf16, the weights float32. They take turns on the same
+values, and the results are compared first; F.conv2d in channels_last runs a second time, as a contender of its own, which shows
+what chance does. The product is one of two matrices of 2,048 in the same type, measured in the course of the run: what large
+products reach on this machine. Every contender has its large buffers kept by the allocator.
 """
 
 from __future__ import annotations
@@ -124,14 +125,14 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Case:
-    """Operands of each contender, requiring gradients as training does, all in one type."""
+    """Operands of each contender, requiring gradients as training does; the weights in float32."""
 
     def __init__(self, shape: Shape, dtype: str) -> None:
         self.shape, self.dtype = shape, dtype
         values = [torch.randn(shape.batch, shape.inputs, shape.height, shape.width), torch.randn(shape.outputs, shape.inputs, 1, 1)]
         values += [torch.randn(shape.outputs)] if shape.bias else []
         grad = torch.randn(shape.batch, shape.outputs, shape.height, shape.width)
-        self.values, self.grad = [v.to(DTYPES[dtype]) for v in values], grad.to(DTYPES[dtype])
+        self.values, self.grad = [values[0].to(DTYPES[dtype]), *values[1:]], grad.to(DTYPES[dtype])
 
     def call(self, name: str) -> Callable[[int], list[Tensor]]:
         """Output and gradients."""
@@ -141,7 +142,8 @@ class Case:
         grad = self.grad.clone(memory_format=layout)
 
         def run(_: int) -> list[Tensor]:
-            y = compute(leaves[0], leaves[1], leaves[2] if self.shape.bias else None)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bf16"):
+                y = compute(leaves[0], leaves[1], leaves[2] if self.shape.bias else None)
             return [y, *torch.autograd.grad(y, leaves, grad)]
 
         return run
@@ -198,7 +200,7 @@ def measure(shape: Shape, networks: list[str], args: argparse.Namespace) -> Row:
     times = in_turns(work, rounds=args.rounds, warm_up=1, seconds=args.seconds)
     size = (shape.batch, shape.inputs, shape.height, shape.width)
     lib, dtype = library(), DTYPES[args.dtype]
-    way = Way.CONVOLUTION if lib is None else pointwise_way(dtype, size, shape.outputs, shape.bias, lib.has_tiles)
+    way = Way.CONVOLUTION if lib is None else pointwise_way(dtype, size, shape.outputs, shape.bias, lib.has_bf16_products)
     return Row(shape, networks, args.dtype, way, {name: figures_of(values) for name, values in times.items()})
 
 

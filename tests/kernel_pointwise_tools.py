@@ -12,6 +12,10 @@ from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forwa
 
 AMX = "avx512_bf16_amx"
 needs_tiles = pytest.mark.skipif(AMX not in ISAS, reason="this processor has no AMX")
+WITH_PRODUCTS = [isa for isa in (AMX, "avx512_bf16") if isa in ISAS]  # of bf16
+_none = [pytest.param("", marks=pytest.mark.skip(reason="this processor multiplies no bf16"))]
+in_bf16 = pytest.mark.parametrize("isa", WITH_PRODUCTS or _none)
+without_products = next((isa for isa in ISAS if isa not in WITH_PRODUCTS), "")
 ALL = (True, True, True)
 U = ROUNDING[torch.float32]
 

@@ -490,13 +490,18 @@ __attribute__((target("xsave"))) static int holds_tiles(void) {
 static int holds_tiles(void) { return 0; }
 #endif
 
+static int takes_bfloat(void) {
+    const sepnet_pointwise p = {1, 32, 32, SEPNET_BFLOAT16, 1};
+    return sepnet_pointwise_workspace(&p, 0) >= 0;
+}
+
 static sepnet_pointwise random_pointwise(void) {
     int deep = pick(0, 5) == 0; /* more than a block of the small matrix */
     sepnet_pointwise p = {pick(1, deep ? 60 : 300), pick(deep ? 250 : 1, deep ? 600 : 70), pick(1, 150), SEPNET_FLOAT32, the_threads};
     if (deep && pick(0, 1)) p.in = pick(1, 40), p.out = pick(250, 600);
     if (pick(0, 9) == 0) p.rows = pick(500, 2000), p.in = pick(1, 20), p.out = pick(1, 20); /* shares */
     if (pick(0, 19) == 0) p.rows = pick(130, 700), p.in = pick(1, 20), p.out = pick(250, 700); /* blocks of outputs, some pixels at a time */
-    if (strstr(sepnet_isa(), "_amx") && pick(0, 1)) /* by tiles */
+    if (takes_bfloat() && pick(0, 1))
         p.dtype = SEPNET_BFLOAT16, p.in = (p.in + 31) / 32 * 32, p.out = (p.out + 31) / 32 * 32;
     return p;
 }

@@ -15,7 +15,7 @@ from torch import nn
 
 import sepnet.kernels
 from benchmark_scripts import script
-from kernel_pointwise_tools import AMX, needs_tiles
+from kernel_pointwise_tools import in_bf16
 from kernel_tools import instruction_set
 from sepnet.kernels._calls import native_call
 from sepnet.nn import depthwise, joined
@@ -68,15 +68,15 @@ def test_roofline_knows_every_call_into_the_library() -> None:
         assert any(name.startswith(known) for known in roofline._CALLS), name
 
 
-@needs_tiles
+@in_bf16
 @pytest.mark.parametrize("name", ["separable_cnn", "dsrnet50_printed"])
-def test_roofline_counts_what_products_do_of_a_normalisations_work(name: str) -> None:
+def test_roofline_counts_what_products_do_of_a_normalisations_work(isa: str, name: str) -> None:
     """As many multiplications as apart, and fewer values: statistics, and a map between that is not written."""
     roofline = script("roofline")
     network = script("_describe").build(name, size=32, num_classes=10).to(memory_format=torch.channels_last).train()
-    with instruction_set(AMX):
+    with instruction_set(isa):
         work = roofline.work_of(network, 32, bf16=True)
-    with instruction_set("avx512_bf16"):
+    with instruction_set("avx512_bf16_floats"):
         apart = roofline.work_of(network, 32, bf16=True)
     assert sum(flops for flops, _ in work.products) == sum(flops for flops, _ in apart.products)
     assert 0.6 * apart.values < work.values < 0.9 * apart.values

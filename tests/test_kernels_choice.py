@@ -21,8 +21,8 @@ def plain(kernel: int, dilation: int = 1, stride: int = 1) -> Geometry:
 
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """Its instructions, with oneDNN's bf16 where AVX-512 is; "AVX512 pairs" has the instruction that multiplies pairs of it, as has
-    "AVX512 Zen 5", and "AVX512 Intel" has it without gaining by it.
+    """Its instructions, with oneDNN's bf16 where AVX-512 is; "AVX512 pairs" is Zen 4, with the instruction that multiplies pairs
+    of it, as has "AVX512 Zen 5", and "AVX512 Intel" has it without gaining by it.
     """
     name, _, pairs = str(request.param).partition(" ")
     monkeypatch.setattr(_choice_depthwise, "is_intel_with_bf16", lambda: pairs == "Intel")
@@ -139,37 +139,50 @@ def test_backward(processor: str, geometry: Geometry, side: int, avx2: bool, oth
     assert _choice_depthwise.torch_backward_is_faster(BF16, (8, 64, side, side), geometry) == (wanted and processor == "AVX512")
 
 
-@pytest.mark.parametrize("processor", ["AVX512", "AVX512 pairs"], indirect=True)
+@pytest.mark.parametrize("processor", ["AVX512 pairs"], indirect=True)
 @pytest.mark.parametrize(
-    ("geometry", "shape", "with_pairs"),
+    ("geometry", "shape", "fp32", "bf16"),
     [
-        (plain(5), (32, 256, 8, 8), False),
-        (plain(7), (1, 64, 56, 56), False),
-        (plain(7, stride=2), (8, 48, 16, 16), False),
-        (plain(7, stride=2), (8, 48, 14, 14), True),  # whose output is 7x7
-        (plain(5, stride=2), (8, 64, 32, 32), True),
-        (plain(5), (8, 40, 32, 32), True),
-        (plain(5), (8, 272, 32, 32), True),
-        (plain(5, dilation=2), (8, 64, 32, 32), True),
-        (plain(3), (8, 64, 32, 32), True),
-        (Geometry((1, 1), ((5, 5),), ((0, 0),), ((1, 1),), False), (4, 32, 4, 300), True),  # no output: PyTorch refuses
+        (plain(3), (128, 1024, 4, 4), False, False),
+        (plain(3), (8, 64, 16, 16), False, False),
+        (plain(3), (128, 64, 27, 27), False, False),
+        (plain(3), (128, 64, 28, 28), False, True),  # of 4 MiB and more
+        (plain(3), (128, 80, 28, 28), False, False),
+        (plain(3), (8, 64, 64, 63), False, False),
+        (plain(3, stride=2), (8, 64, 64, 64), False, True),
+        (plain(3), (16, 40, 14, 14), True, False),  # under 256 KiB in bf16
+        (plain(3), (16, 40, 15, 15), True, True),
+        (plain(3), (16, 72, 15, 15), False, True),  # fp32 with many channels
+        (plain(3, stride=3), (8, 64, 8, 8), True, True),
+        (Geometry((2, 1), ((3, 3),), ((1, 1),), ((1, 1),), False), (8, 64, 8, 8), True, True),
+        (Geometry((1, 1), ((3, 3),), ((1, 2),), ((1, 2),), False), (8, 64, 8, 8), True, True),
+        (plain(2), (8, 64, 8, 8), True, True),
+        (plain(5), (8, 256, 7, 7), True, False),
+        (plain(5), (8, 272, 8, 8), False, True),
+        (plain(5, stride=2), (8, 1024, 8, 8), False, False),
+        (plain(7), (8, 128, 7, 7), True, False),
+        (plain(7), (8, 144, 7, 7), True, True),
+        (plain(7), (8, 1024, 8, 8), False, False),
+        (plain(7, stride=2), (8, 1024, 7, 7), False, False),
+        (plain(3, stride=2, dilation=2), (128, 512, 8, 8), False, False),
+        (plain(3, stride=2, dilation=2), (128, 1024, 8, 8), True, True),
+        (plain(3, dilation=2), (128, 64, 11, 11), False, False),  # under 2 MiB in bf16
+        (plain(3, dilation=2), (128, 64, 12, 12), False, True),
+        (plain(3, dilation=2), (128, 256, 8, 8), False, False),  # 4 MiB
+        (plain(3, dilation=2), (128, 256, 7, 8), False, True),
+        (plain(3, dilation=2), (128, 528, 8, 8), False, True),
+        (plain(3, dilation=3), (8, 128, 16, 16), False, False),
+        (plain(3, dilation=3), (8, 128, 16, 17), False, True),
+        (plain(3, dilation=3), (8, 144, 14, 14), False, True),
+        (plain(3, dilation=3), (8, 1024, 14, 14), True, True),
+        (plain(5, dilation=2), (8, 64, 32, 32), True, True),
+        (plain(3), (8, 64, 2, 2), False, False),  # padded too much for oneDNN
     ],
     ids=str,
 )
-def test_forward_with_pairs(
-    request: pytest.FixtureRequest, processor: str, geometry: Geometry, shape: tuple[int, ...], with_pairs: bool
-) -> None:
-    pairs = "pairs" in request.node.callspec.params["processor"]
-    assert _choice_depthwise.torch_forward_is_faster(BF16, shape, geometry) == (with_pairs or not pairs)
-    assert _choice_depthwise.torch_forward_is_faster(FLOAT, shape, geometry)
-
-
-@pytest.mark.parametrize("processor", ["AVX512 pairs"], indirect=True)
-def test_backward_with_pairs(processor: str) -> None:
-    assert not _choice_depthwise.torch_backward_is_faster(BF16, (8, 64, 4, 4), plain(3))
-    assert _choice_depthwise.torch_backward_is_faster(FLOAT, (8, 64, 4, 4), plain(3))
-    assert _choice_depthwise.torch_backward_is_faster(BF16, (8, 64, 5, 5), plain(3))
-    assert _choice_depthwise.torch_backward_is_faster(BF16, (8, 64, 8, 8), plain(3))
+def test_forward_on_zen4(processor: str, geometry: Geometry, shape: tuple[int, ...], fp32: bool, bf16: bool) -> None:
+    assert _choice_depthwise.torch_forward_is_faster(FLOAT, shape, geometry) == fp32
+    assert _choice_depthwise.torch_forward_is_faster(BF16, shape, geometry) == bf16
 
 
 @pytest.mark.parametrize("processor", ["AVX512 Zen 5"], indirect=True)
@@ -256,9 +269,9 @@ def test_forward_on_intel(processor: str, geometry: Geometry, shape: tuple[int, 
     assert _choice_depthwise.torch_forward_is_faster(BF16, shape, geometry) == bf16
 
 
-@pytest.mark.parametrize("processor", ["AVX512 Zen 5", "AVX512 Intel"], indirect=True)
+@pytest.mark.parametrize("processor", ["AVX512 pairs", "AVX512 Zen 5", "AVX512 Intel"], indirect=True)
 @pytest.mark.parametrize("side", [4, 5, 8])
-def test_backward_on_zen5_and_intel(processor: str, side: int) -> None:
+def test_backward_on_amd_and_intel_with_bf16(processor: str, side: int) -> None:
     """There ours is always the faster one, and may share passes over memory with the normalisations beside it."""
     for dtype in (FLOAT, BF16):
         assert not _choice_depthwise.torch_backward_is_faster(dtype, (8, 64, side, side), plain(3))

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernel_pointwise_tools import ALL, AMX, check_native, second_derivatives, tensors
+from kernel_pointwise_tools import ALL, check_native, second_derivatives, tensors, without_products
 from kernel_tools import (
-    ISAS,
     LIBRARY,
     channels_last,
     every_isa,
@@ -101,7 +100,7 @@ def avx2(monkeypatch: pytest.MonkeyPatch) -> Iterator[mock.Mock]:
     monkeypatch.setattr(_choice_pointwise, "instructions", lambda: "AVX2")
     called = mock.Mock(side_effect=pointwise_forward)
     monkeypatch.setattr(_pointwise, "pointwise_forward", called)
-    with instruction_set(next(isa for isa in ISAS if isa != AMX)):
+    with instruction_set(without_products):
         yield called
 
 
@@ -153,7 +152,7 @@ def test_way(
     monkeypatch.setattr(_choice_pointwise, "instructions", lambda: name)
     monkeypatch.setattr(_choice_pointwise, "processor_has", lambda feature: feature == "amx_bf16" and bool(tiles))
     monkeypatch.setattr(_choice_pointwise, "onednn_has", lambda dtype: dtype == torch.float32 or name == "AVX512")
-    assert pointwise_way(dtype, shape, outputs, bias=False, tiles=False) is way
+    assert pointwise_way(dtype, shape, outputs, bias=False, in_bf16=False) is way
 
 
 def test_way_with_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,9 +160,9 @@ def test_way_with_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_choice_pointwise, "instructions", lambda: "AVX512")
     monkeypatch.setattr(_choice_pointwise, "processor_has", lambda feature: feature == "amx_bf16")
     monkeypatch.setattr(_choice_pointwise, "onednn_has", lambda _: True)
-    assert pointwise_way(torch.bfloat16, (128, 128, 16, 16), 128, bias=False, tiles=False) is Way.PRODUCT
-    assert pointwise_way(torch.bfloat16, (128, 128, 16, 16), 128, bias=True, tiles=False) is Way.CONVOLUTION
-    assert pointwise_way(torch.bfloat16, (128, 64, 4, 4), 64, bias=True, tiles=False) is Way.PRODUCT
+    assert pointwise_way(torch.bfloat16, (128, 128, 16, 16), 128, bias=False, in_bf16=False) is Way.PRODUCT
+    assert pointwise_way(torch.bfloat16, (128, 128, 16, 16), 128, bias=True, in_bf16=False) is Way.CONVOLUTION
+    assert pointwise_way(torch.bfloat16, (128, 64, 4, 4), 64, bias=True, in_bf16=False) is Way.PRODUCT
 
 
 @pytest.mark.parametrize("stride", [1, 2])

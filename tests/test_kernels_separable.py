@@ -1,4 +1,4 @@
-"""Pointwise convolution with AMX that takes over what normalisations do at its sides: against the same apart, and who takes it."""
+"""Pointwise convolution of bf16 that takes over what normalisations do at its sides: against the same apart, and who takes it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kernel_pointwise_tools import AMX, needs_tiles, tensors
-from kernel_tools import ISAS, LIBRARY, channels_last, instruction_set, needs_library, poisoned_memory, threads
+from kernel_pointwise_tools import in_bf16, tensors, without_products
+from kernel_tools import LIBRARY, channels_last, instruction_set, needs_library, poisoned_memory, threads
 from sepnet.kernels import _native_norm, batch_norm_relu, joins_pointwise, summed_pointwise, use
 from sepnet.kernels._native import Side
 from sepnet.kernels._native_pointwise import (
@@ -59,14 +59,16 @@ def check_moments(rows: Tensor, y: Tensor) -> None:
     assert ((variance - spread).abs() <= 1e-5 * (spread + (rows[0] - exact) ** 2)).all()
 
 
-@needs_tiles
+@in_bf16
 @SEVERAL
 @given(SHAPES, TILED, st.booleans(), st.integers(1, 5), st.integers(0, 99))
-def test_forward_is_the_same_as_apart(shape: tuple[int, int, int, int], outputs: int, relu: bool, count: int, seed: int) -> None:
+def test_forward_is_the_same_as_apart(
+    isa: str, shape: tuple[int, int, int, int], outputs: int, relu: bool, count: int, seed: int
+) -> None:
     """To the bit, whether the normalisation is applied on the way or before; and the sums are those of the result."""
     x, weight, bias, _ = tensors(shape, outputs, seed)
     x, bias = x.bfloat16(), 10 * bias
-    with instruction_set(AMX), threads(count), poisoned_memory():
+    with instruction_set(isa), threads(count), poisoned_memory():
         side = side_of(x, relu)
         z = _native_norm.norm_apply_constants(LIBRARY, x, side)
         apart = pointwise_forward(LIBRARY, z, weight, bias)
@@ -81,15 +83,15 @@ def test_forward_is_the_same_as_apart(shape: tuple[int, int, int, int], outputs:
     check_moments(rows, y)
 
 
-@needs_tiles
+@in_bf16
 @SEVERAL
 @given(SHAPES, TILED, st.booleans(), st.tuples(*[st.booleans()] * 3), st.integers(1, 5), st.integers(0, 99))
 def test_backward_is_the_same_as_apart(
-    shape: tuple[int, int, int, int], outputs: int, relu: bool, want: tuple[bool, bool, bool], count: int, seed: int
+    isa: str, shape: tuple[int, int, int, int], outputs: int, relu: bool, want: tuple[bool, bool, bool], count: int, seed: int
 ) -> None:
     x, weight, _, grad = tensors(shape, outputs, seed)
     x, grad = x.bfloat16(), grad.bfloat16()
-    with instruction_set(AMX), threads(count), poisoned_memory():
+    with instruction_set(isa), threads(count), poisoned_memory():
         side = side_of(x, relu)
         z = _native_norm.norm_apply_constants(LIBRARY, x, side)
         apart = pointwise_backward(LIBRARY, z, weight, grad, want)
@@ -105,24 +107,24 @@ def test_backward_is_the_same_as_apart(
     assert ((sums - exact).abs() <= 1e-6 * reach * (1 + grad_z.float().abs().sum((0, 2, 3)))).all()
 
 
-@needs_tiles
-def test_large_mean_costs_the_variance_no_digits() -> None:
+@in_bf16
+def test_large_mean_costs_the_variance_no_digits(isa: str) -> None:
     """Sums are taken about values of the channels' own, in each part of the pixels."""
     x, weight, _, _ = tensors((16, 64, 24, 24), 96)
     bias = torch.full((96,), 3e4)
     weight = weight * 1e3  # so that bf16, whose steps are 128 there, has something to tell
-    with instruction_set(AMX), threads(3):
+    with instruction_set(isa), threads(3):
         y, rows = pointwise_forward_joined(LIBRARY, x.bfloat16(), weight, bias, None, True)
     assert rows is not None
     pixels = y.permute(0, 2, 3, 1).flatten(0, 2).double()
     torch.testing.assert_close(moments(rows, len(pixels))[1], pixels.var(0, unbiased=False), rtol=1e-4, atol=0)
 
 
-@needs_tiles
-def test_what_is_no_number_reaches_its_channels_statistics() -> None:
+@in_bf16
+def test_what_is_no_number_reaches_its_channels_statistics(isa: str) -> None:
     x, weight, _, _ = tensors((2, 32, 5, 7), 64)
     x[0, 3, 4, 6] = float("nan")
-    with instruction_set(AMX):
+    with instruction_set(isa):
         y, rows = pointwise_forward_joined(LIBRARY, x.bfloat16(), weight, None, None, True)
     assert rows is not None
     assert y[0, :, 4, 6].isnan().all()
@@ -167,9 +169,9 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@needs_tiles
+@in_bf16
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_blocks_compute_the_same_joined_and_apart(kind: str) -> None:
+def test_blocks_compute_the_same_joined_and_apart(isa: str, kind: str) -> None:
     torch.manual_seed(0)
     joined = BLOCKS[kind]().to(memory_format=torch.channels_last).train()
     apart = copy.deepcopy(joined)
@@ -180,7 +182,7 @@ def test_blocks_compute_the_same_joined_and_apart(kind: str) -> None:
     found = []
     for layer in (joined, apart):
         own = x.clone(memory_format=torch.channels_last).requires_grad_()
-        with instruction_set(AMX), threads(2), torch.autocast("cpu", torch.bfloat16):
+        with instruction_set(isa), threads(2), torch.autocast("cpu", torch.bfloat16):
             y = layer(own)
         grad = torch.randn_like(y) if grad is None else grad
         y.backward(grad)
@@ -196,9 +198,9 @@ def test_blocks_compute_the_same_joined_and_apart(kind: str) -> None:
         assert error < 0.02, f"{key} is off by {error:.3g} of its size"
 
 
-@needs_tiles
+@in_bf16
 @pytest.mark.parametrize("name", ["separable_cnn", "dilated_separable", "dsrnet50_printed", "mobilenet_v1", "multiscale_concat"])
-def test_networks_compute_as_exactly_joined_as_apart(name: str) -> None:
+def test_networks_compute_as_exactly_joined_as_apart(isa: str, name: str) -> None:
     """Rounding to bf16 turns the gradients of a network that has learnt nothing by up to 70 degrees: joined no more than apart."""
     torch.manual_seed(0)
     network = create_model(name, num_classes=10, input_size=32).to(memory_format=torch.channels_last).train()
@@ -209,7 +211,7 @@ def test_networks_compute_as_exactly_joined_as_apart(name: str) -> None:
         for module in own.modules():
             if isinstance(module, PointwiseConv2d) and way == "apart":
                 module.register_forward_hook(lambda *_: None)
-        with instruction_set(AMX), torch.autocast("cpu", torch.bfloat16, enabled=way != "float32"):
+        with instruction_set(isa), torch.autocast("cpu", torch.bfloat16, enabled=way != "float32"):
             loss = F.cross_entropy(own(x).float(), torch.arange(32) % 10)
         loss.backward()
         losses[way] = loss.item()
@@ -227,8 +229,8 @@ def made(block: SeparableBlock, x: Tensor) -> Pending:
     return separable_before(x, block.dw, block.bn1, block.pw, block.bn2)
 
 
-@needs_tiles
-def test_steps_aside_where_it_cannot_serve() -> None:
+@in_bf16
+def test_steps_aside_where_it_cannot_serve(isa: str) -> None:
     x = channels_last(torch.randn(4, 64, 18, 18)).requires_grad_()
     block = SeparableBlock(64, 96).to(memory_format=torch.channels_last)
 
@@ -239,7 +241,7 @@ def test_steps_aside_where_it_cannot_serve() -> None:
         assert not whole or pending.sums is not None
         return whole
 
-    with instruction_set(AMX):
+    with instruction_set(isa):
         assert served()
         assert not joins_pointwise(x, block.dw.geometry, block.pw.weight, None)  # without autocast
         with use("reference"):
@@ -259,17 +261,16 @@ def test_steps_aside_where_it_cannot_serve() -> None:
         assert served()
         block.bn1.running_mean = None
         assert served()
-    if len(ISAS) > 1:
-        with instruction_set(next(isa for isa in ISAS if isa != AMX)):
-            assert not served()
+    with instruction_set(without_products):
+        assert not served()
 
 
-@needs_tiles
-def test_sums_are_left_out_where_somebody_could_change_the_map() -> None:
+@in_bf16
+def test_sums_are_left_out_where_somebody_could_change_the_map(isa: str) -> None:
     """A hook before the normalisation may put another map in the place of the one that was summed."""
     conv, norm = pointwise(64, 96).to(memory_format=torch.channels_last), BatchNormReLU(96)
     x = channels_last(torch.randn(4, 64, 9, 9))
-    with instruction_set(AMX), torch.autocast("cpu", torch.bfloat16):
+    with instruction_set(isa), torch.autocast("cpu", torch.bfloat16):
         assert pointwise_before(x, conv, norm).sums is not None
         norm.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0] + 1,))
         pending = pointwise_before(x, conv, norm)
@@ -280,8 +281,8 @@ def test_sums_are_left_out_where_somebody_could_change_the_map() -> None:
     torch.testing.assert_close(norm.running_mean, expected, rtol=1e-2, atol=1e-2)
 
 
-@needs_tiles
-def test_hooks_of_saved_tensors_may_change_the_layout() -> None:
+@in_bf16
+def test_hooks_of_saved_tensors_may_change_the_layout(isa: str) -> None:
     block = SeparableBlock(64, 96).to(memory_format=torch.channels_last)
     x = channels_last(torch.randn(4, 64, 18, 18)).requires_grad_()
 
@@ -290,7 +291,7 @@ def test_hooks_of_saved_tensors_may_change_the_layout() -> None:
             y = made(block, x).x
         return torch.autograd.grad(y.float().square().sum(), (x, *block.pw.parameters(), *block.dw.parameters()))
 
-    with instruction_set(AMX):
+    with instruction_set(isa):
         expected, asked = gradients(), []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t: (len(asked), t.detach().contiguous()), lambda t: asked.append(t) or t[1]
@@ -300,14 +301,14 @@ def test_hooks_of_saved_tensors_may_change_the_layout() -> None:
     assert len(joined) == 1  # each is asked for once: checkpointing counts
 
 
-@needs_tiles
+@in_bf16
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing(reentrant: bool) -> None:
+def test_checkpointing(isa: str, reentrant: bool) -> None:
     block = SeparableBlock(64, 96).to(memory_format=torch.channels_last)
     x = channels_last(torch.randn(4, 64, 18, 18)).requires_grad_()
     found = []
     for run in (block, lambda t: checkpoint(block, t, use_reentrant=reentrant)):
-        with instruction_set(AMX), torch.autocast("cpu", torch.bfloat16):
+        with instruction_set(isa), torch.autocast("cpu", torch.bfloat16):
             y = run(x)
         block.zero_grad()
         x.grad = None
@@ -316,12 +317,12 @@ def test_checkpointing(reentrant: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-@needs_tiles
-def test_second_derivatives() -> None:
+@in_bf16
+def test_second_derivatives(isa: str) -> None:
     """Of the whole they are refused; of a pointwise convolution with sums they are those without."""
     x = channels_last(torch.randn(4, 64, 9, 9)).requires_grad_()
     block = SeparableBlock(64, 96).to(memory_format=torch.channels_last)
-    with instruction_set(AMX), torch.autocast("cpu", torch.bfloat16):
+    with instruction_set(isa), torch.autocast("cpu", torch.bfloat16):
         y = made(block, x).x
         (first,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -345,33 +346,33 @@ class Stop(torch.autograd.Function):
         return None
 
 
-@needs_tiles
+@in_bf16
 @pytest.mark.parametrize("summed", [True, False])
-def test_whoever_has_the_result_may_give_no_gradient_back(summed: bool) -> None:
+def test_whoever_has_the_result_may_give_no_gradient_back(isa: str, summed: bool) -> None:
     x = channels_last(torch.randn(4, 64, 9, 9)).requires_grad_()
     block = SeparableBlock(64, 96).to(memory_format=torch.channels_last)
-    with instruction_set(AMX), torch.autocast("cpu", torch.bfloat16):
+    with instruction_set(isa), torch.autocast("cpu", torch.bfloat16):
         y = summed_pointwise(x, block.pw.weight, None)[0] if summed else made(block, x).x
         Stop.apply(y).sum().backward()
     assert x.grad is None or not x.grad.any()
     assert block.pw.weight.grad is None or not block.pw.weight.grad.any()
 
 
-@needs_tiles
-def test_frozen_parts_have_no_gradients() -> None:
+@in_bf16
+def test_frozen_parts_have_no_gradients(isa: str) -> None:
     block = SeparableBlock(64, 96).to(memory_format=torch.channels_last)
     block.pw.requires_grad_(False)
     block.bn1.requires_grad_(False)
     x = channels_last(torch.randn(4, 64, 9, 9))
-    with instruction_set(AMX), torch.autocast("cpu", torch.bfloat16):
+    with instruction_set(isa), torch.autocast("cpu", torch.bfloat16):
         block(x).float().sum().backward()
     assert block.pw.weight.grad is None
     assert block.bn1.weight.grad is None
     assert block.dw.weight.grad is not None
 
 
-@needs_tiles
-def test_same_threads_give_the_same_bits() -> None:
+@in_bf16
+def test_same_threads_give_the_same_bits(isa: str) -> None:
     def once() -> list[Tensor]:
         torch.manual_seed(0)
         block = SeparableBlock(64, 96).to(memory_format=torch.channels_last)
@@ -380,6 +381,6 @@ def test_same_threads_give_the_same_bits() -> None:
             block(x).float().square().sum().backward()
         return [x.grad, *(p.grad for p in block.parameters()), *block.buffers()]
 
-    with instruction_set(AMX), threads(3):
+    with instruction_set(isa), threads(3):
         runs = [once() for _ in range(5)]
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from sepnet.kernels._choice_intel import is_for_our_intel
+from sepnet.kernels._choice_zen4 import is_for_our_zen4
 from sepnet.kernels._geometry import Geometry, Pair
 from sepnet.kernels._library import MAX_BRANCHES, MAX_KERNEL
 from sepnet.kernels._lookup import looked_up
@@ -45,8 +46,6 @@ _LARGE_BYTES, _LARGE_BYTES_STRIDE_2 = 12 << 20, 32 << 20
 _LARGE_RESULTS, _CACHE_LINE = 16 << 20, 64  # bytes: from which on the kernels gain most by writing whole lines past the caches
 _FEWEST_CHANNELS_3X3 = 32  # from which on their forward pass is faster there in fp32
 _FEWEST_DILATED, _MOST_DILATED = 64, 256  # the same with dilation 2
-# where pairs of bf16 are multiplied, with 5x5 and 7x7: the least output, and channels, a multiple and at most
-_PAIRED_OUTPUT, _PAIRED_BLOCK, _MOST_PAIRED = 8, 16, 256
 # with Zen 5: the fewest channels in bf16, how many are many and a small batch for them in bytes, images that are few for stride 2
 _FEWEST_ZEN5, _MANY_ZEN5, _SMALL_BYTES_ZEN5, _FEW_IMAGES_ZEN5 = 32, 512, 8 << 20, 16
 # and with dilation the most channels, the least map, and how far apart taps are at most, in bf16 and fp32
@@ -100,7 +99,7 @@ def torch_forward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: 
     """PyTorch's forward pass of (B, C, H, W) is the faster one for a single filter bank; with bf16, where the processor has it.
 
     Not where the padding is more than 6 (4 with AVX2) or much for a map of this size, nor for 3x3 on large maps, and with AVX2, on
-    Zen 5 and on Intel rarely for filters without dilation and not for some dilated 3x3.
+    AMD and Intel with bf16 rarely for filters without dilation and not for some dilated 3x3.
     """
     if len(geometry.kernels) > 1 or has_few_channels(shape) or shape[0] == 0:  # PyTorch's output of no images is not channels-last
         return False
@@ -119,7 +118,9 @@ def _is_for_ours(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -
         return _is_for_our_zen5(dtype, shape, geometry)
     if instructions() == "AVX2":
         return _is_for_our_avx2(shape, geometry)
-    return _is_for_our_avx512(dtype, shape, geometry) or _is_for_our_pairs(dtype, shape, geometry)
+    if multiplies_pairs():
+        return is_for_our_zen4(dtype, shape, geometry)
+    return _is_for_our_avx512(dtype, shape, geometry)
 
 
 def _is_for_our_zen5(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
@@ -204,23 +205,6 @@ def _is_for_our_avx512(dtype: torch.dtype, shape: Sequence[int], geometry: Geome
     return large and least <= shape[1] <= _MOST_CHANNELS
 
 
-def _is_for_our_pairs(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
-    """5x5 and 7x7, the second with stride 2 too, where two bf16 values are multiplied at once: oneDNN takes 1.05 to 1.6 times as
-    long (39 shapes, median 1.26). With more channels, those that fill no vectors, on smaller maps, with dilation and with 5x5 of
-    stride 2 it takes 0.6 to 1.6 times as long.
-    """
-    size = geometry.kernels[0]
-    if dtype != torch.bfloat16 or geometry.dilations[0] != (1, 1) or not multiplies_pairs():
-        return False
-    if (size, geometry.stride) not in (((5, 5), (1, 1)), ((7, 7), (1, 1)), ((7, 7), (2, 2))):
-        return False
-    try:
-        output = min(geometry.output_size(shape[2], shape[3]))
-    except ValueError:  # there is no output: PyTorch refuses
-        return False
-    return output >= _PAIRED_OUTPUT and shape[1] % _PAIRED_BLOCK == 0 and shape[1] <= _MOST_PAIRED
-
-
 def _has_large_results(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
     """Whether results are so many bytes, and a pixel's whole cache lines, that writing them past the caches (results.h) makes the
     kernels faster than oneDNN.
@@ -238,14 +222,12 @@ def _result_bytes(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) 
 
 def torch_backward_is_faster(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
     """PyTorch's backward pass of (B, C, H, W) is the faster one for a filter bank of up to 3x3 on a map of 4x4 to 8x8, even where
-    ours could share the passes over memory of the normalisations beside it. With AVX2, with Zen 5 and on Intel ours is (oneDNN
-    takes 1.05 to 2.3 times as long, 30 shapes), and on 4x4 where two bf16 values are multiplied at once (1.0 to 2.7, 20 shapes;
-    from 5x5 to 8x8 0.7 to 2.3).
+    ours could share the passes over memory of the normalisations beside it. With AVX2, with pairs of bf16 and on Intel with bf16
+    ours is (oneDNN takes 1.0 to 2.3 times as long).
     """
     if len(geometry.kernels) > 1 or geometry.stride != (1, 1) or geometry.dilations[0] != (1, 1) or has_few_channels(shape):
         return False
-    if instructions() == "AVX2" or is_zen5() or is_intel_with_bf16():
+    if instructions() == "AVX2" or multiplies_pairs() or is_intel_with_bf16():
         return False
-    least = 5 if dtype == torch.bfloat16 and multiplies_pairs() else 4
-    small = min(shape[2:]) >= least and max(shape[2:]) <= 8
+    small = min(shape[2:]) >= 4 and max(shape[2:]) <= 8
     return small and max(geometry.kernels[0]) <= 3 and max(geometry.paddings[0]) <= 1 and onednn_has(dtype)

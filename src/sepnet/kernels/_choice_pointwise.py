@@ -17,8 +17,9 @@ _FEWEST_CHANNELS, _FEWEST_PIXELS, _FEWEST_PRODUCTS = 32, 512, 1 << 23
 _FEW_PIXELS = 2048  # of a batch, up to which a matrix product is the fastest in bf16
 _FEWER_PIXELS, _MANY_WEIGHTS = 256, 1 << 19  # up to which it is in fp32 with AVX2, from so many weights on
 _MANY_CHANNELS, _MORE_PIXELS = 512, 8192  # in bf16, from so many on either side, up to so many
-_TILE = 32  # channels that the kernels take at a time with AMX
-_MANY_WEIGHTS_AMX = 1 << 18  # from so many on not for up to _FEWER_PIXELS
+_BLOCK = 32  # channels that the kernels take at a time in bf16
+_MANY_WEIGHTS_AMX = 1 << 18  # with AMX, from so many on not for up to _FEWER_PIXELS
+_FEWER_PIXELS_IN_PAIRS = 512  # by vectors, up to which not from _MANY_WEIGHTS on
 _FEWEST_AMX, _SMALL_MAP_AMX = 128, 64  # with AMX, from so many on for more pixels; with many only on maps up to so many pixels
 MOST_FEW = 8  # channels that the pooled pointwise convolution takes, as SEPNET_MAX_FEW of the kernels
 _FEWEST_POOLED, _WIDER = 16, 2  # outputs, and how many times the inputs they must be, for it to be the faster way
@@ -32,18 +33,18 @@ class Way(Enum):
     PRODUCT = "PyTorch matrix product"
 
 
-def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int, bias: bool, tiles: bool) -> Way:
+def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int, bias: bool, in_bf16: bool) -> Way:
     """The fastest way for a pointwise convolution of (B, C, H, W), forward and backward together.
 
-    In bf16 without AMX oneDNN is at the processor's limit, but its convolution takes 0.96 to 2.0 times as long as the same matrix
-    product where pixels are few, and where many channels meet not too many. In fp32 with AVX2 oneDNN's products reach 60 to 75 % of
-    what the processor can do, its gradient of the weights 40 to 55 %, and the kernels' 70 to 85 %; not where there is little to
-    multiply, or few channels, which do not fill a tile. Half a million weights and more with very few pixels are a matrix product:
-    to copy them takes the time. With ``tiles`` the kernels multiply bf16 by AMX.
+    In bf16 the kernels serve where they can (``in_bf16``) and channels come in 32s. Else, without AMX, oneDNN's convolution takes
+    0.96 to 2.0 times as long as the same matrix product where pixels are few, and where many channels meet not too many. In fp32
+    with AVX2 oneDNN's products reach 60 to 75 % of what the processor can do, its gradient of the weights 40 to 55 %, and the
+    kernels' 70 to 85 %; not where there is little to multiply, or few channels, which do not fill a tile. Half a million weights
+    and more with very few pixels are a matrix product: to copy them takes the time.
     """
     batch, inputs, height, width = shape
     pixels = batch * height * width
-    if tiles and dtype == torch.bfloat16 and _fills_tiles(pixels, inputs, outputs):
+    if in_bf16 and dtype == torch.bfloat16 and _is_for_blocks(pixels, inputs, outputs):
         return Way.KERNELS
     is_product = _is_product_with_amx if processor_has("amx_bf16") and not bias else _is_product_in_bf16
     if dtype == torch.bfloat16 and is_product(height * width, pixels, min(inputs, outputs)):
@@ -58,12 +59,16 @@ def pointwise_way(dtype: torch.dtype, shape: Sequence[int], outputs: int, bias: 
     return Way.KERNELS if much else Way.CONVOLUTION
 
 
-def _fills_tiles(pixels: int, inputs: int, outputs: int) -> bool:
-    """The kernels take channels by the tile. Beside them the faster of product and convolution takes 1.01 to 1.6 times as long (28
-    shapes of networks, median 1.25; 1.0 to 1.6 for one image), 0.8 to 0.9 where few pixels meet many weights.
+def _is_for_blocks(pixels: int, inputs: int, outputs: int) -> bool:
+    """The kernels take channels by the block. Beside AMX the faster of product and convolution takes 1.01 to 1.6 times as long (28
+    shapes of networks, median 1.25; 1.0 to 1.6 for one image), 0.8 to 0.9 where few pixels meet many weights. By
+    vectors, on a Zen 4, it takes 1.0 to 1.8 times as long, 0.65 to 1.2 where up to 512 pixels meet half a million weights.
     """
-    whole = inputs % _TILE == 0 and outputs % _TILE == 0
-    return whole and pixels > 0 and (pixels > _FEWER_PIXELS or inputs * outputs < _MANY_WEIGHTS_AMX)
+    if inputs % _BLOCK or outputs % _BLOCK or pixels == 0:
+        return False
+    if processor_has("amx_bf16"):
+        return pixels > _FEWER_PIXELS or inputs * outputs < _MANY_WEIGHTS_AMX
+    return pixels > _FEWER_PIXELS_IN_PAIRS or inputs * outputs < _MANY_WEIGHTS
 
 
 def _is_product_in_bf16(map_pixels: int, pixels: int, channels: int) -> bool:

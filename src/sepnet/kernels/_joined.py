@@ -21,7 +21,7 @@ from sepnet.kernels._depthwise import fits
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._norm import Normalisation
-from sepnet.kernels._pointwise import pointwise_by_tiles
+from sepnet.kernels._pointwise import pointwise_in_bf16
 from sepnet.kernels._tensors import compute_dtype, dense, exact, library_for
 
 __all__ = ["joined_depthwise", "joined_separable", "joins", "joins_pointwise"]
@@ -50,7 +50,7 @@ def joins_pointwise(x: Tensor, geometry: Geometry, weight: Tensor, bias: Tensor 
     """Whether ``joined_separable`` takes this pointwise convolution behind what ``joins``, and a normalisation after that."""
     lib = library()
     shape = (*x.shape[:2], *geometry.output_size(x.shape[2], x.shape[3]))
-    return lib is not None and pointwise_by_tiles(lib, compute_dtype(x), shape, weight, bias)
+    return lib is not None and pointwise_in_bf16(lib, compute_dtype(x), shape, weight, bias)
 
 
 def joined_depthwise(

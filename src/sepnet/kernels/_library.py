@@ -46,6 +46,7 @@ Mode = Literal["native", "reference"]
 ABI = 11
 MAX_BRANCHES = 4
 MAX_KERNEL = 7
+_WITH_BF16_PRODUCTS = (b"avx512_bf16_amx", b"avx512_bf16")
 isa_names = ("avx512_bf16_amx", "avx512_bf16_floats", "avx512_bf16", "avx512", "avx2", "baseline")
 _FILE = Path(__file__).with_name("_sepnet_kernels.so")
 
@@ -201,6 +202,11 @@ class Library:
     def has_tiles(self) -> bool:
         """Whether it multiplies bf16 matrices by AMX."""
         return self.isa_key.endswith(b"_amx")
+
+    @property
+    def has_bf16_products(self) -> bool:
+        """Whether it has pointwise convolutions of bf16 maps: by AMX, or by vectors, as AMD's are fast enough (csrc/dispatch.c)."""
+        return self.isa_key in _WITH_BF16_PRODUCTS
 
     def select_isa(self, name: str) -> None:
         """Use another instruction set from now on.

@@ -18,7 +18,7 @@ from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forwa
 from sepnet.kernels._pixels import every_nth_pixel
 from sepnet.kernels._tensors import compute_dtype, dense, has_autocast, is_plain, library_for, wants_gradients
 
-__all__ = ["pointwise_by_tiles", "pointwise_conv2d", "summed_pointwise"]
+__all__ = ["pointwise_conv2d", "pointwise_in_bf16", "summed_pointwise"]
 
 
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
@@ -31,9 +31,9 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, s
         return F.conv2d(x, weight, bias, stride)
     if stride > 1:  # of the pixels that count, which oneDNN's strided gradients are slow to find
         x = every_nth_pixel(x, stride)
-    dtype, by_tiles = compute_dtype(x), lib.has_tiles and _is_ours(x.dtype, x.shape[1], weight, bias)
-    way = pointwise_way(dtype, x.shape, weight.shape[0], bias is not None, by_tiles)
-    if way is Way.KERNELS and (by_tiles or _is_ours(x.dtype, x.shape[1], weight, bias)):
+    dtype, in_bf16 = compute_dtype(x), lib.has_bf16_products and _is_ours(x.dtype, x.shape[1], weight, bias)
+    way = pointwise_way(dtype, x.shape, weight.shape[0], bias is not None, in_bf16)
+    if way is Way.KERNELS and (in_bf16 or _is_ours(x.dtype, x.shape[1], weight, bias)):
         return _by_kernels(lib, x.to(dtype), weight, bias)
     if way is Way.PRODUCT:
         rows = x.permute(0, 2, 3, 1)  # a view, where x is channels-last
@@ -48,9 +48,9 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).flatten(0, 2)  # channels-last
 
 
-def pointwise_by_tiles(lib: Library, dtype: torch.dtype, shape: Shape, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the kernels' convolution of (B, C, H, W) with AMX is the fastest way, which may take over what normalisations do."""
-    if not lib.has_tiles or dtype != torch.bfloat16 or not _is_ours(dtype, shape[1], weight, bias):
+def pointwise_in_bf16(lib: Library, dtype: torch.dtype, shape: Shape, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the kernels' convolution of (B, C, H, W) in bf16 is the fastest way, which may take over what normalisations do."""
+    if not lib.has_bf16_products or dtype != torch.bfloat16 or not _is_ours(dtype, shape[1], weight, bias):
         return False
     return pointwise_way(dtype, shape, weight.shape[0], bias is not None, True) is Way.KERNELS
 
@@ -61,7 +61,7 @@ def summed_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Te
     Shape: (B, C, H, W), weight (N, C, 1, 1) -> (B, N, H, W).
     """
     lib = library_for(x) if x.dim() == 4 else None
-    if lib is None or not pointwise_by_tiles(lib, compute_dtype(x), x.shape, weight, bias):
+    if lib is None or not pointwise_in_bf16(lib, compute_dtype(x), x.shape, weight, bias):
         return pointwise_conv2d(x, weight, bias), None
     result: tuple[Tensor, Tensor] = _SummedPointwise.apply(dense(x.to(torch.bfloat16)), weight, bias, lib)
     return result

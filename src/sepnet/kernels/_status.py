@@ -109,6 +109,13 @@ def _depthwise_path(
     return KernelPath(name, label, "PyTorch" if forward else native, "PyTorch" if backward else native, why)
 
 
+def _way_of_pointwise(lib: Library | None, dtype: torch.dtype, size: int) -> Way:
+    if lib is None:
+        return Way.CONVOLUTION
+    shape = EXAMPLE_BATCH, _CHANNELS, size, size
+    return pointwise_way(dtype, shape, _CHANNELS, bias=False, in_bf16=lib.has_bf16_products)
+
+
 def kernel_paths() -> list[KernelPath]:
     """A row for each kind of operation and type, as they would run now."""
     reason = why_not_native()
@@ -119,8 +126,7 @@ def kernel_paths() -> list[KernelPath]:
         label = str(dtype).removeprefix("torch.")
         rows += [_depthwise_path(*case, dtype, native, reason) for case in _DEPTHWISE]
         for size in (4, 8):
-            shape = EXAMPLE_BATCH, _CHANNELS, size, size
-            way = Way.CONVOLUTION if lib is None else pointwise_way(dtype, shape, _CHANNELS, bias=False, tiles=lib.has_tiles)
+            way = _way_of_pointwise(lib, dtype, size)
             how = native if way is Way.KERNELS else way.value
             name = f"pointwise 1x1, {size}x{size} map"
             rows.append(KernelPath(name, label, how, how, reason or _WHY_POINTWISE[way]))
@@ -131,7 +137,7 @@ def kernel_paths() -> list[KernelPath]:
         name = f"pointwise 1x1 of up to {MOST_FEW} channels to 16 and more, batch norm, 2x2 max pooling, ReLU"
         rows.append(KernelPath(name, label, native, native, why))
         why = reason or "joined in training: convolutions take over part of the normalisations' passes"
-        further = ", pointwise" if lib is not None and lib.has_tiles and dtype == torch.bfloat16 else ""
+        further = ", pointwise" if lib is not None and lib.has_bf16_products and dtype == torch.bfloat16 else ""
         rows.append(KernelPath(f"batch norm, ReLU, depthwise, batch norm, ReLU{further}", label, native, native, why))
         against = reason if lib is None else why_torch_iterates(lib, dtype)
         how, why = "PyTorch" if against else native, against or "one call, and half of each symmetric product"

@@ -55,31 +55,6 @@ INLINE void multiply_tile(square_tile sum, const float *left, int64_t step, cons
     store_sums((float *)sum);
 }
 
-/* 16 vectors of 16 units, of which columns become vectors. */
-INLINE void turn_units(vf line[VL]) {
-    __m512 a[VL], b[VL];
-#pragma GCC unroll 8
-    for (int i = 0; i < VL; i += 2) {
-        a[i] = _mm512_unpacklo_ps((__m512)line[i], (__m512)line[i + 1]);
-        a[i + 1] = _mm512_unpackhi_ps((__m512)line[i], (__m512)line[i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < VL; i += 4)
-#pragma GCC unroll 2
-        for (int k = 0; k < 2; k++) {
-            b[i + 2 * k] = _mm512_shuffle_ps(a[i + k], a[i + k + 2], 0x44);
-            b[i + 2 * k + 1] = _mm512_shuffle_ps(a[i + k], a[i + k + 2], 0xee);
-        }
-    /* b[4 q + c]: of lines 4 q to 4 q + 3 the columns c, c + 4, c + 8, c + 12 */
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) {
-        const __m512 even = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88), odd = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
-        const __m512 even2 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88), odd2 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
-        line[c] = (vf)_mm512_shuffle_f32x4(even, even2, 0x88), line[c + 8] = (vf)_mm512_shuffle_f32x4(even, even2, 0xdd);
-        line[c + 4] = (vf)_mm512_shuffle_f32x4(odd, odd2, 0x88), line[c + 12] = (vf)_mm512_shuffle_f32x4(odd, odd2, 0xdd);
-    }
-}
-
 /* All of a tile's results, and the same with columns for rows. */
 typedef struct {
     square_tile line, turned;

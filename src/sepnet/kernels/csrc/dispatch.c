@@ -10,7 +10,8 @@ typedef struct {
     const sepnet_ops *ops;
     int (*runs)(void), (*suits)(void); /* can be selected here; is chosen where nobody selects */
     int pairs_in_planes; /* of bfloat16 values (pairing.h) */
-    const sepnet_tile_ops *tiles; /* for bfloat16; NULL where there are none */
+    const sepnet_pointwise_ops *half_pointwise; /* of bfloat16; NULL: there are none */
+    const sepnet_muon_ops *half_muon;           /* the same; NULL: those of `ops` */
 } choice;
 
 static int always(void) { return 1; }
@@ -31,14 +32,14 @@ static int has_amx(void) { return has_avx512_bf16() && sepnet_has_amx_bf16(); }
 static const choice choices[] = {
 #if defined(__x86_64__)
 #if defined(SEPNET_AMX)
-    {"avx512_bf16_amx", &sepnet_ops_avx512_bf16, has_amx, sepnet_is_intel_with_bf16, 0, &sepnet_amx_ops},
+    {"avx512_bf16_amx", &sepnet_ops_avx512_bf16, has_amx, sepnet_is_intel_with_bf16, 0, &sepnet_amx_pointwise, &sepnet_amx_muon},
 #endif
-    {"avx512_bf16_floats", &sepnet_ops_avx512_bf16, has_avx512_bf16, sepnet_is_intel_with_bf16, 0, NULL},
-    {"avx512_bf16", &sepnet_ops_avx512_bf16, has_avx512_bf16, always, 1, NULL},
-    {"avx512", &sepnet_ops_avx512, has_avx512, always, 0, NULL},
-    {"avx2", &sepnet_ops_avx2, has_avx2, always, 0, NULL},
+    {"avx512_bf16_floats", &sepnet_ops_avx512_bf16, has_avx512_bf16, sepnet_is_intel_with_bf16, 0, NULL, NULL},
+    {"avx512_bf16", &sepnet_ops_avx512_bf16, has_avx512_bf16, always, 1, &sepnet_pair_pointwise, NULL},
+    {"avx512", &sepnet_ops_avx512, has_avx512, always, 0, NULL, NULL},
+    {"avx2", &sepnet_ops_avx2, has_avx2, always, 0, NULL, NULL},
 #endif
-    {"baseline", &sepnet_ops_baseline, always, always, 0, NULL},
+    {"baseline", &sepnet_ops_baseline, always, always, 0, NULL, NULL},
 };
 
 static _Atomic(const choice *) selected = NULL;
@@ -205,10 +206,10 @@ int sepnet_pooled_pointwise_backward(const sepnet_norm *norm, int64_t inputs, co
 
 /* NULL: there are none for such a convolution. */
 static const sepnet_pointwise_ops *pointwise_ops(const sepnet_pointwise *conv, const sepnet_joined *joined) {
-    const sepnet_tile_ops *tiles = chosen()->tiles;
+    const sepnet_pointwise_ops *half = chosen()->half_pointwise;
     if (conv->rows < 1 || conv->in < 1 || conv->out < 1 || conv->threads < 1 || (joined && joined->after)) return NULL;
     if (conv->dtype == SEPNET_FLOAT32) return joined ? NULL : &ops()->pointwise;
-    return conv->dtype == SEPNET_BFLOAT16 && tiles && tiles->pointwise.workspace(conv, 0) >= 0 ? &tiles->pointwise : NULL;
+    return conv->dtype == SEPNET_BFLOAT16 && half && half->workspace(conv, 0) >= 0 ? half : NULL;
 }
 
 int64_t sepnet_pointwise_workspace(const sepnet_pointwise *conv, int backward) {
@@ -245,10 +246,10 @@ static int all_valid(const sepnet_muon *weights, int64_t count, int threads) {
 }
 
 static const sepnet_muon_ops *muon_ops(const sepnet_muon *weights, int64_t count) {
-    const sepnet_tile_ops *tiles = chosen()->tiles;
-    for (int64_t i = 0; tiles && i < count; i++)
-        if (weights[i].dtype != SEPNET_BFLOAT16) tiles = NULL;
-    return tiles ? &tiles->muon : &ops()->muon;
+    const sepnet_muon_ops *half = chosen()->half_muon;
+    for (int64_t i = 0; half && i < count; i++)
+        if (weights[i].dtype != SEPNET_BFLOAT16) half = NULL;
+    return half ? half : &ops()->muon;
 }
 
 int64_t sepnet_muon_workspace(const sepnet_muon *weights, int64_t count, int threads) {

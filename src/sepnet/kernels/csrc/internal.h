@@ -23,12 +23,6 @@ typedef struct {
                      void *);
 } sepnet_pointwise_ops;
 
-/* What an instruction set for tiles does with bfloat16. */
-typedef struct {
-    sepnet_muon_ops muon;
-    sepnet_pointwise_ops pointwise;
-} sepnet_tile_ops;
-
 /* The kernels compiled for one instruction set. Arguments are those of the public functions, already checked. */
 typedef struct {
     int64_t vector_floats;
@@ -63,9 +57,11 @@ typedef struct {
 extern const sepnet_ops sepnet_ops_baseline;
 #if defined(__x86_64__)
 extern const sepnet_ops sepnet_ops_avx2, sepnet_ops_avx512, sepnet_ops_avx512_bf16;
+extern const sepnet_pointwise_ops sepnet_pair_pointwise; /* of bfloat16, by vectors */
 #endif
 #if defined(SEPNET_AMX)
-extern const sepnet_tile_ops sepnet_amx_ops;
+extern const sepnet_pointwise_ops sepnet_amx_pointwise;
+extern const sepnet_muon_ops sepnet_amx_muon;
 
 int sepnet_has_amx_bf16(void);
 #endif

@@ -22,14 +22,12 @@
 #include "products.h"
 #include "orthogonal.h"
 
-#include "amx_sides.h"
-#include "amx_pointwise.h"
-#include "amx_weights.h"
+#include "half_sides.h"
+#include "half_pointwise.h"
+#include "half_weights.h"
 
-const sepnet_tile_ops sepnet_amx_ops = {
-    .muon = {muon_workspace, muon_step},
-    .pointwise = {pointwise_workspace, pointwise_forward, pointwise_backward},
-};
+const sepnet_pointwise_ops sepnet_amx_pointwise = {pointwise_workspace, pointwise_forward, pointwise_backward};
+const sepnet_muon_ops sepnet_amx_muon = {muon_workspace, muon_step};
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -36,7 +36,7 @@ INLINE void turn_square(const float *from, int64_t step, float *to, int64_t to_s
 }
 
 /* So many rows of `values`, `step` apart, to columns, whose rows are `to_step` apart. */
-static void turn_rows(const float *from, int64_t step, int64_t rows, int64_t values, float *to, int64_t to_step) {
+static __attribute__((unused)) void turn_rows(const float *from, int64_t step, int64_t rows, int64_t values, float *to, int64_t to_step) {
     int64_t r = 0;
     for (; r + 8 <= rows; r += 8, from += 8 * step) {
         int64_t k = 0;
@@ -57,3 +57,30 @@ INLINE void turn_block(const float *from, const int rows, const int cols, float 
         for (int c = 0; c < cols; c++)
             for (int r = 0; r < rows; r++) to[c * rows + r] = from[r * cols + c];
 }
+
+#ifdef HAVE_AVX512
+/* 16 vectors of 16 units, of which columns become vectors. */
+INLINE void turn_units(vf line[VL]) {
+    __m512 a[VL], b[VL];
+#pragma GCC unroll 8
+    for (int i = 0; i < VL; i += 2) {
+        a[i] = _mm512_unpacklo_ps((__m512)line[i], (__m512)line[i + 1]);
+        a[i + 1] = _mm512_unpackhi_ps((__m512)line[i], (__m512)line[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < VL; i += 4)
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; k++) {
+            b[i + 2 * k] = _mm512_shuffle_ps(a[i + k], a[i + k + 2], 0x44);
+            b[i + 2 * k + 1] = _mm512_shuffle_ps(a[i + k], a[i + k + 2], 0xee);
+        }
+    /* b[4 q + c]: of lines 4 q to 4 q + 3 the columns c, c + 4, c + 8, c + 12 */
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        const __m512 even = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88), odd = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
+        const __m512 even2 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88), odd2 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
+        line[c] = (vf)_mm512_shuffle_f32x4(even, even2, 0x88), line[c + 8] = (vf)_mm512_shuffle_f32x4(even, even2, 0xdd);
+        line[c + 4] = (vf)_mm512_shuffle_f32x4(odd, odd2, 0x88), line[c + 12] = (vf)_mm512_shuffle_f32x4(odd, odd2, 0xdd);
+    }
+}
+#endif

@@ -1,4 +1,4 @@
-"""Pointwise convolution of bf16 maps with AMX against float64 and PyTorch; and who takes it."""
+"""Pointwise convolution of bf16 maps by AMX and by vectors against float64 and PyTorch; and who takes it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from kernel_pointwise_tools import ALL, AMX, check_native, needs_tiles, second_derivatives, tensors
+from kernel_pointwise_tools import ALL, WITH_PRODUCTS, check_native, in_bf16, needs_tiles, second_derivatives, tensors
 from kernel_tools import ISAS, LIBRARY, instruction_set, needs_library, threads
 from sepnet.kernels import _choice_pointwise, _pointwise, pointwise_conv2d, use
 from sepnet.kernels._choice_pointwise import Way, pointwise_way
 from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
-from sepnet.kernels._processor import processor_has
 from sepnet.nn.conv import pointwise
 
 pytestmark = needs_library
@@ -30,7 +29,7 @@ pytestmark = needs_library
 TILED = st.sampled_from([32, 64, 96, 128, 288, 544])
 
 
-@needs_tiles
+@in_bf16
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     st.tuples(st.integers(1, 4), TILED, st.integers(1, 20), st.integers(1, 20)),
@@ -39,15 +38,15 @@ TILED = st.sampled_from([32, 64, 96, 128, 288, 544])
     st.tuples(st.booleans(), st.booleans(), st.booleans()),
     st.integers(0, 99),
 )
-def test_tiles_agree_with_float64(
-    shape: tuple[int, int, int, int], outputs: int, count: int, want: tuple[bool, bool, bool], seed: int
+def test_blocks_agree_with_float64(
+    isa: str, shape: tuple[int, int, int, int], outputs: int, count: int, want: tuple[bool, bool, bool], seed: int
 ) -> None:
     """Of weights rounded to bf16; the gradients of weight and bias are float32's."""
-    with instruction_set(AMX), threads(count):
+    with instruction_set(isa), threads(count):
         check_native(shape, outputs, want, seed, torch.bfloat16)
 
 
-@needs_tiles
+@in_bf16
 @pytest.mark.parametrize("count", [1, 3, 5])
 @pytest.mark.parametrize(
     ("shape", "outputs"),
@@ -61,42 +60,42 @@ def test_tiles_agree_with_float64(
         ((2, 4128, 18, 18), 64),
     ],
 )
-def test_more_tiles_than_are_packed_together(count: int, shape: tuple[int, int, int, int], outputs: int) -> None:
+def test_more_blocks_than_are_packed_together(isa: str, count: int, shape: tuple[int, int, int, int], outputs: int) -> None:
     """Panels, steps of pixels, bands, and weights of which each thread takes a part."""
-    with instruction_set(AMX), threads(count):
+    with instruction_set(isa), threads(count):
         check_native(shape, outputs, dtype=torch.bfloat16)
 
 
-@needs_tiles
-def test_tiles_let_what_is_no_number_through_to_its_own_pixel() -> None:
+@in_bf16
+def test_blocks_let_what_is_no_number_through_to_its_own_pixel(isa: str) -> None:
     x, weight, _, _ = tensors((1, 32, 5, 7), 64)
     x[0, 3, 4, 6] = float("nan")
-    with instruction_set(AMX):
+    with instruction_set(isa):
         y = pointwise_forward(LIBRARY, x.bfloat16(), weight, None)
     assert y[0, :, 4, 6].isnan().all()
     assert y.isnan().sum() == 64
 
 
-@needs_tiles
+@in_bf16
 @pytest.mark.parametrize(("inputs", "outputs"), [(33, 32), (32, 40)])
-def test_part_of_a_tile_is_refused(inputs: int, outputs: int) -> None:
+def test_part_of_a_block_is_refused(isa: str, inputs: int, outputs: int) -> None:
     x, weight, _, _ = tensors((1, inputs, 5, 7), outputs)
-    with instruction_set(AMX), pytest.raises(ValueError, match="the kernels do not take 35 pixels"):
+    with instruction_set(isa), pytest.raises(ValueError, match="the kernels do not take 35 pixels"):
         pointwise_forward(LIBRARY, x.bfloat16(), weight, None)
 
 
 @pytest.mark.skipif(not ISAS, reason="no library")
-def test_bf16_without_tiles_is_refused() -> None:
+def test_bf16_without_products_is_refused() -> None:
     x, weight, _, _ = tensors((1, 32, 5, 7), 32)
-    for isa in (isa for isa in ISAS if isa != AMX):
+    for isa in (isa for isa in ISAS if isa not in WITH_PRODUCTS):
         with instruction_set(isa), pytest.raises(ValueError, match="bfloat16"):
             pointwise_forward(LIBRARY, x.bfloat16(), weight, None)
 
 
-@needs_tiles
+@in_bf16
 @pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_a_layer_under_autocast(input_dtype: torch.dtype, with_bias: bool) -> None:
+def test_a_layer_under_autocast(isa: str, input_dtype: torch.dtype, with_bias: bool) -> None:
     """As PyTorch's: rounded maps, gradients of the weights in float32 and of the input in its own type."""
     torch.manual_seed(0)
     x = torch.randn(8, 64, 9, 9, dtype=input_dtype, requires_grad=True)  # NCHW
@@ -105,7 +104,7 @@ def test_a_layer_under_autocast(input_dtype: torch.dtype, with_bias: bool) -> No
     results = []
     for mode in ("native", "reference"):
         with (
-            instruction_set(AMX),
+            instruction_set(isa),
             use(mode),  # type: ignore[arg-type]
             torch.autocast("cpu", torch.bfloat16),
             mock.patch.object(_pointwise, "pointwise_forward", wraps=pointwise_forward) as called,
@@ -141,42 +140,42 @@ def test_way_with_tiles_of_the_kernels(
     monkeypatch.setattr(_choice_pointwise, "instructions", lambda: "AVX512")
     monkeypatch.setattr(_choice_pointwise, "processor_has", lambda feature: feature == "amx_bf16")
     for bias in (False, True):
-        assert (pointwise_way(dtype, shape, outputs, bias, tiles=True) is Way.KERNELS) == taken
+        assert (pointwise_way(dtype, shape, outputs, bias, in_bf16=True) is Way.KERNELS) == taken
 
 
-@needs_tiles
-def test_an_empty_batch() -> None:
+@in_bf16
+def test_an_empty_batch(isa: str) -> None:
     x, weight = torch.randn(0, 32, 4, 4, requires_grad=True), torch.randn(64, 32, 1, 1, requires_grad=True)
-    with instruction_set(AMX), torch.autocast("cpu", torch.bfloat16):
+    with instruction_set(isa), torch.autocast("cpu", torch.bfloat16):
         y = pointwise_conv2d(x, weight)
     assert y.shape == (0, 64, 4, 4)
     y.sum().backward()
     assert not weight.grad.any()  # type: ignore[union-attr]
 
 
-@needs_tiles
-def test_second_derivatives_under_autocast() -> None:
+@in_bf16
+def test_second_derivatives_under_autocast(isa: str) -> None:
     x, weight, bias, _ = tensors((4, 64, 9, 9), 96)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
     found = []
     for mode in ("native", "reference"):
-        with instruction_set(AMX), use(mode), torch.autocast("cpu", torch.bfloat16):  # type: ignore[arg-type]
+        with instruction_set(isa), use(mode), torch.autocast("cpu", torch.bfloat16):  # type: ignore[arg-type]
             found.append(second_derivatives(*leaves))
     for one, other in zip(*found, strict=True):
         assert (one - other).norm() <= 0.02 * other.norm()
 
 
-@needs_tiles
+@in_bf16
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, as it sets up the forward mode
 @pytest.mark.parametrize("kind", ["weights in bf16", "no autocast", "forward mode"])
-def test_what_the_kernels_leave_to_pytorch(kind: str) -> None:
+def test_what_the_kernels_leave_to_pytorch(isa: str, kind: str) -> None:
     x, weight, _, _ = tensors((4, 128, 4, 4), 128)
     module = pointwise(128, 128).to(memory_format=torch.channels_last)
-    with instruction_set(AMX), mock.patch.object(_pointwise, "pointwise_forward", side_effect=AssertionError("asked")):
+    with instruction_set(isa), mock.patch.object(_pointwise, "pointwise_forward", side_effect=AssertionError("asked")):
         if kind == "weights in bf16":
             with mock.patch.object(F, "linear", wraps=F.linear) as product:
                 assert module.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
-            assert product.called == processor_has("amx_bf16")
+            assert product.called
         elif kind == "no autocast":
             with pytest.raises(RuntimeError, match="type"):
                 pointwise_conv2d(x.bfloat16(), weight)
@@ -197,14 +196,14 @@ def guarded(tensor: Tensor) -> Tensor:
     return flat.view(tensor.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2).copy_(tensor)
 
 
-@needs_tiles
+@in_bf16
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for pages")
 @pytest.mark.parametrize("pixels", [(1, 1), (31, 1), (33, 1), (7, 41)])
-def test_nothing_is_read_beyond_the_last_pixel(pixels: tuple[int, int]) -> None:
+def test_nothing_is_read_beyond_the_last_pixel(isa: str, pixels: tuple[int, int]) -> None:
     """Which the sanitizers do not see: a tile is loaded by an instruction that they do not know."""
     x, weight, bias, grad = tensors((1, 96, *pixels), 64)
     maps = [guarded(t.bfloat16()) for t in (x, grad)]
-    with instruction_set(AMX), threads(2):
+    with instruction_set(isa), threads(2):
         got = pointwise_forward(LIBRARY, maps[0], weight, bias), *pointwise_backward(LIBRARY, maps[0], weight, maps[1], ALL)
         again = pointwise_forward(LIBRARY, x.bfloat16(), weight, bias)
     assert torch.equal(got[0], again)

@@ -1,5 +1,5 @@
-/* What a pointwise convolution with AMX takes over from the normalisations at its sides (sepnet_joined): values that are normalised as they
- * enter, and sums of results that are still in a tile. Included before amx_pointwise.h.
+/* What a pointwise convolution of bfloat16 takes over from the normalisations at its sides (sepnet_joined): values that are normalised as
+ * they enter, and sums of results that are still in registers. Included before half_pointwise.h.
  *
  * Sums are kept in the order of registers: of 32 channels, which are a cache line, first the even ones, then the odd ones, as a shift and
  * a mask make floats of a line. */
@@ -86,14 +86,15 @@ typedef struct {
     vf mean[2], scale[2], shift[2];  /* GATED */
     vf first[2], second[2];          /* sums */
     vu passes;
+    int streams;                     /* past the caches */
 } writer;
 
 INLINE vf *lines_of(const result_sums *s, int row, int64_t col) { return (vf *)(s->line + row * s->channels + col); }
 
 /* gate: of GATED, in the order of registers. first_row: of the tile. */
 INLINE writer open_writer(const result_sums *s, const float *bias, const side *gate, int64_t col, const vf first_row[2], int fresh,
-                          const int kind) {
-    writer w = {.passes = gate->passes};
+                          int streams, const int kind) {
+    writer w = {.passes = gate->passes, .streams = streams};
     for (int v = 0; v < 2; v++) {
         w.bias[v] = bias ? load_lanes(bias, col + v * VL, VL, SEPNET_FLOAT32) : splat(0);
         w.first[v] = w.second[v] = splat(0);
@@ -115,7 +116,10 @@ INLINE writer open_writer(const result_sums *s, const float *bias, const side *g
 /* A row: a cache line. of: GATED: that of the other map; the next tile's is fetched, `ahead` values on. */
 INLINE void write_row(writer *w, const vf sum[2], uint16_t *to, const uint16_t *of, int64_t ahead, const int kind) {
     const vf line = narrow_both(sum[0] + w->bias[0], sum[1] + w->bias[1]);
-    *(vfu *)to = line;
+    if (w->streams)
+        stream_line(to, &line);
+    else
+        *(vfu *)to = line;
     if (kind == NO_SUMS) return;
     vf value[2] = {even_values(line), odd_values(line)}, other[2];
     if (kind == GATED) {
