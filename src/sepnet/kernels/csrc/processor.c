@@ -92,3 +92,14 @@ int sepnet_fetches_ahead(void) {
     return sepnet_is_intel_with_bf16();
 #endif
 }
+
+/* AMD's Zen 4 writes the planes meanwhile, which push what was fetched out of its small L1 cache, and has it from the L2 cache soon
+ * enough: 1.0 to 1.1 times as fast. */
+int sepnet_fetches_near(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    return !(__builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f"));
+#else
+    return 1;
+#endif
+}

@@ -24,6 +24,7 @@ typedef struct {
     int64_t start, image, row, pixel, images, height, width, step, blocks;
     int lanes, dtype, zeroed; /* lanes: of the last block; zeroed: the plane's border and the lanes that stay empty hold zeros */
     int large;                /* the map: LARGE_MAP_BYTES and more */
+    int near;                 /* it is fetched into the L1 cache, not only into the L2 cache */
     int halves;               /* to bfloat16, a slab's blocks side by side, not to float32 */
     entry entry;
 } source;
@@ -67,9 +68,17 @@ INLINE foresight look_ahead(const source *from, int64_t size) {
     return (foresight){fetched, next, sepnet_max(1, CACHE_LINE / (VL * size))};
 }
 
+/* `near` is a constant: a question at each line would take longer than what it decides. */
+INLINE void fetch_line(const void *at, const int near) {
+    if (near)
+        __builtin_prefetch(at);
+    else
+        __builtin_prefetch(at, 0, 2);
+}
+
 /* Blocks [first, last) of a row's pixels [left, right). */
 INLINE void unpack_blocks(const source *from, int64_t index, int64_t left, int64_t right, int64_t first, int64_t last, plane p,
-                          float *out, int64_t step, int lanes, int dtype, int way, int halves) {
+                          float *out, int64_t step, int lanes, int dtype, int way, int halves, const int near) {
     const int64_t size = (int64_t)element_size(dtype);
     const foresight f = look_ahead(from, size);
     const entry e = from->entry; /* of our own, which no store can alias */
@@ -77,8 +86,8 @@ INLINE void unpack_blocks(const source *from, int64_t index, int64_t left, int64
         for (int64_t b = first; b < last; b++) {
             int64_t at = index + c * from->pixel + b * VL * step;
             if (f.fetched && b % f.line == 0) {
-                __builtin_prefetch((const char *)from->map + (at + f.next) * size);
-                if (way == THROUGH_NORM) __builtin_prefetch((const char *)e.of + (at + f.next) * size);
+                fetch_line((const char *)from->map + (at + f.next) * size, near);
+                if (way == THROUGH_NORM) fetch_line((const char *)e.of + (at + f.next) * size, near);
             }
             const vf value = load_strided(from->map, at, step, lanes, dtype);
             const vf other = way == THROUGH_NORM ? load_strided(e.of, at, step, lanes, dtype) : value;
@@ -95,7 +104,10 @@ INLINE void unpack_blocks(const source *from, int64_t index, int64_t left, int64
 static void unpack_whole(const source *from, int64_t index, int64_t left, int64_t right, int64_t blocks, plane p, float *out) {
 #define CASE(way, dtype, halves)                                                                         \
     case 4 * way + 2 * (dtype == SEPNET_BFLOAT16) + halves:                                              \
-        unpack_blocks(from, index, left, right, 0, blocks, p, out, 1, VL, dtype, way, halves);           \
+        if (from->near)                                                                                  \
+            unpack_blocks(from, index, left, right, 0, blocks, p, out, 1, VL, dtype, way, halves, 1);    \
+        else                                                                                             \
+            unpack_blocks(from, index, left, right, 0, blocks, p, out, 1, VL, dtype, way, halves, 0);    \
         break;
     switch (4 * from->entry.way + 2 * (from->dtype == SEPNET_BFLOAT16) + from->halves) {
         CASE(AS_IS, SEPNET_FLOAT32, 0)
@@ -115,9 +127,9 @@ static void unpack_whole(const source *from, int64_t index, int64_t left, int64_
 static void unpack_rest(const source *from, int64_t index, int64_t left, int64_t right, int64_t first, int64_t last, plane p, float *out,
                         int lanes) {
     if (HAVE_PAIRS && from->halves)
-        unpack_blocks(from, index, left, right, first, last, p, out, from->step, lanes, SEPNET_BFLOAT16, from->entry.way, 1);
+        unpack_blocks(from, index, left, right, first, last, p, out, from->step, lanes, SEPNET_BFLOAT16, from->entry.way, 1, 1);
     else
-        unpack_blocks(from, index, left, right, first, last, p, out, from->step, lanes, from->dtype, from->entry.way, 0);
+        unpack_blocks(from, index, left, right, first, last, p, out, from->step, lanes, from->dtype, from->entry.way, 0, 1);
 }
 
 static void clear_sides(plane p, int64_t left, int64_t right, float *out) {

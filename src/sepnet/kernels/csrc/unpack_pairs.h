@@ -44,14 +44,14 @@ static half_row find_halves(window_plane *w, int64_t row) {
 
 /* Columns [left, right) of the plane, whose first is the map's first_col. */
 INLINE void pair_columns(const source *from, half_row first, half_row second, plane p, int64_t left, int64_t right, float *out,
-                         const int plain) {
+                         const int plain, const int near) {
     const int64_t size = sizeof(uint16_t), blocks = from->blocks;
     const foresight f = look_ahead(from, size);
     first.at += p.first_col * first.pixel, second.at += p.first_col * second.pixel;
     for (int64_t c = left; c < right; c++) {
         const uint16_t *upper = first.at + c * first.pixel, *lower = second.at + c * second.pixel;
         for (int64_t b = 0; b < blocks; b++) {
-            if (plain && f.fetched && b % f.line == 0) __builtin_prefetch(lower + f.next);
+            if (plain && f.fetched && b % f.line == 0) fetch_line(lower + f.next, near);
             *(vf *)(out + c * p.pixel + b * VL) = load_pairs(upper, lower);
             upper += first.block, lower += second.block;
         }
@@ -68,10 +68,12 @@ static void pair_row(window_plane *w, int64_t r, float *out) {
         return;
     }
     const half_row first = find_halves(w, row), second = find_halves(w, row + w->apart);
-    if (is_plain(from))
-        pair_columns(from, first, second, p, left, right, out, 1);
+    if (is_plain(from) && from->near)
+        pair_columns(from, first, second, p, left, right, out, 1, 1);
+    else if (is_plain(from))
+        pair_columns(from, first, second, p, left, right, out, 1, 0);
     else
-        pair_columns(from, first, second, p, left, right, out, 0);
+        pair_columns(from, first, second, p, left, right, out, 0, 0);
     if (!from->zeroed) clear_sides(p, left, right, out);
 }
 
@@ -104,7 +106,8 @@ static window_plane open_input(const job_state *s, const task *at, plane p, floa
     const sepnet_joined *j = s->joined;
     const lattice *l = &s->seen;
     source from = {s->x, seen_element(l, at->image, 0, 0) + at->channel, image_step(l), row_step(l), col_step(l), at->images,
-                   c->in_h, c->in_w, 1, at->blocks, at->lanes, c->dtype, is_zeroed(s, at), is_large(c, image_step(l)), 0,
+                   c->in_h, c->in_w, 1, at->blocks, at->lanes, c->dtype, is_zeroed(s, at), is_large(c, image_step(l)),
+                   sepnet_fetches_near(), 0,
                    open_entry(j && j->before ? NORMALISED : AS_IS, j ? j->before : NULL, c->channels, at->channel,
                               j && j->before_relu, NULL)};
     return open_plane(from, p, start, s->pairs.x, halves);
@@ -117,7 +120,8 @@ static window_plane open_gradient(const job_state *s, const task *at, plane p, i
     int64_t outputs = c->channels * c->branches, channel = output_channel(c, at->channel, branch);
     int64_t row = c->out_w * outputs, image = c->out_h * row;
     source from = {s->grad, at->image * image + channel, image, row, outputs, at->images, c->out_h, c->out_w, output_step(c),
-                   s->grads.branches * at->blocks, at->lanes, c->dtype, is_zeroed(s, at), is_large(c, image), 0,
+                   s->grads.branches * at->blocks, at->lanes, c->dtype, is_zeroed(s, at), is_large(c, image),
+                   sepnet_fetches_near(), 0,
                    open_entry(j && j->after ? THROUGH_NORM : AS_IS, j ? j->after : NULL, outputs, channel,
                               j && j->after_relu, j ? j->y : NULL)};
     return open_plane(from, p, start, s->pairs.grad, halves);
