@@ -103,16 +103,13 @@ def test_a_layer_under_autocast(isa: str, input_dtype: torch.dtype, with_bias: b
     leaves = [x, *layer.parameters()]
     results = []
     for mode in ("native", "reference"):
-        with (
-            instruction_set(isa),
-            use(mode),  # type: ignore[arg-type]
-            torch.autocast("cpu", torch.bfloat16),
-            mock.patch.object(_pointwise, "pointwise_forward", wraps=pointwise_forward) as called,
-        ):
-            y = layer(x)
+        called = mock.Mock(wraps=pointwise_forward)
+        with instruction_set(isa), use(mode), mock.patch.object(_pointwise, "pointwise_forward", called):  # type: ignore[arg-type]
+            with torch.autocast("cpu", torch.bfloat16):
+                y = layer(x)
             assert called.called == (mode == "native")
-        assert y.dtype == torch.bfloat16
-        results.append((y, *torch.autograd.grad(y, leaves, torch.ones_like(y))))
+            assert y.dtype == torch.bfloat16
+            results.append((y, *torch.autograd.grad(y, leaves, torch.ones_like(y))))
     for ours, theirs, leaf in zip(results[0], results[1], [None, *leaves], strict=True):
         assert ours.dtype == theirs.dtype
         assert leaf is None or ours.dtype == leaf.dtype
@@ -141,6 +138,25 @@ def test_way_with_tiles_of_the_kernels(
     monkeypatch.setattr(_choice_pointwise, "processor_has", lambda feature: feature == "amx_bf16")
     for bias in (False, True):
         assert (pointwise_way(dtype, shape, outputs, bias, in_bf16=True) is Way.KERNELS) == taken
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "taken"),
+    [
+        ((16, 512, 4, 4), 1024, False),
+        ((32, 1024, 4, 4), 512, False),
+        ((32, 1024, 4, 4), 480, True),
+        ((33, 1024, 4, 4), 1024, True),
+        ((1, 32, 1, 1), 32, True),
+        ((33, 1024, 4, 4), 1000, False),
+    ],
+)
+def test_way_with_vectors_of_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], outputs: int, taken: bool
+) -> None:
+    monkeypatch.setattr(_choice_pointwise, "instructions", lambda: "AVX512")
+    monkeypatch.setattr(_choice_pointwise, "processor_has", lambda _: False)
+    assert (pointwise_way(torch.bfloat16, shape, outputs, True, in_bf16=True) is Way.KERNELS) == taken
 
 
 @in_bf16
@@ -200,7 +216,7 @@ def guarded(tensor: Tensor) -> Tensor:
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for pages")
 @pytest.mark.parametrize("pixels", [(1, 1), (31, 1), (33, 1), (7, 41)])
 def test_nothing_is_read_beyond_the_last_pixel(isa: str, pixels: tuple[int, int]) -> None:
-    """Which the sanitizers do not see: a tile is loaded by an instruction that they do not know."""
+    """Which the sanitizers do not see with AMX: a tile is loaded by an instruction that they do not know."""
     x, weight, bias, grad = tensors((1, 96, *pixels), 64)
     maps = [guarded(t.bfloat16()) for t in (x, grad)]
     with instruction_set(isa), threads(2):

@@ -182,10 +182,11 @@ def test_blocks_compute_the_same_joined_and_apart(isa: str, kind: str) -> None:
     found = []
     for layer in (joined, apart):
         own = x.clone(memory_format=torch.channels_last).requires_grad_()
-        with instruction_set(isa), threads(2), torch.autocast("cpu", torch.bfloat16):
-            y = layer(own)
-        grad = torch.randn_like(y) if grad is None else grad
-        y.backward(grad)
+        with instruction_set(isa), threads(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                y = layer(own)
+            grad = torch.randn_like(y) if grad is None else grad
+            y.backward(grad)
         buffers = {key: b.float() for key, b in layer.named_buffers()}
         found.append({"y": y.detach(), "dx": own.grad, **{key: p.grad for key, p in layer.named_parameters()}, **buffers})
     assert found[0].keys() == found[1].keys()
@@ -211,9 +212,10 @@ def test_networks_compute_as_exactly_joined_as_apart(isa: str, name: str) -> Non
         for module in own.modules():
             if isinstance(module, PointwiseConv2d) and way == "apart":
                 module.register_forward_hook(lambda *_: None)
-        with instruction_set(isa), torch.autocast("cpu", torch.bfloat16, enabled=way != "float32"):
-            loss = F.cross_entropy(own(x).float(), torch.arange(32) % 10)
-        loss.backward()
+        with instruction_set(isa):
+            with torch.autocast("cpu", torch.bfloat16, enabled=way != "float32"):
+                loss = F.cross_entropy(own(x).float(), torch.arange(32) % 10)
+            loss.backward()
         losses[way] = loss.item()
         gradients[way] = torch.cat([p.grad.flatten() for p in own.parameters()])
     joined, apart = (F.cosine_similarity(gradients[way], gradients["float32"], dim=0) for way in ("joined", "apart"))
@@ -308,11 +310,12 @@ def test_checkpointing(isa: str, reentrant: bool) -> None:
     x = channels_last(torch.randn(4, 64, 18, 18)).requires_grad_()
     found = []
     for run in (block, lambda t: checkpoint(block, t, use_reentrant=reentrant)):
-        with instruction_set(isa), torch.autocast("cpu", torch.bfloat16):
-            y = run(x)
         block.zero_grad()
         x.grad = None
-        y.float().square().sum().backward()
+        with instruction_set(isa):  # of what is computed again, too
+            with torch.autocast("cpu", torch.bfloat16):
+                y = run(x)
+            y.float().square().sum().backward()
         found.append((x.grad, block.pw.weight.grad, block.bn1.weight.grad))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 

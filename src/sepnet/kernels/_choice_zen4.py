@@ -25,8 +25,8 @@ _VERY_MANY_CHANNELS = 1024
 _NEAR, _MOST_NEAR, _MOST_FAR = 2, 512, 128
 _SMALL_NEAR, _SMALL_FAR = 2 << 20, 512 << 10
 _LEAST_LARGE_NEAR, _LARGE_NEAR = 256, 4 << 20  # channels, bytes
-_LEAST_OUTPUT = 8  # of 5x5 and 7x7
-_MOST_5X5, _MOST_7X7 = 256, 128  # with smaller outputs, the first one with all
+_LEAST_MAP = 8  # of 5x5 and 7x7
+_MOST_5X5, _MOST_7X7 = 256, 128  # on smaller maps, the first one on all
 
 
 def is_for_our_zen4(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
@@ -55,7 +55,7 @@ def _is_for_our_plain(dtype: torch.dtype, shape: Sequence[int], size: int, geome
         return True
     if half and kernel == 5:
         return channels <= _MOST_5X5
-    return min(shape[2:]) >= _LEAST_OUTPUT or (half and channels <= _MOST_7X7)
+    return min(shape[2:]) >= _LEAST_MAP or (half and channels <= _MOST_7X7)
 
 
 def _is_for_our_dilated(dtype: torch.dtype, channels: int, size: int, geometry: Geometry) -> bool:

@@ -4,7 +4,7 @@ Forward: the normalisation before, and its ReLU, are applied while the convoluti
 what it has just computed. Backward: the gradient passes the normalisation after while it is read, and the sums for the one before
 are taken from what has just been computed. For maps beyond the cache 14 readings or writings of a map are left of 21.
 
-A pointwise convolution behind it, by the kernels with AMX, takes the normalisation between them in the same way, and the sums for
+A pointwise convolution behind it, by the kernels in bf16, takes the normalisation between them in the same way, and the sums for
 the next one: of the 20 of a separable block 14 are left.
 """
 

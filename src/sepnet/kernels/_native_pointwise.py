@@ -1,5 +1,5 @@
-"""The library's pointwise convolution with tensors: maps channels-last on the CPU, float32 or, where it has tiles, bfloat16, and
-weights in float32. Nothing here knows of autograd.
+"""The library's pointwise convolution with tensors: maps channels-last on the CPU, float32 or, where it has products of
+it, bfloat16, and weights in float32. Nothing here knows of autograd.
 """
 
 from __future__ import annotations

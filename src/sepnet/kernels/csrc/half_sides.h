@@ -80,7 +80,7 @@ static void keep_sums(const result_sums *s, int first) {
     }
 }
 
-/* What writes a tile's rows and sums them, in registers while it does. */
+/* What writes a block's rows and sums them, in registers while it does. */
 typedef struct {
     vf bias[2], origin[2];           /* MOMENTS: about these */
     vf mean[2], scale[2], shift[2];  /* GATED */
@@ -91,7 +91,7 @@ typedef struct {
 
 INLINE vf *lines_of(const result_sums *s, int row, int64_t col) { return (vf *)(s->line + row * s->channels + col); }
 
-/* gate: of GATED, in the order of registers. first_row: of the tile. */
+/* gate: of GATED, in the order of registers. first_row: of the block. */
 INLINE writer open_writer(const result_sums *s, const float *bias, const side *gate, int64_t col, const vf first_row[2], int fresh,
                           int streams, const int kind) {
     writer w = {.passes = gate->passes, .streams = streams};
@@ -113,7 +113,7 @@ INLINE writer open_writer(const result_sums *s, const float *bias, const side *g
     return w;
 }
 
-/* A row: a cache line. of: GATED: that of the other map; the next tile's is fetched, `ahead` values on. */
+/* A row: a cache line. of: GATED: that of the other map; the next block's is fetched, `ahead` values on. */
 INLINE void write_row(writer *w, const vf sum[2], uint16_t *to, const uint16_t *of, int64_t ahead, const int kind) {
     const vf line = narrow_both(sum[0] + w->bias[0], sum[1] + w->bias[1]);
     if (w->streams)

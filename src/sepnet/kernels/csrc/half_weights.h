@@ -136,7 +136,7 @@ static void pack_step(const weights_job *s, int64_t begin, int64_t end, int64_t 
         pack_right(s, row, stop, t->right + steps * STEP_FLOATS, apart, 0);
 }
 
-/* The first pixel of a share: of a tile. */
+/* The first pixel of a share: of a step. */
 static int64_t share_begin(const weights_job *s, int64_t share) {
     return sepnet_min(sepnet_part_begin((s->rows + STEP_PIXELS - 1) / STEP_PIXELS, s->shares, share) * STEP_PIXELS, s->rows);
 }

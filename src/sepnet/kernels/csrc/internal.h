@@ -91,7 +91,7 @@ int sepnet_multiplies_pairs(void);
 /* Whether what a task unpacks next is fetched while it computes (ahead.h). */
 int sepnet_fetches_ahead(void);
 
-/* Whether what a task is about to unpack is fetched into the L1 cache. */
+/* Whether whole vectors that a task is about to unpack are fetched into the L1 cache. */
 int sepnet_fetches_near(void);
 
 int sepnet_is_intel_with_bf16(void);

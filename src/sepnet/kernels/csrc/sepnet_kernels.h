@@ -45,7 +45,7 @@ typedef struct {
 } sepnet_multiscale;
 
 /* Pointwise (1x1) convolution: rows (pixels of all images) of `in` channels to rows of `out`. Of bfloat16 where the instruction set in use
- * has tiles ("avx512_bf16_amx"), and both numbers of channels are multiples of 32; weights are rounded to it. */
+ * is "avx512_bf16" or "avx512_bf16_amx", and both numbers of channels are multiples of 32; weights are rounded to it. */
 typedef struct {
     int64_t rows, in, out;
     int32_t dtype, threads;
@@ -74,8 +74,9 @@ typedef void (*sepnet_parallel_fn)(void (*fn)(void *), void *context, unsigned t
 typedef int (*sepnet_thread_fn)(void);
 
 int sepnet_abi(void);
-/* Instruction set in use: "avx512_bf16", "avx512_bf16_floats" (the same, but depthwise convolutions multiply floats), "avx512_bf16_amx" (the
- * same as that, and products of bfloat16 matrices by AMX), "avx512", "avx2" or "baseline"; select one by name (0 if it runs here). */
+/* Instruction set in use: "avx512_bf16", "avx512_bf16_floats" (the same, but depthwise convolutions multiply floats, and pointwise ones of
+ * bfloat16 there are none), "avx512_bf16_amx" ("avx512_bf16_floats", and products of bfloat16 matrices by AMX), "avx512", "avx2" or
+ * "baseline"; select one by name (0 if it runs here). */
 const char *sepnet_isa(void);
 int sepnet_select_isa(const char *name);
 /* Run in the team of threads of somebody else's runtime, so that there is one pool in the process; both NULL: a pool of our own.

@@ -39,7 +39,7 @@ INLINE void add_units(row_sums sum, const float *left, int64_t row, int64_t step
 
 INLINE void multiply_block(const tall_product *s, results *r, place to, const float *a, const float *panel, lines_ahead *next,
                            const int kind) {
-    const int64_t depth = s->depth / 2, lines = next->lines * (depth / UNITS) / (PIXELS / ROWS);
+    const int64_t depth = s->depth / 2, shares = PIXELS / ROWS, lines = (next->lines * (depth / UNITS) + shares - 1) / shares;
     writer w;
     for (int64_t row = 0; row < to.rows; row += ROWS) {
         row_sums sum;
