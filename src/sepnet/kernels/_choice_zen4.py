@@ -2,7 +2,8 @@
 
 Measured on a 2-core EPYC (1 MB of L2 cache each, 32 MB shared), 1,236 shapes of 32 to 1,024 channels, three times, and 738 of 8 to
 100, of 8 and 128 images, called as training does, from the last cache and from memory: LOG.md. A ratio is how many times as long
-oneDNN takes. (Its backward pass is slower everywhere: 1.0 to 2.3, median 1.54, 96 shapes without stride and dilation.)
+oneDNN takes, those of nine in ten shapes of a kind. (Its backward pass is slower everywhere: 1.0 to 2.3, median 1.54, 96 shapes
+without stride and dilation.)
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _MOST_5X5, _MOST_7X7 = 256, 128  # on smaller maps, the first one on all
 def is_for_our_zen4(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry) -> bool:
     """Whether the kernels' forward pass of (B, C, H, W), with one filter a channel, is the faster one.
 
-    Vectors that are not full take 0.3 to 1.3, on small maps 1.0 to 2.5.
+    Where vectors are not full 0.46 to 1.42, on small maps 0.98 to 2.2.
     """
     stride, dilation, size = geometry.stride, geometry.dilations[0], math.prod(shape) * dtype.itemsize
     if stride not in ((1, 1), (2, 2)) or dilation[0] != dilation[1] or geometry.kernels[0] not in ((3, 3), (5, 5), (7, 7)):
@@ -45,8 +46,8 @@ def is_for_our_zen4(dtype: torch.dtype, shape: Sequence[int], geometry: Geometry
 
 
 def _is_for_our_plain(dtype: torch.dtype, shape: Sequence[int], size: int, geometry: Geometry) -> bool:
-    """3x3 0.9 to 2.5, few channels on large maps in bf16 0.65 to 1.1; 5x5 0.85 to 2.1 and 7x7 0.85 to 2.1, with stride 1 on maps
-    under 8x8 0.55 to 1.3, but for few channels in bf16.
+    """3x3 0.98 to 2.1, few channels on large maps in bf16 0.65 to 1.2; 5x5 1.0 to 1.9 and 7x7 0.96 to 1.7, those of many channels
+    in bf16 (5x5) and with stride 1 on maps under 8x8 0.71 to 1.2.
     """
     channels, kernel, half = shape[1], geometry.kernels[0][0], dtype == torch.bfloat16
     if kernel == 3:
@@ -59,8 +60,9 @@ def _is_for_our_plain(dtype: torch.dtype, shape: Sequence[int], size: int, geome
 
 
 def _is_for_our_dilated(dtype: torch.dtype, channels: int, size: int, geometry: Geometry) -> bool:
-    """3x3 of up to 512 channels: fp32 0.85 to 2.0, with stride 2 0.85 to 2.9, in bf16 1.0 to 2.5. In bf16 with stride 1 0.5 to 1.8,
-    1.0 to 1.8 on small maps, and with 256 channels and more on large ones 0.9 to 1.3, if taps are near each other.
+    """3x3 of up to 512 channels: fp32 0.93 to 1.9, with stride 2 1.04 to 2.6, and in bf16 1.02 to 2.3. In bf16 with stride 1 0.87
+    to 1.8 on small maps, and with 256 channels and more on large ones, if taps are near each other; on others 0.67 to 1.14. Of
+    1,024 channels 0.69 to 1.13.
     """
     if channels >= _VERY_MANY_CHANNELS:
         return False
