@@ -3,8 +3,8 @@
  *
  * Pixels are packed in pairs, as what multiplies wants two values at a time. Of one of the two maps AMX needs them as columns, which takes
  * longer than to pack the other: it is the one of fewer channels, "left" here. Some pixels at a time are packed and added to a sum of
- * floats for all of the weights, block by block. Threads share the pixels, or, where the weights are too many for that, the left
- * channels. The bias' gradient is a product with ones. */
+ * floats for all of the weights, block by block. Threads share the pixels, or, where the weights are too many or the
+ * pixels too few for that, the left channels. The bias' gradient is a product with ones. */
 
 enum { STEP_PIXELS = 2 * UNITS };          /* of a step */
 enum { STEP_FLOATS = UNITS * CHANNELS };   /* 32 channels of them, packed */
