@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from unittest import mock
+
 import pytest
 import torch
 from torch import Tensor
 
-from kernel_tools import ISAS, LIBRARY, ROUNDING, SMALLEST, channels_last, poisoned_memory
-from sepnet.kernels import pointwise_conv2d
+from kernel_tools import ISAS, LIBRARY, ROUNDING, SMALLEST, channels_last, instruction_set, poisoned_memory
+from sepnet.kernels import _choice_pointwise, pointwise_conv2d
 from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward
 
 AMX = "avx512_bf16_amx"
@@ -15,6 +19,10 @@ needs_tiles = pytest.mark.skipif(AMX not in ISAS, reason="this processor has no 
 WITH_PRODUCTS = [isa for isa in (AMX, "avx512_bf16") if isa in ISAS]  # of bf16
 _none = [pytest.param("", marks=pytest.mark.skip(reason="this processor multiplies no bf16"))]
 in_bf16 = pytest.mark.parametrize("isa", WITH_PRODUCTS or _none)
+# both types that take over what normalisations do at their sides, and by which instruction set
+in_both = pytest.mark.parametrize(
+    ("isa", "dtype"), [*((isa, torch.bfloat16) for isa in WITH_PRODUCTS), *((isa, torch.float32) for isa in ISAS)]
+)
 without_products = next((isa for isa in ISAS if isa not in WITH_PRODUCTS), "")
 ALL = (True, True, True)
 U = ROUNDING[torch.float32]
@@ -29,6 +37,15 @@ def tensors(shape: tuple[int, int, int, int], outputs: int, seed: int = 0) -> tu
 
     grad = normal(shape[0], outputs, *shape[2:])
     return channels_last(normal(*shape)), normal(outputs, shape[1], 1, 1), normal(outputs), channels_last(grad)
+
+
+@contextmanager
+def by_kernels(isa: str, dtype: torch.dtype) -> Iterator[None]:
+    """By that instruction set, in autocast's type or in float32, which is the kernels' where there is AVX2; sums at all sizes."""
+    chosen = mock.patch.multiple(_choice_pointwise, instructions=lambda: "AVX2", _CACHED=0)
+    computed = torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext()
+    with instruction_set(isa), chosen if dtype == torch.float32 else nullcontext(), computed:
+        yield
 
 
 def check(got: Tensor, a: Tensor, b: Tensor, extra: Tensor | None = None) -> None:

@@ -528,13 +528,17 @@ static void check_pointwise(sepnet_pointwise p, const void *x, const float *weig
 /* What a normalisation makes of x: scales are powers of two, so that a sum rounds as a fused one does. */
 static void *normalised_map(const sepnet_pointwise *p, const void *x, const sepnet_joined *joined) {
     const float *scale = joined->before + SEPNET_SCALE * p->in, *shift = joined->before + SEPNET_SHIFT * p->in;
-    uint16_t *z = block(p->rows * p->in * 2);
+    const int half = p->dtype == SEPNET_BFLOAT16;
+    char *z = block(p->rows * p->in * width_of(p->dtype));
     for (int64_t i = 0; i < p->rows * p->in; i++) {
         const float sum = (float)get(x, p->dtype, i) * scale[i % p->in] + shift[i % p->in];
-        const float value = to_bfloat(joined->before_relu && sum < 0 ? 0 : sum);
+        const float cut = joined->before_relu && sum < 0 ? 0 : sum, value = half ? to_bfloat(cut) : cut;
         uint32_t bits;
         memcpy(&bits, &value, 4);
-        z[i] = (uint16_t)(bits >> 16);
+        if (half)
+            ((uint16_t *)z)[i] = (uint16_t)(bits >> 16);
+        else
+            ((uint32_t *)z)[i] = bits;
     }
     return z;
 }
@@ -574,7 +578,7 @@ static void try_pointwise(void) {
     for (int64_t i = 0; p.dtype == SEPNET_BFLOAT16 && i < p.out * p.in; i++) weight[i] = to_bfloat(weight[i]);
     void *y = block(p.rows * p.out * width), *grad_x = pick(0, 3) ? block(p.rows * p.in * width) : NULL;
     float *grad_weight = pick(0, 3) ? block(p.out * p.in * 4) : NULL, *grad_bias = pick(0, 1) ? block(p.out * 4) : NULL;
-    const int joins = p.dtype == SEPNET_BFLOAT16 && pick(0, 1);
+    const int joins = (int)pick(0, 1);
     float *constants = joins && pick(0, 3) ? power_constants(p.in) : NULL;
     sepnet_joined sides = {.before = constants, .before_relu = (int32_t)pick(0, 1), .sums = joins && pick(0, 3) ? block(3 * p.out * 8) : NULL};
     void *entering = constants ? normalised_map(&p, x, &sides) : x, *workspace = block(sepnet_pointwise_workspace(&p, 0));
@@ -834,10 +838,9 @@ static void try_nonsense(void) {
     REFUSED(rows = 0), REFUSED(in = 0), REFUSED(out = -1), REFUSED(threads = 0), REFUSED(dtype = 1), REFUSED(dtype = 2);
 #undef REFUSED
     const float constant = 1;
-    sepnet_joined one_side = {.before = &constant};
-    expect(sepnet_pointwise_forward(&proper, &one_side, NULL, NULL, NULL, NULL, NULL) == -1, "joined, of floats: accepted");
+    const sepnet_joined one_side = {.after = &constant};
+    expect(sepnet_pointwise_backward(&proper, &one_side, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "joined, with one after: accepted");
     p = proper, p.dtype = SEPNET_BFLOAT16, p.in = p.out = 32;
-    one_side = (sepnet_joined){.after = &constant};
     expect(sepnet_pointwise_backward(&p, &one_side, NULL, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "joined, with one after: accepted");
     p.threads = 0;
     expect(sepnet_pointwise_forward(&p, NULL, NULL, NULL, NULL, NULL, NULL) == -1, "pointwise forward accepts");

@@ -4,7 +4,7 @@ Forward: the normalisation before, and its ReLU, are applied while the convoluti
 what it has just computed. Backward: the gradient passes the normalisation after while it is read, and the sums for the one before
 are taken from what has just been computed. For maps beyond the cache 14 readings or writings of a map are left of 21.
 
-A pointwise convolution behind it, by the kernels in bf16, takes the normalisation between them in the same way, and the sums for
+A pointwise convolution behind it, by the kernels, takes the normalisation between them in the same way, and the sums for
 the next one: of the 20 of a separable block 14 are left.
 """
 
@@ -21,7 +21,7 @@ from sepnet.kernels._depthwise import fits
 from sepnet.kernels._geometry import Geometry
 from sepnet.kernels._library import Library, library
 from sepnet.kernels._norm import Normalisation
-from sepnet.kernels._pointwise import pointwise_in_bf16
+from sepnet.kernels._pointwise import pointwise_by_kernels
 from sepnet.kernels._tensors import compute_dtype, dense, exact, library_for
 
 __all__ = ["joined_depthwise", "joined_separable", "joins", "joins_pointwise"]
@@ -50,7 +50,7 @@ def joins_pointwise(x: Tensor, geometry: Geometry, weight: Tensor, bias: Tensor 
     """Whether ``joined_separable`` takes this pointwise convolution behind what ``joins``, and a normalisation after that."""
     lib = library()
     shape = (*x.shape[:2], *geometry.output_size(x.shape[2], x.shape[3]))
-    return lib is not None and pointwise_in_bf16(lib, compute_dtype(x), shape, weight, bias)
+    return lib is not None and pointwise_by_kernels(lib, compute_dtype(x), shape, weight, bias)
 
 
 def joined_depthwise(

@@ -43,7 +43,7 @@ __all__ = [
 
 Mode = Literal["native", "reference"]
 
-ABI = 11
+ABI = 12
 MAX_BRANCHES = 4
 MAX_KERNEL = 7
 _WITH_BF16_PRODUCTS = (b"avx512_bf16_amx", b"avx512_bf16")

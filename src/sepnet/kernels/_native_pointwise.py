@@ -57,7 +57,7 @@ def pointwise_forward(lib: Library, x: Tensor, weight: Tensor, bias: Tensor | No
 def pointwise_forward_joined(
     lib: Library, x: Tensor, weight: Tensor, bias: Tensor | None, before: Side | None, sums: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The convolution of the normalised x, and with ``sums`` those of its outputs that ``norm_statistics`` takes; of bf16."""
+    """The convolution of the normalised x, and with ``sums`` those of its outputs that ``norm_statistics`` takes."""
     rows = memory(3, weight.shape[0], dtype=torch.float64) if sums else None
     return _forward(lib, x, weight, bias, joined(rows, before)), rows
 
@@ -89,7 +89,7 @@ def pointwise_backward_joined(
     lib: Library, x: Tensor, weight: Tensor, grad: Tensor, want: tuple[bool, bool, bool], before: Side
 ) -> tuple[Gradients, Tensor]:
     """The same behind a normalisation of x, of whose result x's gradient is that, not yet cut by its ReLU; with it the sums that
-    ``norm_gradients`` takes come, too. Of bf16.
+    ``norm_gradients`` takes come, too.
     """
     rows = memory(2, x.shape[1], dtype=torch.float64)
     return _backward(lib, x, weight, grad, want, joined(rows, before)), rows

@@ -11,14 +11,14 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from sepnet.kernels._autograd import Function
-from sepnet.kernels._choice_pointwise import Way, pointwise_way
+from sepnet.kernels._choice_pointwise import Way, pointwise_way, sums_are_worth_it
 from sepnet.kernels._library import Library
 from sepnet.kernels._native import DTYPES, Shape
 from sepnet.kernels._native_pointwise import pointwise_backward, pointwise_forward, pointwise_forward_joined
 from sepnet.kernels._pixels import every_nth_pixel
 from sepnet.kernels._tensors import compute_dtype, dense, has_autocast, is_plain, library_for, wants_gradients
 
-__all__ = ["pointwise_conv2d", "pointwise_in_bf16", "summed_pointwise"]
+__all__ = ["pointwise_by_kernels", "pointwise_conv2d", "summed_pointwise"]
 
 
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
@@ -31,9 +31,9 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, s
         return F.conv2d(x, weight, bias, stride)
     if stride > 1:  # of the pixels that count, which oneDNN's strided gradients are slow to find
         x = every_nth_pixel(x, stride)
-    dtype, in_bf16 = compute_dtype(x), lib.has_bf16_products and _is_ours(x.dtype, x.shape[1], weight, bias)
-    way = pointwise_way(dtype, x.shape, weight.shape[0], bias is not None, in_bf16)
-    if way is Way.KERNELS and (in_bf16 or _is_ours(x.dtype, x.shape[1], weight, bias)):
+    dtype = compute_dtype(x)
+    way = _way(lib, x.dtype, dtype, x.shape, weight, bias)
+    if way is Way.KERNELS:
         return _by_kernels(lib, x.to(dtype), weight, bias)
     if way is Way.PRODUCT:
         rows = x.permute(0, 2, 3, 1)  # a view, where x is channels-last
@@ -48,11 +48,20 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).flatten(0, 2)  # channels-last
 
 
-def pointwise_in_bf16(lib: Library, dtype: torch.dtype, shape: Shape, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the kernels' convolution of (B, C, H, W) in bf16 is the fastest way, which may take over what normalisations do."""
-    if not lib.has_bf16_products or dtype != torch.bfloat16 or not _is_ours(dtype, shape[1], weight, bias):
-        return False
-    return pointwise_way(dtype, shape, weight.shape[0], bias is not None, True) is Way.KERNELS
+def _way(lib: Library, given: torch.dtype, dtype: torch.dtype, shape: Shape, weight: Tensor, bias: Tensor | None) -> Way:
+    """Of a map given in one type, and computed in another."""
+    ours = _is_ours(given, shape[1], weight, bias)
+    way = pointwise_way(dtype, shape, weight.shape[0], bias is not None, ours and lib.has_bf16_products)
+    return Way.CONVOLUTION if way is Way.KERNELS and not ours else way
+
+
+def pointwise_by_kernels(lib: Library, dtype: torch.dtype, shape: Shape, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the kernels' convolution of (B, C, H, W) is the fastest way, which may take over what normalisations do."""
+    return _way(lib, dtype, dtype, shape, weight, bias) is Way.KERNELS
+
+
+def _sums(lib: Library, dtype: torch.dtype, shape: Shape, weight: Tensor, bias: Tensor | None) -> bool:
+    return pointwise_by_kernels(lib, dtype, shape, weight, bias) and sums_are_worth_it(dtype, shape, weight.shape[0])
 
 
 def summed_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -60,10 +69,10 @@ def summed_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Te
 
     Shape: (B, C, H, W), weight (N, C, 1, 1) -> (B, N, H, W).
     """
-    lib = library_for(x) if x.dim() == 4 else None
-    if lib is None or not pointwise_in_bf16(lib, compute_dtype(x), x.shape, weight, bias):
+    lib, dtype = library_for(x) if x.dim() == 4 else None, compute_dtype(x)
+    if lib is None or not _sums(lib, dtype, x.shape, weight, bias):
         return pointwise_conv2d(x, weight, bias), None
-    result: tuple[Tensor, Tensor] = _SummedPointwise.apply(dense(x.to(torch.bfloat16)), weight, bias, lib)
+    result: tuple[Tensor, Tensor] = _SummedPointwise.apply(dense(x.to(dtype)), weight, bias, lib)
     return result
 
 

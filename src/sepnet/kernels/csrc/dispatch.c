@@ -208,7 +208,7 @@ int sepnet_pooled_pointwise_backward(const sepnet_norm *norm, int64_t inputs, co
 static const sepnet_pointwise_ops *pointwise_ops(const sepnet_pointwise *conv, const sepnet_joined *joined) {
     const sepnet_pointwise_ops *half = chosen()->half_pointwise;
     if (conv->rows < 1 || conv->in < 1 || conv->out < 1 || conv->threads < 1 || (joined && joined->after)) return NULL;
-    if (conv->dtype == SEPNET_FLOAT32) return joined ? NULL : &ops()->pointwise;
+    if (conv->dtype == SEPNET_FLOAT32) return &ops()->pointwise;
     return conv->dtype == SEPNET_BFLOAT16 && half && half->workspace(conv, 0) >= 0 ? half : NULL;
 }
 

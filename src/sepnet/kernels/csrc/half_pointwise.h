@@ -194,23 +194,8 @@ static void tall_part(void *context, int64_t part, sepnet_worker worker) {
     give_tiles_back();
 }
 
-/* The parts' sums, in their order: the rows that sepnet_norm_statistics takes, or those of sepnet_norm_gradients. */
 static void reduce_result_sums(const tall_product *s, double *rows) {
-    const int64_t cols = s->cols, bands = bands_of(s);
-    if (s->sums == MOMENTS) {
-        for (int64_t c = 0; c < cols; c++) rows[c] = s->part_sums[place_of(c)];
-        rows += cols;
-    }
-    for (int64_t c = 0; c < cols; c++) {
-        const double *at = s->part_sums + place_of(c), origin = at[0];
-        rows[c] = rows[cols + c] = 0;
-        for (int64_t p = 0; p < s->parts; p++, at += SIDE_ROWS * cols) {
-            const int64_t last = sepnet_min(sepnet_part_begin(bands, s->parts, p + 1) * s->band, s->rows);
-            const int64_t pixels = last - sepnet_part_begin(bands, s->parts, p) * s->band;
-            const double sum = at[cols], apart = s->sums == MOMENTS ? at[0] - origin : 0, all = apart * (double)pixels;
-            rows[c] += sum + all, rows[cols + c] += at[2 * cols] + apart * (2 * sum + all);
-        }
-    }
+    add_parts(&(parts_sums){s->part_sums, s->cols, s->cols, s->parts, s->rows, s->band, s->sums, place_of}, rows);
 }
 
 static void prepare_tall(tall_product *s, void *workspace) {

@@ -1,31 +1,8 @@
-/* What a pointwise convolution of bfloat16 takes over from the normalisations at its sides (sepnet_joined): values that are normalised as
- * they enter, and sums of results that are still in registers. Included before half_pointwise.h.
+/* Sides (sides.h) of maps of bfloat16: pixels as they enter, and the rows of a block of results, written and summed. Included after
+ * sides.h.
  *
  * Sums are kept in the order of registers: of 32 channels, which are a cache line, first the even ones, then the odd ones, as a shift and
  * a mask make floats of a line. */
-
-/* A map's normalisation: its values become relu(value * scale + shift). scale NULL: there is none. */
-typedef struct {
-    const float *mean, *scale, *shift;
-    vu passes; /* all ones: without ReLU */
-    vf least;  /* minus infinity: without ReLU */
-} side;
-
-static side open_side(const float *constants, int64_t channels, int relu) {
-    if (!constants) return (side){.scale = NULL};
-    side e = {.passes = (vu)splat(0)};
-    if (!relu) e.passes = ~e.passes;
-    e.least = splat(relu ? 0 : -__builtin_inff());
-    e.mean = constants + SEPNET_MEAN * channels;
-    e.scale = constants + SEPNET_SCALE * channels, e.shift = constants + SEPNET_SHIFT * channels;
-    return e;
-}
-
-/* Of channels from c on. */
-INLINE vf enter_value(const side *e, int64_t c, vf value) {
-    value = value * load_lanes(e->scale, c, VL, SEPNET_FLOAT32) + load_lanes(e->shift, c, VL, SEPNET_FLOAT32);
-    return (vf)_mm512_max_ps((__m512)e->least, (__m512)value); /* of a NaN and another the second one */
-}
 
 /* Two vectors of floats, rounded, one after the other. */
 INLINE vf narrow_both(vf first, vf second) { return (vf)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first); }
@@ -55,31 +32,6 @@ INLINE vf load_entering(const side *e, const uint16_t *first, const uint16_t *se
 
 /* --- sums of results ---------------------------------------------------------------------------------------------------------- */
 
-/* NO_SUMS; MOMENTS: of the results; GATED: of results that are the gradient of what another map becomes, where its ReLU lets them pass, and
- * of their products with that map less its mean. */
-enum { NO_SUMS, MOMENTS, GATED };
-enum { SIDE_ROWS = 3 }; /* rows of floats a channel, of a worker: origin or nothing, and the two sums */
-
-/* A worker's: rows of floats, and a part's sums of doubles, [SIDE_ROWS][channels], in the order of registers. */
-typedef struct {
-    float *line;
-    double *part;
-    int64_t channels;
-} result_sums;
-
-static void begin_sums(result_sums *s) { memset(s->line + s->channels, 0, (size_t)(2 * s->channels) * sizeof *s->line); }
-
-/* Of a worker's floats to the part's doubles. */
-static void keep_sums(const result_sums *s, int first) {
-    for (int64_t i = 0; i < SIDE_ROWS * s->channels; i += VL) {
-        const vd sum = in_double(load_lanes(s->line, i, VL, SEPNET_FLOAT32));
-        if (first || i < s->channels)
-            *(vdu *)(s->part + i) = sum;
-        else
-            *(vdu *)(s->part + i) += sum;
-    }
-}
-
 /* What writes a block's rows and sums them, in registers while it does. */
 typedef struct {
     vf bias[2], origin[2];           /* MOMENTS: about these */
@@ -88,8 +40,6 @@ typedef struct {
     vu passes;
     int streams;                     /* past the caches */
 } writer;
-
-INLINE vf *lines_of(const result_sums *s, int row, int64_t col) { return (vf *)(s->line + row * s->channels + col); }
 
 /* gate: of GATED, in the order of registers. first_row: of the block. */
 INLINE writer open_writer(const result_sums *s, const float *bias, const side *gate, int64_t col, const vf first_row[2], int fresh,

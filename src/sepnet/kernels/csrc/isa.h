@@ -9,7 +9,9 @@
 #include "few_gather.h"
 #include "pooled_pointwise.h"
 #include "pack.h"
+#include "sides.h"
 #include "pointwise.h"
+#include "pointwise_weights.h"
 
 #include "pairing.h"
 #include "geometry.h"

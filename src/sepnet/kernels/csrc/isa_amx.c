@@ -22,6 +22,7 @@
 #include "products.h"
 #include "orthogonal.h"
 
+#include "sides.h"
 #include "half_sides.h"
 #include "half_pointwise.h"
 #include "half_weights.h"

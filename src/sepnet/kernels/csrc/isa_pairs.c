@@ -16,6 +16,7 @@
 
 #include "pack.h"
 
+#include "sides.h"
 #include "half_sides.h"
 #include "half_pointwise.h"
 #include "half_weights.h"

@@ -1,19 +1,16 @@
-/* Pointwise convolution of float32 maps, forward and backward, as matrix products: a map's pixels are the rows of a tall matrix. One
- * vector length; included after pack.h.
+/* Pointwise convolution of float32 maps, forward and dL/dx, as matrix products: a map's pixels are the rows of a tall matrix. One vector
+ * length; included after pack.h and sides.h.
  *
  * A tile of results, TILE_ROWS by two vectors, stays in registers while the sum runs: a step loads two vectors, spreads
  * TILE_ROWS values, and multiplies and adds 2 * TILE_ROWS vectors, so that multiplying is the slowest of the three. y = x w' and dL/dx = g w
- * take the tall matrix as it lies, in its order, and the small one from panels of a tile's width, which fit the caches.
- * dL/dw = g' x sums over the pixels: both matrices are copied, some pixels at a time, into what a tile reads one after the other.
- * What a band of rows reads from memory is fetched while the one before is computed. */
+ * take the tall matrix as it lies, in its order, or a band of it as it enters behind a normalisation, and the small one from panels of a
+ * tile's width, which fit the caches. What a band of rows reads from memory is fetched while the one before is computed. */
 
 enum { TILE_ROWS = VL == 16 ? 14 : 6, TILE_COLS = 2 * VL };
 enum { BAND_ROWS = 8 * TILE_ROWS };                          /* of the tall matrix: what is fetched ahead */
 enum { MOST_DEPTH = 256, MOST_PANELS = 8 };                  /* of the small one: a panel for the L1 cache, so many for the L2 cache */
-enum { MOST_PIXELS = 128, MOST_OUTPUTS = 43 * TILE_ROWS };   /* of dL/dw: what is copied at once, for the L2 cache */
-enum { LEAST_OUTPUTS = 8 * TILE_ROWS };                      /* that are worth a copy of the inputs of their own */
 enum { NEAR_PANELS = 4 };                                    /* copied together: whole lines of a pixel, or of a row of weights */
-enum { LEAST_SHARE = 256 };                                  /* pixels that are worth a gradient of their own, to be added */
+enum { SUM_PARTS = 8 };                                      /* of a thread, which each have sums of their own */
 
 typedef vf tile[TILE_ROWS][2];
 
@@ -63,29 +60,54 @@ INLINE void put_tile(tile sum, float *to, int64_t stride, int rows, int cols, co
 
 /* --- a tall matrix times a small one ---------------------------------------------------------------------------------------- */
 
-/* c (rows, cols) = a (rows, depth) * small (depth, cols) + bias. */
-typedef struct {
-    int64_t rows, depth, cols;
-    const float *a, *panels, *bias;
-    float *c;
-} product;
-
 static int64_t panels_of(int64_t cols) { return (cols + TILE_COLS - 1) / TILE_COLS; }
 
 static int64_t panel_floats(int64_t depth, int64_t cols) { return depth * panels_of(cols) * TILE_COLS; }
 
-/* The small matrix and its panels, [block of rows][panel][row][TILE_COLS]. Transposed: element (k, n) is small[n * depth + k]. */
+/* c (rows, cols) = a (rows, depth) * small (depth, cols) + bias. `transposed`: small lies as (cols, depth). */
 typedef struct {
-    const float *small;
-    int64_t depth, cols;
-    int transposed;
-    float *panels;
-} packing;
+    int64_t rows, depth, cols;
+    const float *a, *small, *bias;
+    int transposed, threads;
+    float *c;
+    side enters;       /* of a */
+    int sums;
+    side gate;         /* GATED: of the map that c is the gradient of */
+    const float *of;   /* that map */
+    int64_t parts;     /* of the bands */
+    float *panels;     /* [block of rows][panel][row][TILE_COLS] */
+    double *part_sums; /* [part][SIDE_ROWS][whole panels] */
+    char *scratch;     /* a worker: a band as it enters; floats of sums */
+} product;
+
+static int64_t bands_of(int64_t rows) { return (rows + BAND_ROWS - 1) / BAND_ROWS; }
+
+/* Floats from row to row of a band that enters: an odd number of lines, so that rows do not share sets of a cache. */
+static int64_t room_step(int64_t depth) {
+    const int64_t line = CACHE_LINE / (int64_t)sizeof(float);
+    return ((depth + line - 1) / line | 1) * line;
+}
+
+static int64_t room_bytes(int64_t depth) { return aligned(BAND_ROWS * room_step(depth) * (int64_t)sizeof(float)); }
+static int64_t line_bytes(int64_t cols) { return aligned(SIDE_ROWS * panels_of(cols) * TILE_COLS * (int64_t)sizeof(float)); }
+static int64_t packed_bytes(int64_t depth, int64_t cols) { return aligned(panel_floats(depth, cols) * (int64_t)sizeof(float)); }
+
+static int64_t product_bytes(int64_t depth, int64_t cols, int64_t threads) {
+    const int64_t sums = SUM_PARTS * threads * SIDE_ROWS * panels_of(cols) * TILE_COLS * (int64_t)sizeof(double);
+    return ALIGN + packed_bytes(depth, cols) + threads * (room_bytes(depth) + line_bytes(cols)) + sums;
+}
+
+static void place_product(product *s, void *workspace) {
+    s->panels = (float *)aligned((int64_t)(intptr_t)workspace);
+    s->scratch = (char *)s->panels + packed_bytes(s->depth, s->cols);
+    s->part_sums = (double *)(s->scratch + s->threads * (room_bytes(s->depth) + line_bytes(s->cols)));
+    s->parts = s->sums ? sepnet_min(bands_of(s->rows), SUM_PARTS * s->threads) : bands_of(s->rows);
+}
 
 /* The panels of some columns; they are read in their order. */
 static void pack_part(void *context, int64_t part, sepnet_worker worker) {
     (void)worker;
-    const packing *s = context;
+    const product *s = context;
     const int64_t width = panels_of(s->cols), first = part * NEAR_PANELS, last = sepnet_min(first + NEAR_PANELS, width);
     const int64_t begin = first * TILE_COLS, end = sepnet_min(last * TILE_COLS, s->cols);
     for (int64_t top = 0; top < s->depth; top += MOST_DEPTH) {
@@ -101,198 +123,198 @@ static void pack_part(void *context, int64_t part, sepnet_worker worker) {
     }
 }
 
-static void pack_panels(packing s, int threads) {
-    sepnet_run_parts(pack_part, &s, (panels_of(s.cols) + NEAR_PANELS - 1) / NEAR_PANELS, threads);
+/* A tile of c. `fresh`: its first row is the part's, which sums are about. */
+typedef struct {
+    int64_t row, left;
+    int rows, cols, fresh;
+} place;
+
+/* Sums of a tile of which a part is there, from what was written. */
+static void sum_corner(const product *s, const result_sums *sums, place at, const int kind) {
+    float *origin = sums->line + at.left, *first = origin + sums->channels, *second = first + sums->channels;
+    for (int r = 0; r < at.rows; r++)
+        for (int c = 0; c < at.cols; c++) {
+            const int64_t place = (at.row + r) * s->cols + at.left + c;
+            float value = s->c[place], other;
+            if (kind == GATED) {
+                const float through = s->of[place] * s->gate.scale[at.left + c] + s->gate.shift[at.left + c];
+                value = through > 0 || s->gate.passes[0] ? value : 0, other = s->of[place] - s->gate.mean[at.left + c];
+            } else {
+                if (at.fresh && r == 0) origin[c] = value;
+                value -= origin[c], other = value;
+            }
+            first[c] += value, second[c] += value * other;
+        }
 }
 
-/* One tile of c: rows from `row` on, panel `panel` of the block of rows from `top` on. */
-INLINE void product_tile(const product *s, int64_t row, int rows, int64_t panel, const float *panels, int64_t top, int64_t depth) {
-    int64_t left = panel * TILE_COLS;
-    float *to = s->c + row * s->cols + left;
+/* A column of a whole tile, written and summed in registers. What no store can alias is at hand before the first one. */
+INLINE void put_summed(const product *s, const result_sums *sums, tile sum, place at, const int v, int add, const int kind) {
+    const int64_t left = at.left + v * VL, step = s->cols;
+    float *to = s->c + at.row * step + left;
+    const float *of = kind == GATED ? s->of + at.row * step + left : NULL;
+    const vu passes = s->gate.passes;
+    vf *first = lines_of(sums, 1, left), *second = lines_of(sums, 2, left), total = *first, products = *second;
+    vf value[TILE_ROWS], about, scale, shift;
+    const vf bias = s->bias && !add ? load_lanes(s->bias, left, VL, SEPNET_FLOAT32) : splat(0);
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++) value[r] = sum[r][v] + (add ? *(const vfu *)(to + r * step) : bias);
+    if (kind == GATED) {
+        about = load_lanes(s->gate.mean, left, VL, SEPNET_FLOAT32);
+        scale = load_lanes(s->gate.scale, left, VL, SEPNET_FLOAT32), shift = load_lanes(s->gate.shift, left, VL, SEPNET_FLOAT32);
+    } else {
+        if (at.fresh) *lines_of(sums, 0, left) = value[0];
+        about = *lines_of(sums, 0, left);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++) {
+        *(vfu *)(to + r * step) = value[r];
+        vf passing = value[r] - about, other = passing;
+        if (kind == GATED) {
+            const vf through = *(const vfu *)(of + r * step);
+            passing = (vf)((vu)value[r] & ((vu)(through * scale + shift > 0) | passes)), other = through - about;
+        }
+        total += passing, products += passing * other;
+    }
+    *first = total, *second = products;
+}
+
+/* `add`: to what is there, of other rows of small; `sums`: with these rows the tile is complete. */
+INLINE void put_results(const product *s, tile sum, place at, int add, const result_sums *sums, const int kind) {
+    const int whole = at.rows == TILE_ROWS && at.cols == TILE_COLS;
+    if (kind == NO_SUMS || !sums || !whole) {
+        put_tile(sum, s->c + at.row * s->cols + at.left, s->cols, at.rows, at.cols, s->bias && !add ? s->bias + at.left : NULL, add);
+        if (kind != NO_SUMS && sums) sum_corner(s, sums, at, kind);
+        return;
+    }
+    put_summed(s, sums, sum, at, 0, add, kind);
+    put_summed(s, sums, sum, at, 1, add, kind);
+}
+
+/* Rows of a: where they lie, or in a worker's room. */
+typedef struct {
+    const float *at;
+    int64_t step;
+} rows_at;
+
+/* One tile of c, from a panel of the block of rows of small from `top` on. `sums`: NULL: it is not yet complete. */
+typedef struct {
+    const product *s;
+    rows_at from; /* of the tile's first */
+    place at;
+    const float *panel;
+    int64_t top, depth;
+    const result_sums *sums;
+} product_tile;
+
+INLINE void multiply_rows(const product_tile *t, const int kind) {
+    const product *s = t->s;
+    float *to = s->c + t->at.row * s->cols + t->at.left;
     const float *a[TILE_ROWS];
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_ROWS; r++) {
-        int64_t at = r < rows ? r : 0; /* rows that are not there: one that is, its sums are not written */
-        a[r] = s->a + (row + at) * s->depth + top;
-        __builtin_prefetch(to + at * s->cols, 1);
+        const int64_t row = r < t->at.rows ? r : 0; /* rows that are not there: one that is, its sums are not written */
+        a[r] = t->from.at + row * t->from.step + t->top;
+        __builtin_prefetch(to + row * s->cols, 1);
+        if (kind == GATED) __builtin_prefetch(s->of + (t->at.row + row) * s->cols + t->at.left);
     }
     tile sum;
     clear_tile(sum);
-    add_products(sum, a, 1, panels + panel * depth * TILE_COLS, depth);
-    put_tile(sum, to, s->cols, rows, (int)sepnet_min(TILE_COLS, s->cols - left), s->bias && !top ? s->bias + left : NULL, top > 0);
+    add_products(sum, a, 1, t->panel, t->depth);
+    put_results(s, sum, t->at, t->top > 0, t->sums, kind);
 }
 
-/* Rows [first, last) of c times panels [begin, end); the next rows of a are fetched meanwhile from `next` on, if there is one. */
-INLINE void product_block(const product *s, int64_t first, int64_t last, int64_t begin, int64_t end, const float *panels,
-                          int64_t top, const char *next) {
-    int64_t depth = sepnet_min(MOST_DEPTH, s->depth - top);
-    size_t share = (size_t)sepnet_round_up(TILE_ROWS * s->depth * (int64_t)sizeof(float) / (end - begin), 64);
-    for (int64_t row = first; row < last; row += TILE_ROWS)
+/* Functions by themselves, so that all registers are the loop's. */
+static __attribute__((noinline)) void plain_tile(const product_tile *t) { multiply_rows(t, NO_SUMS); }
+static __attribute__((noinline)) void moments_tile(const product_tile *t) { multiply_rows(t, MOMENTS); }
+static __attribute__((noinline)) void gated_tile(const product_tile *t) { multiply_rows(t, GATED); }
+
+/* What the rows of a band have in common. */
+typedef struct {
+    int64_t first, last;
+    rows_at from;      /* of the first */
+    const char *next;  /* that are fetched meanwhile */
+    result_sums *sums;
+    int fresh;         /* the part's first ones */
+} row_band;
+
+/* A band times panels [begin, end) of the block of rows of small from `top` on. */
+static void multiply_panels(const product *s, const row_band *b, int64_t begin, int64_t end, int64_t top) {
+    void (*const multiply)(const product_tile *) = s->sums == MOMENTS ? moments_tile : s->sums == GATED ? gated_tile : plain_tile;
+    product_tile t = {.s = s, .from = b->from, .top = top, .depth = sepnet_min(MOST_DEPTH, s->depth - top)};
+    t.sums = top + t.depth < s->depth ? NULL : b->sums;
+    const float *panels = s->panels + top * panels_of(s->cols) * TILE_COLS;
+    const char *next = top || begin ? NULL : b->next;
+    const size_t share = (size_t)sepnet_round_up(TILE_ROWS * s->depth * (int64_t)sizeof(float) / (end - begin), CACHE_LINE);
+    for (int64_t row = b->first; row < b->last; row += TILE_ROWS, t.from.at += TILE_ROWS * t.from.step) {
+        t.at.row = row, t.at.rows = (int)sepnet_min(TILE_ROWS, b->last - row), t.at.fresh = b->fresh && row == b->first;
         for (int64_t panel = begin; panel < end; panel++) {
             if (next) next = fetch(next, share);
-            product_tile(s, row, (int)sepnet_min(TILE_ROWS, last - row), panel, panels, top, depth);
+            t.at.left = panel * TILE_COLS, t.at.cols = (int)sepnet_min(TILE_COLS, s->cols - t.at.left);
+            t.panel = panels + panel * t.depth * TILE_COLS;
+            multiply(&t);
         }
+    }
 }
 
-/* A band of rows: pieces so small that no thread waits long for the other's last one. */
-static void product_part(void *context, int64_t band, sepnet_worker worker) {
-    (void)worker;
-    const product *s = context;
-    int64_t width = panels_of(s->cols), first = band * BAND_ROWS, last = sepnet_min(first + BAND_ROWS, s->rows);
+static void multiply_band(const product *s, const row_band *b) {
+    const int64_t width = panels_of(s->cols);
     for (int64_t top = 0; top < s->depth; top += MOST_DEPTH)
-        for (int64_t panel = 0; panel < width; panel += MOST_PANELS) {
-            const char *next = top || panel ? NULL : (const char *)(s->a + last * s->depth);
-            const float *panels = s->panels + top * width * TILE_COLS;
-            product_block(s, first, last, panel, sepnet_min(panel + MOST_PANELS, width), panels, top, next);
-        }
+        for (int64_t panel = 0; panel < width; panel += MOST_PANELS)
+            multiply_panels(s, b, panel, sepnet_min(panel + MOST_PANELS, width), top);
 }
 
-static void run_product(product s, int threads) {
-    sepnet_run_parts(product_part, &s, (s.rows + BAND_ROWS - 1) / BAND_ROWS, threads);
-}
-
-/* --- the weights' gradient --------------------------------------------------------------------------------------------------- */
-
-/* A task is a block of outputs and a share of the pixels; the first share writes to the result, the others beside it. */
-typedef struct {
-    const sepnet_pointwise *conv;
-    const float *x, *grad;
-    float *grad_weight, *more_weight; /* (out, in): of the first share, and of the others one after the other */
-    double *bias_sums;                /* [task][bias_stride]; NULL if nobody asks */
-    float *scratch;                   /* a worker: outputs of some pixels, tile by tile; inputs of some panels */
-    int64_t block, blocks, shares, bias_stride, scratch_floats;
-} weight_job;
-
-static int64_t gcd(int64_t a, int64_t b) { return b ? gcd(b, a % b) : a; }
-
-static weight_job make_weight_job(const sepnet_pointwise *conv) {
-    weight_job s = {.conv = conv};
-    const int64_t most_shares = sepnet_max(1, conv->rows / LEAST_SHARE);
-    s.blocks = sepnet_min((conv->threads + most_shares - 1) / most_shares, conv->out / LEAST_OUTPUTS); /* a task for each thread */
-    s.blocks = sepnet_max(s.blocks, (conv->out + MOST_OUTPUTS - 1) / MOST_OUTPUTS);
-    s.block = sepnet_round_up((conv->out + s.blocks - 1) / s.blocks, TILE_ROWS);
-    s.blocks = (conv->out + s.block - 1) / s.block;
-    s.shares = conv->threads / gcd(conv->threads, s.blocks); /* as many tasks for each thread */
-    s.shares = sepnet_min(s.shares, most_shares);
-    s.bias_stride = sepnet_round_up(s.block, VL);
-    s.scratch_floats = MOST_PIXELS * (s.block + NEAR_PANELS * TILE_COLS);
-    return s;
-}
-
-static int64_t bias_doubles(const weight_job *s) { return s->blocks * s->shares * s->bias_stride; }
-
-static int64_t weight_job_bytes(const weight_job *s) {
-    int64_t floats = s->conv->threads * s->scratch_floats + (s->shares - 1) * s->conv->in * s->conv->out;
-    return floats * (int64_t)sizeof(float) + bias_doubles(s) * (int64_t)sizeof(double);
-}
-
-/* Adds the outputs of pixels [first, last), eight in float32 first. */
-INLINE void add_outputs(const weight_job *s, int64_t begin, int64_t end, int64_t first, int64_t last, double *sums) {
-    for (; first < last; first += 8) {
-        int64_t pixels = sepnet_min(8, last - first);
-        for (int64_t n = begin; n < end; n += VL) {
-            const int lanes = (int)sepnet_min(VL, end - n);
-            vf sum = splat(0);
-            for (int64_t i = 0; i < pixels; i++)
-                sum += lanes == VL ? load_lanes(s->grad, (first + i) * s->conv->out + n, VL, SEPNET_FLOAT32)
-                                   : load_lanes(s->grad, (first + i) * s->conv->out + n, lanes, SEPNET_FLOAT32);
-            add_doubles(sums + n - begin, sum);
-        }
+/* Rows of a as they enter. */
+static void enter_band(const product *s, int64_t first, int64_t last, float *room, int64_t step) {
+    const side e = s->enters; /* which no store can alias */
+    const float *a = s->a + first * s->depth;
+    for (int64_t r = first; r < last; r++, a += s->depth, room += step) {
+        int64_t c = 0;
+        for (; c + VL <= s->depth; c += VL) *(vfu *)(room + c) = enter_value(&e, c, load_lanes(a, c, VL, SEPNET_FLOAT32));
+        const int lanes = (int)(s->depth - c);
+        if (lanes) store_lanes(room, c, lanes, SEPNET_FLOAT32, enter_lanes(&e, c, lanes, load_lanes(a, c, lanes, SEPNET_FLOAT32)));
     }
 }
 
-/* Adds some pixels' products to a block of the gradient, or writes them if they are the first; the next pixels are fetched. */
-INLINE void correlate_pixels(const weight_job *s, int64_t begin, int64_t end, int64_t first, int64_t last, const float *outputs,
-                             float *panels, float *to, int add) {
-    int64_t in = s->conv->in, out = s->conv->out, tiles = panels_of(in) * ((end - begin + TILE_ROWS - 1) / TILE_ROWS);
-    const char *next_x = (const char *)(s->x + last * in), *next_grad = (const char *)(s->grad + last * out);
-    size_t share_x = (size_t)((last - first) * in * 4 / tiles), share_grad = (size_t)((last - first) * out * 4 / tiles);
-    for (int64_t left = 0, near = 0; left < in; left += TILE_COLS, near = (near + 1) % NEAR_PANELS) {
-        int cols = (int)sepnet_min(TILE_COLS, in - left);
-        int64_t right = sepnet_min(left + NEAR_PANELS * TILE_COLS, in);
-        if (!near) pack_columns(s->x + first * in, in, last - first, left, right, TILE_COLS, panels, TILE_COLS * MOST_PIXELS);
-        const float *inputs = panels + near * TILE_COLS * MOST_PIXELS;
-        for (int64_t n = begin; n < end; n += TILE_ROWS) {
-            next_x = fetch(next_x, share_x), next_grad = fetch(next_grad, share_grad);
-            const float *a[TILE_ROWS];
-#pragma GCC unroll 16
-            for (int r = 0; r < TILE_ROWS; r++) {
-                a[r] = outputs + (n - begin) * MOST_PIXELS + r;
-                __builtin_prefetch(to + (n + r) * in + left, 1);
-            }
-            tile sum;
-            clear_tile(sum);
-            add_products(sum, a, TILE_ROWS, inputs, last - first);
-            put_tile(sum, to + n * in + left, in, (int)sepnet_min(TILE_ROWS, end - n), cols, NULL, add);
-        }
+static rows_at entered_rows(const product *s, int64_t first, int64_t last, float *room) {
+    if (!s->enters.scale) return (rows_at){s->a + first * s->depth, s->depth};
+    const int64_t step = room_step(s->depth);
+    enter_band(s, first, last, room, step);
+    return (rows_at){room, step};
+}
+
+/* Rows [begin, end) of a part, a band at a time. */
+static void multiply_bands(const product *s, int64_t begin, int64_t end, int64_t part, int64_t worker) {
+    char *room = s->scratch + worker * (room_bytes(s->depth) + line_bytes(s->cols));
+    const int64_t channels = panels_of(s->cols) * TILE_COLS;
+    result_sums sums = {(float *)(room + room_bytes(s->depth)), s->part_sums + part * SIDE_ROWS * channels, channels};
+    if (s->sums) memset(sums.line, 0, (size_t)channels * sizeof *sums.line); /* origins of columns that are not there */
+    for (int64_t first = begin; first < end; first += BAND_ROWS) {
+        const int64_t last = sepnet_min(first + BAND_ROWS, end);
+        if (s->sums) begin_sums(&sums);
+        const rows_at from = entered_rows(s, first, last, (float *)room);
+        multiply_band(s, &(row_band){first, last, from, (const char *)(s->a + last * s->depth), &sums, first == begin});
+        if (s->sums) keep_sums(&sums, first == begin);
     }
 }
 
-static void weight_part(void *context, int64_t task, sepnet_worker worker) {
-    const weight_job *s = context;
-    int64_t in = s->conv->in, out = s->conv->out, rows = s->conv->rows, share = task / s->blocks;
-    int64_t begin = task % s->blocks * s->block, end = sepnet_min(begin + s->block, out);
-    int64_t from = sepnet_part_begin(rows, s->shares, share), stop = sepnet_part_begin(rows, s->shares, share + 1);
-    float *outputs = s->scratch + worker.index * s->scratch_floats, *panels = outputs + s->block * MOST_PIXELS;
-    float *weight = share ? s->more_weight + (share - 1) * in * out : s->grad_weight;
-    double *sums = s->bias_sums ? s->bias_sums + task * s->bias_stride : NULL;
-    if (sums) memset(sums, 0, (size_t)s->bias_stride * sizeof *sums);
-    for (int64_t first = from; first < stop; first += MOST_PIXELS) {
-        int64_t last = sepnet_min(first + MOST_PIXELS, stop);
-        if (sums) add_outputs(s, begin, end, first, last, sums);
-        if (!s->grad_weight) continue;
-        pack_columns(s->grad + first * out, out, last - first, begin, end, TILE_ROWS, outputs, TILE_ROWS * MOST_PIXELS);
-        correlate_pixels(s, begin, end, first, last, outputs, panels, weight, first > from);
-    }
+/* The first row of a part: of a band. */
+static int64_t part_begin(int64_t rows, int64_t parts, int64_t part) {
+    return sepnet_min(sepnet_part_begin(bands_of(rows), parts, part) * BAND_ROWS, rows);
 }
 
-static void add_shares(const weight_job *s, float *grad_bias) {
-    int64_t count = s->conv->in * s->conv->out;
-    const float *more = s->more_weight;
-    for (int64_t share = 1; s->grad_weight && share < s->shares; share++, more += count)
-        for (int64_t i = 0; i < count; i++) s->grad_weight[i] += more[i];
-    for (int64_t n = 0; grad_bias && n < s->conv->out; n++) {
-        double sum = 0;
-        for (int64_t share = 0; share < s->shares; share++)
-            sum += s->bias_sums[(share * s->blocks + n / s->block) * s->bias_stride + n % s->block];
-        grad_bias[n] = (float)sum;
-    }
+/* Pieces so small, where nothing is summed, that no thread waits long for the other's last one. */
+static void product_part(void *context, int64_t part, sepnet_worker worker) {
+    const product own = *(const product *)context, *s = &own; /* which no store can alias */
+    multiply_bands(s, part_begin(s->rows, s->parts, part), part_begin(s->rows, s->parts, part + 1), part, worker.index);
 }
 
-static void pointwise_weight_gradient(const sepnet_pointwise *conv, const float *x, const float *grad, float *grad_weight,
-                                      float *grad_bias, void *workspace) {
-    weight_job s = make_weight_job(conv);
-    double *sums = workspace;
-    s.x = x, s.grad = grad, s.grad_weight = grad_weight, s.bias_sums = grad_bias ? sums : NULL;
-    s.scratch = (float *)(sums + bias_doubles(&s));
-    s.more_weight = s.scratch + conv->threads * s.scratch_floats;
-    sepnet_run_parts(weight_part, &s, s.blocks * s.shares, conv->threads);
-    add_shares(&s, grad_bias);
-}
+static int64_t same_place(int64_t channel) { return channel; }
 
-/* --- altogether --------------------------------------------------------------------------------------------------------------- */
-
-static int64_t pointwise_workspace(const sepnet_pointwise *conv, int backward) {
-    if (!backward) return panel_floats(conv->in, conv->out) * (int64_t)sizeof(float);
-    weight_job s = make_weight_job(conv);
-    return sepnet_max(panel_floats(conv->out, conv->in) * (int64_t)sizeof(float), weight_job_bytes(&s));
-}
-
-static void pointwise_forward(const sepnet_pointwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
-                              const float *bias, void *y, void *workspace) {
-    (void)joined;
-    pack_panels((packing){weight, conv->in, conv->out, 1, workspace}, conv->threads);
-    product s = {.rows = conv->rows, .depth = conv->in, .cols = conv->out, .a = x, .panels = workspace, .bias = bias, .c = y};
-    run_product(s, conv->threads);
-}
-
-static void pointwise_backward(const sepnet_pointwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
-                               const void *grad, void *grad_x, float *grad_weight, float *grad_bias, void *workspace) {
-    (void)joined;
-    if (grad_x) {
-        pack_panels((packing){weight, conv->out, conv->in, 0, workspace}, conv->threads);
-        product s = {.rows = conv->rows, .depth = conv->out, .cols = conv->in, .a = grad, .panels = workspace, .c = grad_x};
-        run_product(s, conv->threads);
-    }
-    if (grad_weight || grad_bias) pointwise_weight_gradient(conv, x, grad, grad_weight, grad_bias, workspace);
+/* sums: rows as sepnet_joined says, or NULL. */
+static void run_product(product s, double *sums, void *workspace) {
+    place_product(&s, workspace);
+    sepnet_run_parts(pack_part, &s, (panels_of(s.cols) + NEAR_PANELS - 1) / NEAR_PANELS, s.threads);
+    sepnet_run_parts(product_part, &s, s.parts, s.threads);
+    const int64_t stride = panels_of(s.cols) * TILE_COLS;
+    if (s.sums) add_parts(&(parts_sums){s.part_sums, s.cols, stride, s.parts, s.rows, BAND_ROWS, s.sums, same_place}, sums);
 }

@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SEPNET_ABI 11
+#define SEPNET_ABI 12
 #define SEPNET_MAX_BRANCHES 4
 #define SEPNET_MAX_KERNEL 7
 #define SEPNET_MAX_TAPS (SEPNET_MAX_BRANCHES * SEPNET_MAX_KERNEL * SEPNET_MAX_KERNEL)
@@ -88,7 +88,7 @@ void sepnet_set_parallel(sepnet_parallel_fn parallel, sepnet_thread_fn number);
 enum { SEPNET_MEAN, SEPNET_INVSTD, SEPNET_SCALE, SEPNET_SHIFT, SEPNET_SLOPE, SEPNET_CONSTANT, SEPNET_CONSTANTS };
 
 /* What a convolution takes over from the normalisations at its sides, so that they need fewer passes over memory.
- * Any pointer may be NULL. Depthwise: not with a channel multiplier. Pointwise: of bfloat16 alone, and without `after`.
+ * Any pointer may be NULL. Depthwise: not with a channel multiplier. Pointwise: without `after`.
  * before: constants; the convolution's input is z = relu(x * scale + shift) with them (relu if before_relu), zero padding after
  *     that. Backward: grad_x is dL/dz, not yet cut by the ReLU.
  * sums: forward: three rows of a double an output channel, as sepnet_norm_statistics takes them, of y. Backward (with before
