@@ -91,12 +91,10 @@ class Work:
 
 
 class _Counter:
-    """Stands before the functions that layers call, and adds up what they have to do for two images."""
+    """Stands before the functions that layers call, and adds up what they have to do for so many images."""
 
-    images = 2
-
-    def __init__(self) -> None:
-        self.work = Work()
+    def __init__(self, images: int) -> None:
+        self.images, self.work = images, Work()
 
     def layer(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         """A dense or pointwise convolution, or a linear layer, that is called by itself."""
@@ -138,8 +136,10 @@ class _Counter:
         middle = y.numel() // len(weight) * x.shape[1]
         self.values(self.around(x, before, middle, sums) + middle)  # and the middle once more with its gradient
         flops = 2 * y[0].numel() * weight[0].numel()
-        # middle, y; both gradients together: dy, middle, and the middle's gradient
-        passes = (flops, middle + y.numel()), (2 * flops, 2 * middle + y.numel())
+        # middle, y; dy, middle, and the middle's gradient; in float32 dy and middle once more for the weights'
+        forward, gradient = (flops, middle + y.numel()), (flops, 2 * middle + y.numel())
+        in_bf16 = [forward, (2 * flops, gradient[1])]
+        passes = [forward, gradient, forward] if y.dtype == torch.float32 else in_bf16
         self.work.products += [(f, values // self.images) for f, values in passes]
         return y, found
 
@@ -163,9 +163,9 @@ class _Counter:
         return y
 
 
-def work_of(network: nn.Module, size: int, bf16: bool = False) -> Work:
-    """Found by a forward pass of two images: what the network really calls, under autocast with ``bf16``."""
-    counter = _Counter()
+def work_of(network: nn.Module, size: int, bf16: bool = False, images: int = 2) -> Work:
+    """Found by a forward pass of so many images: what the network really calls, under autocast with ``bf16``."""
+    counter = _Counter(images)
     patches: list[tuple[Any, str, Callable[..., Any]]] = [
         (conv, "depthwise_by_geometry", counter.depthwise),
         (multiscale, "multiscale_branches", counter.depthwise),
@@ -268,7 +268,7 @@ def measure(args: argparse.Namespace, copy: Copy, bf16: bool) -> Iterator[dict[s
         flops = product_speed(torch.bfloat16 if bf16 else torch.float32)
         batch = 2 if args.quick else SMALL_BATCH if name in LARGE else BATCH
         network = build(name, size=args.size, num_classes=10).to(memory_format=torch.channels_last).train()
-        work = work_of(network, args.size, bf16)
+        work = work_of(network, args.size, bf16, batch)
         steps = measured_ms(network, batch, args, bf16)
         least = work.least_ms(batch, 2 if bf16 else 4, flops, 1e9 * statistics.median(copy.samples))
         groups = {group: {"ms": statistics.median(step[group] for step in steps), "least_ms": least.get(group)} for group in GROUPS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+from contextlib import nullcontext
 from pathlib import Path
 from types import FunctionType
 from unittest import mock
@@ -15,8 +16,8 @@ from torch import nn
 
 import sepnet.kernels
 from benchmark_scripts import script
-from kernel_pointwise_tools import in_bf16
-from kernel_tools import instruction_set
+from kernel_pointwise_tools import by_kernels, in_both
+from sepnet.kernels import pointwise_conv2d
 from sepnet.kernels._calls import native_call
 from sepnet.nn import depthwise, joined
 
@@ -68,15 +69,19 @@ def test_roofline_knows_every_call_into_the_library() -> None:
         assert any(name.startswith(known) for known in roofline._CALLS), name
 
 
-@in_bf16
+@in_both
 @pytest.mark.parametrize("name", ["separable_cnn", "dsrnet50_printed"])
-def test_roofline_counts_what_products_do_of_a_normalisations_work(isa: str, name: str) -> None:
+def test_roofline_counts_what_products_do_of_a_normalisations_work(isa: str, dtype: torch.dtype, name: str) -> None:
     """As many multiplications as apart, and fewer values: statistics, and a map between that is not written."""
     roofline = script("roofline")
     network = script("_describe").build(name, size=32, num_classes=10).to(memory_format=torch.channels_last).train()
-    with instruction_set(isa):
-        work = roofline.work_of(network, 32, bf16=True)
-    with instruction_set("avx512_bf16_floats"):
-        apart = roofline.work_of(network, 32, bf16=True)
+    found = []
+    for summed in (True, False):  # where sums are not taken, they are not joined either
+        taken = mock.patch.multiple(
+            joined, joins_pointwise=lambda *_: False, summed_pointwise=lambda *conv: (pointwise_conv2d(*conv), None)
+        )
+        with by_kernels(isa, dtype), nullcontext() if summed else taken:
+            found.append(roofline.work_of(network, 32, dtype == torch.bfloat16, images=32))
+    work, apart = found
     assert sum(flops for flops, _ in work.products) == sum(flops for flops, _ in apart.products)
     assert 0.6 * apart.values < work.values < 0.9 * apart.values
