@@ -1,5 +1,5 @@
-/* Pointwise convolution of float32 maps, forward and dL/dx, as matrix products: a map's pixels are the rows of a tall matrix. One vector
- * length; included after pack.h and sides.h.
+/* Pointwise convolution of float32 maps, forward and dL/dx, as matrix products: a map's pixels are the rows of a tall matrix. One
+ * vector length; included after pack.h and sides.h.
  *
  * A tile of results, TILE_ROWS by two vectors, stays in registers while the sum runs: a step loads two vectors, spreads
  * TILE_ROWS values, and multiplies and adds 2 * TILE_ROWS vectors, so that multiplying is the slowest of the three. y = x w' and dL/dx = g w
@@ -286,7 +286,8 @@ static rows_at entered_rows(const product *s, int64_t first, int64_t last, float
 static void multiply_bands(const product *s, int64_t begin, int64_t end, int64_t part, int64_t worker) {
     char *room = s->scratch + worker * (room_bytes(s->depth) + line_bytes(s->cols));
     const int64_t channels = panels_of(s->cols) * TILE_COLS;
-    result_sums sums = {(float *)(room + room_bytes(s->depth)), s->part_sums + part * SIDE_ROWS * channels, channels};
+    double *own = s->sums ? s->part_sums + part * SIDE_ROWS * channels : NULL;
+    result_sums sums = {(float *)(room + room_bytes(s->depth)), own, channels};
     if (s->sums) memset(sums.line, 0, (size_t)channels * sizeof *sums.line); /* origins of columns that are not there */
     for (int64_t first = begin; first < end; first += BAND_ROWS) {
         const int64_t last = sepnet_min(first + BAND_ROWS, end);

@@ -38,7 +38,7 @@ static int64_t bias_doubles(const weight_job *s) { return s->blocks * s->shares 
 
 static int64_t weight_job_bytes(const weight_job *s) {
     int64_t floats = s->conv->threads * s->scratch_floats + (s->shares - 1) * s->conv->in * s->conv->out;
-    return floats * (int64_t)sizeof(float) + bias_doubles(s) * (int64_t)sizeof(double);
+    return ALIGN + floats * (int64_t)sizeof(float) + bias_doubles(s) * (int64_t)sizeof(double);
 }
 
 /* Adds the outputs of pixels [first, last), eight in float32 first. */
@@ -141,7 +141,7 @@ static void add_shares(const weight_job *s, float *grad_bias) {
 static void gradients_of_weights(const sepnet_pointwise *conv, side enters, const float *x, const float *grad, float *grad_weight,
                                  float *grad_bias, void *workspace) {
     weight_job s = make_weight_job(conv);
-    double *sums = workspace;
+    double *sums = (double *)aligned((int64_t)(intptr_t)workspace);
     s.x = x, s.enters = enters, s.grad = grad, s.grad_weight = grad_weight, s.bias_sums = grad_bias ? sums : NULL;
     s.scratch = (float *)(sums + bias_doubles(&s));
     s.more_weight = s.scratch + conv->threads * s.scratch_floats;
