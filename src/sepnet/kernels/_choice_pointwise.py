@@ -21,7 +21,6 @@ _BLOCK = 32  # channels that the kernels take at a time in bf16
 _MANY_WEIGHTS_AMX = 1 << 18  # with AMX, from so many on not for up to _FEWER_PIXELS
 _FEWER_PIXELS_IN_PAIRS = 512  # by vectors, up to which not from _MANY_WEIGHTS on
 _FEWEST_AMX, _SMALL_MAP_AMX = 128, 64  # with AMX, from so many on for more pixels; with many only on maps up to so many pixels
-_CACHED = 8 << 20  # bytes of a float32 map whose statistics take no longer by a pass of their own
 MOST_FEW = 8  # channels that the pooled pointwise convolution takes, as SEPNET_MAX_FEW of the kernels
 _FEWEST_POOLED, _WIDER = 16, 2  # outputs, and how many times the inputs they must be, for it to be the faster way
 
@@ -93,10 +92,9 @@ def pooling_is_faster(inputs: int, outputs: int) -> bool:
     return inputs <= MOST_FEW and outputs >= max(_FEWEST_POOLED, _WIDER * inputs)
 
 
-def sums_are_worth_it(dtype: torch.dtype, shape: Sequence[int], outputs: int) -> bool:
-    """Whether the kernels' convolution of (B, C, H, W) is to take its results' sums, where it takes over nothing else.
+def sums_are_worth_it(dtype: torch.dtype) -> bool:
+    """Whether the kernels' convolution is to take its results' sums where it takes over nothing else.
 
-    In float32 that is 2 to 7 % of its time; a pass over a map that is still in the last cache takes no longer.
+    In float32 that is 2 to 7 % of its time, as much as a pass over the map takes: steps of ``dilated_separable`` were no faster.
     """
-    batch, _, height, width = shape
-    return dtype != torch.float32 or 4 * batch * height * width * outputs > _CACHED
+    return dtype != torch.float32

@@ -60,17 +60,13 @@ def pointwise_by_kernels(lib: Library, dtype: torch.dtype, shape: Shape, weight:
     return _way(lib, dtype, dtype, shape, weight, bias) is Way.KERNELS
 
 
-def _sums(lib: Library, dtype: torch.dtype, shape: Shape, weight: Tensor, bias: Tensor | None) -> bool:
-    return pointwise_by_kernels(lib, dtype, shape, weight, bias) and sums_are_worth_it(dtype, shape, weight.shape[0])
-
-
 def summed_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The convolution in training, and the sums that ``batch_norm_relu`` takes of its result, where they come with it.
 
     Shape: (B, C, H, W), weight (N, C, 1, 1) -> (B, N, H, W).
     """
     lib, dtype = library_for(x) if x.dim() == 4 else None, compute_dtype(x)
-    if lib is None or not _sums(lib, dtype, x.shape, weight, bias):
+    if lib is None or not (sums_are_worth_it(dtype) and pointwise_by_kernels(lib, dtype, x.shape, weight, bias)):
         return pointwise_conv2d(x, weight, bias), None
     result: tuple[Tensor, Tensor] = _SummedPointwise.apply(dense(x.to(dtype)), weight, bias, lib)
     return result
