@@ -42,7 +42,7 @@ def tensors(shape: tuple[int, int, int, int], outputs: int, seed: int = 0) -> tu
 @contextmanager
 def by_kernels(isa: str, dtype: torch.dtype) -> Iterator[None]:
     """By that instruction set, in autocast's type or in float32, which is the kernels' where there is AVX2."""
-    chosen = mock.patch.object(_choice_pointwise, "instructions", lambda: "AVX2")
+    chosen = mock.patch.object(_choice_pointwise, "instructions", return_value="AVX2")
     computed = torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext()
     with instruction_set(isa), chosen if dtype == torch.float32 else nullcontext(), computed:
         yield
