@@ -363,3 +363,22 @@ def test_shortcut_goes_with_relu_and_without_pooling() -> None:
     for options in ({"pool": True}, {"relu": False}):
         with pytest.raises(ValueError, match="a shortcut wants relu=True and pool=False"):
             batch_norm_relu(x, one, one, None, None, training=True, shortcut=x, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("pool", "with_shortcut"), [(False, False), (True, False), (False, True)])
+def test_a_normalisation_takes_sums_for_its_statistics(dtype: torch.dtype, pool: bool, with_shortcut: bool) -> None:
+    """Those that are handed in, not those of the map: here of another one."""
+    torch.manual_seed(0)
+    x, other, shortcut = (channels_last(torch.randn(4, 24, 10, 10)).to(dtype) for _ in range(3))
+    pixels = other.double().permute(0, 2, 3, 1).flatten(0, 2) * 3 + 1
+    rows = torch.stack([torch.zeros(24), pixels.sum(0), pixels.square().sum(0)]).double()
+    gamma, beta, mean, var = torch.rand(24) + 0.5, torch.randn(24), torch.zeros(24), torch.ones(24)
+    more = {"pool": pool, "shortcut": shortcut if with_shortcut else None}
+    y = batch_norm_relu(x, gamma, beta, mean, var, training=True, momentum=1.0, sums=rows, **more)  # type: ignore[arg-type]
+    torch.testing.assert_close(mean.double(), pixels.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(var.double(), pixels.var(0), rtol=1e-5, atol=1e-6)
+    biased = pixels.var(0, unbiased=False).float()
+    with use("reference"):
+        expected = batch_norm_relu(x.float(), gamma, beta, mean, biased, training=False, **more)  # type: ignore[arg-type]
+    torch.testing.assert_close(y.float(), expected, rtol=1e-2, atol=1e-2 if dtype == torch.bfloat16 else 1e-5)

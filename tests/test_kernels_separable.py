@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernel_pointwise_tools import by_kernels, in_bf16, in_both, tensors, without_products
 from kernel_tools import LIBRARY, channels_last, instruction_set, needs_library, poisoned_memory, threads
-from sepnet.kernels import _native_norm, batch_norm_relu, joins_pointwise, summed_pointwise, use
+from sepnet.kernels import _native_norm, joins_pointwise, summed_pointwise, use
 from sepnet.kernels._native import Side
 from sepnet.kernels._native_pointwise import (
     pointwise_backward,
@@ -138,25 +138,6 @@ def test_what_is_no_number_reaches_its_channels_statistics(isa: str, dtype: torc
     assert rows is not None
     assert y[0, :, 4, 6].isnan().all()
     assert rows[1:].isnan().all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("pool", "with_shortcut"), [(False, False), (True, False), (False, True)])
-def test_a_normalisation_takes_sums_for_its_statistics(dtype: torch.dtype, pool: bool, with_shortcut: bool) -> None:
-    """Those that are handed in, not those of the map: here of another one."""
-    torch.manual_seed(0)
-    x, other, shortcut = (channels_last(torch.randn(4, 24, 10, 10)).to(dtype) for _ in range(3))
-    pixels = other.double().permute(0, 2, 3, 1).flatten(0, 2) * 3 + 1
-    rows = torch.stack([torch.zeros(24), pixels.sum(0), pixels.square().sum(0)]).double()
-    gamma, beta, mean, var = torch.rand(24) + 0.5, torch.randn(24), torch.zeros(24), torch.ones(24)
-    more = {"pool": pool, "shortcut": shortcut if with_shortcut else None}
-    y = batch_norm_relu(x, gamma, beta, mean, var, training=True, momentum=1.0, sums=rows, **more)  # type: ignore[arg-type]
-    torch.testing.assert_close(mean.double(), pixels.mean(0), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(var.double(), pixels.var(0), rtol=1e-5, atol=1e-6)
-    biased = pixels.var(0, unbiased=False).float()
-    with use("reference"):
-        expected = batch_norm_relu(x.float(), gamma, beta, mean, biased, training=False, **more)  # type: ignore[arg-type]
-    torch.testing.assert_close(y.float(), expected, rtol=1e-2, atol=1e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------------
