@@ -138,8 +138,7 @@ class _Counter:
         flops = 2 * y[0].numel() * weight[0].numel()
         # middle, y; dy, middle, and the middle's gradient; in float32 dy and middle once more for the weights'
         forward, gradient = (flops, middle + y.numel()), (flops, 2 * middle + y.numel())
-        in_bf16 = [forward, (2 * flops, gradient[1])]
-        passes = [forward, gradient, forward] if y.dtype == torch.float32 else in_bf16
+        passes = [forward, gradient, forward] if y.dtype == torch.float32 else [forward, (2 * flops, 2 * middle + y.numel())]
         self.work.products += [(f, values // self.images) for f, values in passes]
         return y, found
 

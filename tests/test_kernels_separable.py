@@ -167,7 +167,7 @@ def test_blocks_compute_the_same_joined_and_apart(isa: str, dtype: torch.dtype, 
     apart = copy.deepcopy(joined)
     watch(apart)
     width = 128 if kind == "residual" else 64
-    x = channels_last(torch.randn(16, width, 18, 17))
+    x = channels_last(torch.randn(16 if dtype == torch.float32 else 4, width, 18, 17))
     grad = None
     found = []
     for layer in (joined, apart):
@@ -182,7 +182,8 @@ def test_blocks_compute_the_same_joined_and_apart(isa: str, dtype: torch.dtype, 
     for key, mine in found[0].items():
         theirs = found[1][key]
         assert mine.dtype == theirs.dtype
-        if "bias" in key and key.startswith(("dw", "pw", "conv2")):  # normalisation makes that gradient zero
+        without = ("dw", "pw", "conv2") if dtype == torch.float32 else ("dw", "pw")
+        if "bias" in key and key.startswith(without):  # normalisation makes that gradient zero
             continue
         error = float((mine.float() - theirs.float()).norm() / (theirs.float().norm() + 1e-6))
         assert error < (0.02 if dtype == torch.bfloat16 else 1e-4), f"{key} is off by {error:.3g} of its size"
@@ -333,7 +334,7 @@ def test_second_derivatives(isa: str, dtype: torch.dtype) -> None:
         found = []
         for summed in (True, False):
             z, sums = summed_pointwise(x, block.pw.weight, None) if summed else (block.pw(x), None)
-            assert (sums is not None) == (summed and dtype == torch.bfloat16)  # in float32 they cost as much as a pass
+            assert (sums is not None) == (summed and dtype == torch.bfloat16)
             (first,) = torch.autograd.grad(z.float().square().sum(), x, create_graph=True)
             found.append(torch.autograd.grad(first.float().square().sum(), block.pw.weight)[0])
     torch.testing.assert_close(*found)

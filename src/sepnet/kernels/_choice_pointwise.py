@@ -95,6 +95,6 @@ def pooling_is_faster(inputs: int, outputs: int) -> bool:
 def sums_are_worth_it(dtype: torch.dtype) -> bool:
     """Whether the kernels' convolution is to take its results' sums where it takes over nothing else.
 
-    In float32 that is 2 to 7 % of its time, as much as a pass over the map takes: steps of ``dilated_separable`` were no faster.
+    In float32 that is 2 to 7 % of its time: steps of ``dilated_separable`` were no faster (LOG.md).
     """
     return dtype != torch.float32

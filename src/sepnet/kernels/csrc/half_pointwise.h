@@ -188,9 +188,9 @@ static void multiply_bands(const tall_product *s, int64_t begin, int64_t end, in
 
 static void tall_part(void *context, int64_t part, sepnet_worker worker) {
     const tall_product own = *(const tall_product *)context, *s = &own; /* which no store can alias */
-    const int64_t bands = bands_of(s), begin = sepnet_part_begin(bands, s->parts, part), end = sepnet_part_begin(bands, s->parts, part + 1);
+    const int64_t begin = first_pixel(s->rows, s->band, s->parts, part), end = first_pixel(s->rows, s->band, s->parts, part + 1);
     set_up_tiles();
-    multiply_bands(s, begin * s->band, sepnet_min(end * s->band, s->rows), part, worker.index, 1);
+    multiply_bands(s, begin, end, part, worker.index, 1);
     give_tiles_back();
 }
 

@@ -134,11 +134,11 @@ static void sum_corner(const product *s, const result_sums *sums, place at, cons
     float *origin = sums->line + at.left, *first = origin + sums->channels, *second = first + sums->channels;
     for (int r = 0; r < at.rows; r++)
         for (int c = 0; c < at.cols; c++) {
-            const int64_t place = (at.row + r) * s->cols + at.left + c;
-            float value = s->c[place], other;
+            const int64_t channel = at.left + c, index = (at.row + r) * s->cols + channel;
+            float value = s->c[index], other;
             if (kind == GATED) {
-                const float through = s->of[place] * s->gate.scale[at.left + c] + s->gate.shift[at.left + c];
-                value = through > 0 || s->gate.passes[0] ? value : 0, other = s->of[place] - s->gate.mean[at.left + c];
+                const float through = s->of[index] * s->gate.scale[channel] + s->gate.shift[channel];
+                value = through > 0 || s->gate.passes[0] ? value : 0, other = s->of[index] - s->gate.mean[channel];
             } else {
                 if (at.fresh && r == 0) origin[c] = value;
                 value -= origin[c], other = value;
@@ -298,15 +298,11 @@ static void multiply_bands(const product *s, int64_t begin, int64_t end, int64_t
     }
 }
 
-/* The first row of a part: of a band. */
-static int64_t part_begin(int64_t rows, int64_t parts, int64_t part) {
-    return sepnet_min(sepnet_part_begin(bands_of(rows), parts, part) * BAND_ROWS, rows);
-}
-
 /* Pieces so small, where nothing is summed, that no thread waits long for the other's last one. */
 static void product_part(void *context, int64_t part, sepnet_worker worker) {
     const product own = *(const product *)context, *s = &own; /* which no store can alias */
-    multiply_bands(s, part_begin(s->rows, s->parts, part), part_begin(s->rows, s->parts, part + 1), part, worker.index);
+    const int64_t begin = first_pixel(s->rows, BAND_ROWS, s->parts, part), end = first_pixel(s->rows, BAND_ROWS, s->parts, part + 1);
+    multiply_bands(s, begin, end, part, worker.index);
 }
 
 static int64_t same_place(int64_t channel) { return channel; }

@@ -66,7 +66,12 @@ static void keep_sums(const result_sums *s, int first) {
     }
 }
 
-/* All parts' sums. Each took so many bands of pixels, as sepnet_part_begin deals them out. */
+/* The first pixel of a part: of a band. */
+static int64_t first_pixel(int64_t pixels, int64_t band, int64_t parts, int64_t part) {
+    return sepnet_min(sepnet_part_begin((pixels + band - 1) / band, parts, part) * band, pixels);
+}
+
+/* All parts' sums; each took so many bands of pixels. */
 typedef struct {
     const double *sums; /* [part][SIDE_ROWS][stride] */
     int64_t channels, stride, parts, pixels, band;
@@ -74,18 +79,14 @@ typedef struct {
     int64_t (*place)(int64_t channel);
 } parts_sums;
 
-static int64_t first_pixel(const parts_sums *s, int64_t part) {
-    const int64_t bands = (s->pixels + s->band - 1) / s->band;
-    return sepnet_min(sepnet_part_begin(bands, s->parts, part) * s->band, s->pixels);
-}
-
 /* In their order: to the rows that sepnet_norm_statistics takes, or those of sepnet_norm_gradients. */
 static void add_parts(const parts_sums *s, double *rows) {
     const double *at = s->sums, *origin = s->kind == MOMENTS ? rows : NULL;
     for (int64_t c = 0; origin && c < s->channels; c++) *rows++ = at[s->place(c)];
     memset(rows, 0, (size_t)(2 * s->channels) * sizeof *rows);
     for (int64_t p = 0; p < s->parts; p++, at += SIDE_ROWS * s->stride) {
-        const double pixels = (double)(first_pixel(s, p + 1) - first_pixel(s, p));
+        const int64_t begin = first_pixel(s->pixels, s->band, s->parts, p), end = first_pixel(s->pixels, s->band, s->parts, p + 1);
+        const double pixels = (double)(end - begin);
         for (int64_t c = 0; c < s->channels; c++) {
             const double *own = at + s->place(c), sum = own[s->stride], apart = origin ? own[0] - origin[c] : 0, all = apart * pixels;
             rows[c] += sum + all, rows[s->channels + c] += own[2 * s->stride] + apart * (2 * sum + all);
