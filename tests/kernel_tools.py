@@ -264,6 +264,23 @@ def problems(draw: st.DrawFn) -> Problem:
     return Problem(geometry, batch, draw(CHANNELS), (height, width), draw(st.integers(0, 99)), draw(st.booleans()))
 
 
+@st.composite
+def same_sized(draw: st.DrawFn) -> tuple[Geometry, tuple[int, int]]:
+    """A 3x3 filter whose padding keeps the map's size, or halves it, as networks have them, and a map's size."""
+    stride, dilation = draw(
+        st.sampled_from([((1, 1), (1, 1)), ((2, 2), (1, 1)), ((2, 2), (2, 2)), ((1, 1), (2, 2)), ((1, 1), (5, 3)), ((1, 1), (1, 4))])
+    )
+    return Geometry(stride, ((3, 3),), (dilation,), (dilation,), False), (draw(st.integers(1, 13)), draw(st.integers(1, 21)))
+
+
+@st.composite
+def same_sized_problems(draw: st.DrawFn) -> Problem:
+    """Of whole vectors of channels, for one instruction set at least."""
+    geometry, size = draw(same_sized())
+    channels, batch = draw(st.sampled_from([8, 16, 24, 32, 48, 264])), draw(st.sampled_from([1, 2, 3, 5]))
+    return Problem(geometry, batch, channels, size, draw(st.integers(0, 99)), draw(st.booleans()))
+
+
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "channels_last": channels_last,
     "nchw": lambda t: t.contiguous(),

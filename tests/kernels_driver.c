@@ -125,13 +125,21 @@ static sepnet_branch random_branch(void) {
     return (sepnet_branch){pick(1, 7), pick(1, 7), pick(0, pad), pick(0, pad), pick(1, dilation), pick(1, dilation)};
 }
 
+/* One that some instruction sets need no planes for: 3x3 of whole vectors, whose padding keeps the map's size or halves it. */
+static sepnet_branch usual_branch(sepnet_depthwise *d) {
+    d->branches = 1, d->channels = 8 * pick(1, 6), d->stride_h = d->stride_w = pick(1, 2);
+    const int64_t h = pick(1, d->stride_h == 1 ? 5 : 2), w = d->stride_h == 1 ? pick(1, 5) : h;
+    return (sepnet_branch){3, 3, h, w, h, w};
+}
+
 static sepnet_depthwise random_depthwise(void) {
     sepnet_depthwise d = {.batch = pick(0, 3), .channels = pick(1, 35), .stride_h = pick(1, 3), .stride_w = pick(1, 3)};
     if (pick(0, 3) == 0) d.batch = pick(0, 20), d.channels = pick(1, 4); /* images that share a vector */
     if (pick(0, 3) == 0) d.channels = 16 * pick(1, 4);                                       /* whole cache lines */
     d.branches = (int32_t)pick(1, 4), d.interleaved = (int32_t)pick(0, 1), d.dtype = (int32_t)pick(0, 1), d.threads = the_threads;
+    const int usual = pick(0, 2) == 0;
     do {
-        d.branch[0] = random_branch();
+        d.branch[0] = usual ? usual_branch(&d) : random_branch();
         d.in_h = pick(1, 14), d.in_w = pick(0, 9) ? pick(1, 22) : pick(60, 90);
         d.out_h = output_size(d.in_h, d.branch[0].kernel_h, d.branch[0].pad_h, d.branch[0].dilation_h, d.stride_h);
         d.out_w = output_size(d.in_w, d.branch[0].kernel_w, d.branch[0].pad_w, d.branch[0].dilation_w, d.stride_w);

@@ -24,6 +24,7 @@ from kernel_tools import (
     needs_library,
     poisoned_memory,
     problems,
+    same_sized_problems,
     threads,
 )
 from sepnet.kernels import _native, depthwise_branches, depthwise_conv2d, use
@@ -60,6 +61,15 @@ def check_native(problem: Problem, dtype: torch.dtype) -> None:
 @THOROUGH
 @given(problem=problems(), dtype=st.sampled_from(TYPES), count=st.integers(1, 3))
 def test_kernels_are_within_rounding_of_float64(isa: str, problem: Problem, dtype: torch.dtype, count: int) -> None:
+    with instruction_set(isa), threads(count):
+        check_native(problem, dtype)
+
+
+@every_isa
+@THOROUGH
+@given(problem=same_sized_problems(), dtype=st.sampled_from(TYPES), count=st.integers(1, 3))
+def test_usual_filters_are_within_rounding_of_float64(isa: str, problem: Problem, dtype: torch.dtype, count: int) -> None:
+    """Some instruction sets need no planes for them."""
     with instruction_set(isa), threads(count):
         check_native(problem, dtype)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernel_tools import channels_last, every_isa, instruction_set, needs_library, threads
+from kernel_tools import channels_last, every_isa, instruction_set, needs_library, same_sized, threads
 from sepnet.kernels import Geometry, joined_depthwise, joins, use
 from sepnet.models import create_model
 from sepnet.nn.joined import depthwise_between
@@ -119,12 +119,51 @@ def test_float32_agrees_with_float64(
     count: int,
     seed: int,
 ) -> None:
+    check_joined(isa, problem, (batch, channels), sides, relus, bias, count, seed)
+
+
+@every_isa
+@THOROUGH
+@given(
+    problem=same_sized(),
+    images=st.tuples(st.integers(2, 4), st.sampled_from([8, 16, 24, 32, 264])),
+    sides=SIDES,
+    relus=st.tuples(st.booleans(), st.booleans()),
+    bias=st.booleans(),
+    count=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_usual_filters_agree_with_float64(
+    isa: str,
+    problem: tuple[Geometry, tuple[int, int]],
+    images: tuple[int, int],
+    sides: tuple[bool, bool],
+    relus: tuple[bool, bool],
+    bias: bool,
+    count: int,
+    seed: int,
+) -> None:
+    """Some instruction sets need no planes for them."""
+    check_joined(isa, problem, images, sides, relus, bias, count, seed)
+
+
+def check_joined(
+    isa: str,
+    problem: tuple[Geometry, tuple[int, int]],
+    images: tuple[int, int],
+    sides: tuple[bool, bool],
+    relus: tuple[bool, bool],
+    bias: bool,
+    count: int,
+    seed: int,
+) -> None:
+    """With so many images and channels."""
     geometry, size = problem
     torch.manual_seed(seed)
     with instruction_set(isa), threads(count):
-        ours, exact = run(channels_last(torch.randn(batch, channels, *size)), geometry, sides, relus, bias)
+        ours, exact = run(channels_last(torch.randn(*images, *size)), geometry, sides, relus, bias)
     assert ours.keys() == exact.keys()
-    if sides[1] and batch * ours["y"][0, 0].numel() < 8:  # of few values the deviation may be next to nothing
+    if sides[1] and images[0] * ours["y"][0, 0].numel() < 8:  # of few values the deviation may be next to nothing
         return
     for name, got in ours.items():
         if name != "conv.bias" or not sides[1]:  # normalisation makes that gradient zero
@@ -174,13 +213,14 @@ def test_slabs_and_bands_agree_with_float64(
         close(name, got, exact[name])
 
 
-def test_large_mean_costs_the_variance_no_digits() -> None:
+@pytest.mark.parametrize("padding", [0, 1])
+def test_large_mean_costs_the_variance_no_digits(padding: int) -> None:
     """The sums are taken about an output of the channel's own."""
-    conv = nn.Conv2d(8, 8, 3, padding=0, groups=8, bias=True)
+    conv = nn.Conv2d(8, 8, 3, padding=padding, groups=8, bias=True)
     nn.init.constant_(conv.bias, 1e4)
     norm = BatchNormReLU(8)
     norm.momentum = 1.0
-    geometry = Geometry((1, 1), ((3, 3),), ((0, 0),), ((1, 1),), False)
+    geometry = Geometry((1, 1), ((3, 3),), ((padding, padding),), ((1, 1),), False)
     x = channels_last(torch.randn(4, 8, 20, 20))
     y = conv(x).double()
     joined_depthwise(x, None, conv.weight, conv.bias, geometry, norm.normalisation())

@@ -33,6 +33,7 @@ __all__ = [
 _FEW_CHANNELS = 4  # as MAX_FOLDED of the kernels
 _MOST_PADDING, _MOST_PADDING_AVX2 = 6, 4  # beyond them oneDNN has only a way that is 4 to a hundred times slower
 _NARROW, _MIDDLING, _LEAST_OUTPUT = 2, 4, 8  # paddings with AVX-512, and the output from which on more than the second is no matter
+_VECTOR_AVX2 = 8  # channels
 # with AVX2: channels from which on the kernels' forward pass is faster, with stride 2 on maps as large as that from more on
 _FEWEST_AVX2, _LARGE_MAP_AVX2 = 32, 32
 _MANY_AVX2 = 1024  # and with 3x3 of stride 2 below how many
@@ -157,13 +158,15 @@ def _is_padded_much(shape: Sequence[int], geometry: Geometry, avx2: bool) -> boo
 
 
 def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
-    """7x7, and filters of up to 3x3 and 5x5 from 32 channels on. With stride 1 oneDNN's forward pass takes 1.0 to 2.1 times as long
-    as the kernels' (35 shapes), with stride 2 1.0 to 1.9 but for few channels on large maps (0.8 to 1.0) and, with 3x3, 1,024 (0.85
-    to 1.06). Dilated 3x3: with stride and dilation 2 1.05 to 1.7 up to 128 channels, 256 on maps from 8x8 0.98 to 1.6, else 0.65 to
-    1.15; with stride 1 1.0 to 1.6 from 48 to 256 channels and 8 MiB on (but for one of 26 shapes), else 0.7 to 1.4. Dilated 5x5:
-    0.7 to 1.3.
+    """What needs no planes: oneDNN's forward pass takes 0.95 times as long and longer at 405 of 410 shapes, 2.0 in the median. 7x7, and
+    filters of up to 3x3 and 5x5 from 32 channels on. With stride 1 oneDNN's takes 1.0 to 2.1 times as long as the kernels' (35
+    shapes), with stride 2 1.0 to 1.9 but for few channels on large maps (0.8 to 1.0) and, with 3x3, 1,024 (0.85 to 1.06). Dilated
+    3x3: with stride and dilation 2 1.05 to 1.7 up to 128 channels, 256 on maps from 8x8 0.98 to 1.6, else 0.65 to 1.15; with stride 1
+    1.0 to 1.6 from 48 to 256 channels and 8 MiB on (but for one of 26 shapes), else 0.7 to 1.4. Dilated 5x5: 0.7 to 1.3.
     """
     size, channels, stride, dilation = max(geometry.kernels[0]), shape[1], geometry.stride, geometry.dilations[0]
+    if _needs_no_planes(channels, geometry):
+        return True
     if size > 5 or size < 3 or max(stride) > 2:
         return size > 5
     if dilation != (1, 1):
@@ -173,6 +176,13 @@ def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
     if channels == _FEWEST_AVX2 and max(shape[2:]) >= _LARGE_MAP_AVX2:
         return False
     return size > 3 or channels < _MANY_AVX2
+
+
+def _needs_no_planes(channels: int, geometry: Geometry) -> bool:
+    """As csrc/direct.h says: 3x3 of whole vectors, with the padding that keeps the size or halves it."""
+    dilation = geometry.dilations[0]
+    whole = channels % _VECTOR_AVX2 == 0 and geometry.kernels[0] == (3, 3) and geometry.paddings[0] == dilation
+    return whole and (geometry.stride == (1, 1) or (geometry.stride == (2, 2) and dilation in ((1, 1), (2, 2))))
 
 
 def _is_for_our_dilated_avx2(shape: Sequence[int], stride: Pair, dilation: Pair) -> bool:

@@ -204,12 +204,17 @@ static void backward_part(void *context, int64_t part, sepnet_worker worker) {
 static job_state make_state(const reduced *rest, int64_t images, int backward) {
     const sepnet_depthwise *conv = &rest->conv;
     job_state s = {.conv = conv, .seen = rest->seen, .filter = rest->filter, .images = images};
-    s.blocks = count_blocks(conv);
-    s.cut = cut_up(conv, images, backward);
+    s.blocks = count_blocks(conv), s.direct = is_direct(conv);
+    s.cut = s.direct ? direct_cut(conv) : cut_up(conv, images, backward);
     s.filter_taps = filter_taps(conv);
     s.pairs = find_pairs(conv, images, backward), s.fetch = sepnet_fetches_ahead() && is_worth_fetching(conv, backward);
     s.weight_vectors = packed_before(conv, &s.pairs, conv->branches);
     s.parts = count_parts(&s);
+    if (s.direct) {
+        s.grads = (gradient_planes){.branches = 1};
+        s.scratch_bytes = aligned(direct_floats(conv, &s.cut, backward) * (int64_t)sizeof(float));
+        return s;
+    }
     s.grads = lay_gradients(conv, &s.cut, images);
     s.x_floats = input_floats(conv, s.cut.pixel, s.cut.bands);
     int64_t floats = s.x_floats, rows = conv->out_h, cols = conv->out_w;
@@ -268,8 +273,8 @@ static void lay_out(job_state *s, void *workspace, int backward) {
 /* Whether results of so many channels are written past the caches; `gaps`: pixels that no tap sees lie between them. */
 static void choose_streams(job_state *s, int64_t height, int64_t width, int64_t channels, int gaps) {
     const int64_t pixel = channels * (int64_t)element_size(s->conv->dtype);
-    s->stream_zeros = !sums_follow(s) && s->conv->batch * height * width * pixel >= sepnet_stream_bytes(gaps);
-    s->stream = s->stream_zeros && pixel <= STREAM_PIXEL;
+    s->stream_zeros = (s->direct || !sums_follow(s)) && s->conv->batch * height * width * pixel >= sepnet_stream_bytes(gaps);
+    s->stream = s->stream_zeros && (s->direct || pixel <= STREAM_PIXEL);
 }
 
 static void depthwise_forward(const sepnet_depthwise *whole, const sepnet_joined *joined, const void *x, const float *weight,
@@ -286,7 +291,7 @@ static void depthwise_forward(const sepnet_depthwise *whole, const sepnet_joined
     clear_joined_sums(&s);
     if (sums_follow(&s)) find_origins(&s);
     choose_streams(&s, conv->out_h, conv->out_w, conv->channels * conv->branches, 0);
-    sepnet_run_parts(forward_part, &s, s.parts, conv->threads);
+    sepnet_run_parts(HAVE_DIRECT && s.direct ? direct_forward_part : forward_part, &s, s.parts, conv->threads);
     if (sums_follow(&s)) finish_output_sums(&s);
 }
 
@@ -305,7 +310,7 @@ static void depthwise_backward(const sepnet_depthwise *whole, const sepnet_joine
     pack_weights(&s, 1);
     clear_joined_sums(&s);
     choose_streams(&s, whole->in_h, whole->in_w, conv->channels, !sees_all(&rest.seen));
-    sepnet_run_parts(backward_part, &s, s.parts, conv->threads);
+    sepnet_run_parts(HAVE_DIRECT && s.direct ? direct_backward_part : backward_part, &s, s.parts, conv->threads);
     unpack_sums(&s, grad_weight, grad_bias);
     if (sums_follow(&s)) reduce_joined_sums(&s, 1, joined->sums, joined->sums + conv->channels);
 }

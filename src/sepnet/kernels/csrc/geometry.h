@@ -84,6 +84,7 @@ typedef struct {
     int want_x, want_weight, want_bias;
     int stream, stream_zeros; /* results, and gradients of pixels that no tap sees, are written past the caches */
     int fetch; /* whether what comes next is fetched while results are computed */
+    int direct; /* without planes (direct.h) */
 } job_state;
 
 static int64_t greatest_common_divisor(int64_t a, int64_t b) { return b == 0 ? a : greatest_common_divisor(b, a % b); }

@@ -25,6 +25,8 @@
 #include "weights.h"
 #include "joined.h"
 #include "clear.h"
+#include "direct_tiles.h"
+#include "direct.h"
 #include "depthwise.h"
 
 #include "matrices.h"

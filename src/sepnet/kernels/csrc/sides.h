@@ -18,17 +18,6 @@ static side open_side(const float *constants, int64_t channels, int relu) {
     return e;
 }
 
-/* The larger one; what is no number stays so. */
-INLINE vf at_least(float least, vf value) {
-#if defined(HAVE_AVX512)
-    return (vf)_mm512_max_ps((__m512)splat(least), (__m512)value); /* of a NaN and another the second one */
-#elif defined(HAVE_AVX2)
-    return (vf)_mm256_max_ps((__m256)splat(least), (__m256)value);
-#else
-    return choose((vi)(value < least), splat(least), value);
-#endif
-}
-
 /* Of channels from c on, so many of them. */
 INLINE vf enter_lanes(const side *e, int64_t c, int lanes, vf value) {
     value = value * load_lanes(e->scale, c, lanes, SEPNET_FLOAT32) + load_lanes(e->shift, c, lanes, SEPNET_FLOAT32);

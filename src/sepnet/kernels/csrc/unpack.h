@@ -13,6 +13,7 @@ enum { AS_IS, NORMALISED, THROUGH_NORM };
 typedef struct {
     int way;
     vu passes;      /* all ones: without ReLU */
+    float least;    /* minus infinity: without ReLU */
     const float *scale, *shift, *mean, *slope, *constant;
     const void *of; /* THROUGH_NORM: the map whose normalisation the gradient passes */
 } entry;
@@ -34,6 +35,7 @@ static entry open_entry(int way, const float *constants, int64_t channels, int64
     norm_constants c = lay_constants((float *)constants, channels);
     entry e = {.way = way, .passes = (vu)splat(0), .of = of};
     if (!relu) e.passes = ~e.passes;
+    e.least = relu ? 0 : -__builtin_inff();
     e.scale = c.scale + channel, e.shift = c.shift + channel;
     e.mean = c.mean + channel, e.slope = c.slope + channel, e.constant = c.constant + channel;
     return e;
@@ -45,10 +47,7 @@ INLINE vf constant_lanes(const float *of, int64_t channel, int lanes) { return l
 INLINE vf enter(const entry *e, int64_t channel, int lanes, vf value, vf other, int way) {
     if (way == AS_IS) return value;
     vf scale = constant_lanes(e->scale, channel, lanes), shift = constant_lanes(e->shift, channel, lanes);
-    if (way == NORMALISED) {
-        value = value * scale + shift;
-        return (vf)((vu)value & (~(vu)(value < 0) | e->passes));
-    }
+    if (way == NORMALISED) return at_least(e->least, value * scale + shift);
     vf mean = constant_lanes(e->mean, channel, lanes), slope = constant_lanes(e->slope, channel, lanes);
     vu alive = (vu)(other * scale + shift > 0) | e->passes;
     return (vf)((vu)value & alive) * scale + ((other - mean) * slope + constant_lanes(e->constant, channel, lanes));

@@ -31,6 +31,17 @@ INLINE vf relu(vf value) { return (vf)((vu)value & ~(vu)(value < 0)); }
 
 INLINE vf choose(vi condition, vf yes, vf no) { return (vf)(((vu)condition & (vu)yes) | (~(vu)condition & (vu)no)); }
 
+/* The larger one; what is no number stays so. */
+INLINE vf at_least(float least, vf value) {
+#if defined(HAVE_AVX512)
+    return (vf)_mm512_max_ps((__m512)splat(least), (__m512)value); /* of a NaN and another the second one */
+#elif defined(HAVE_AVX2)
+    return (vf)_mm256_max_ps((__m256)splat(least), (__m256)value);
+#else
+    return choose((vi)(value < least), splat(least), value);
+#endif
+}
+
 /* Conversions between lengths are intrinsics where the processor has them: GCC takes long vectors apart for them. */
 INLINE vd in_double(vf value) {
 #ifdef HAVE_AVX512
