@@ -158,11 +158,13 @@ def _is_padded_much(shape: Sequence[int], geometry: Geometry, avx2: bool) -> boo
 
 
 def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
-    """What needs no planes: oneDNN's forward pass takes 0.95 times as long and longer at 405 of 410 shapes, 2.0 in the median. 7x7, and
-    filters of up to 3x3 and 5x5 from 32 channels on. With stride 1 oneDNN's takes 1.0 to 2.1 times as long as the kernels' (35
-    shapes), with stride 2 1.0 to 1.9 but for few channels on large maps (0.8 to 1.0) and, with 3x3, 1,024 (0.85 to 1.06). Dilated
-    3x3: with stride and dilation 2 1.05 to 1.7 up to 128 channels, 256 on maps from 8x8 0.98 to 1.6, else 0.65 to 1.15; with stride 1
-    1.0 to 1.6 from 48 to 256 channels and 8 MiB on (but for one of 26 shapes), else 0.7 to 1.4. Dilated 5x5: 0.7 to 1.3.
+    """What needs no planes: oneDNN's forward pass takes 0.95 times as long and longer at 405 of 410 shapes, 2.0 in the median.
+
+    Else 7x7, and filters of up to 3x3 and 5x5 from 32 channels on. With stride 1 oneDNN's takes 1.0 to 2.1 times as long as the
+    kernels' (35 shapes), with stride 2 1.0 to 1.9 but for few channels on large maps (0.8 to 1.0) and, with 3x3, 1,024 (0.85 to
+    1.06). Dilated 3x3: with stride and dilation 2 1.05 to 1.7 up to 128 channels, 256 on maps from 8x8 0.98 to 1.6, else 0.65 to
+    1.15; with stride 1 1.0 to 1.6 from 48 to 256 channels and 8 MiB on (but for one of 26 shapes), else 0.7 to 1.4. Dilated 5x5:
+    0.7 to 1.3.
     """
     size, channels, stride, dilation = max(geometry.kernels[0]), shape[1], geometry.stride, geometry.dilations[0]
     if _needs_no_planes(channels, geometry):

@@ -25,7 +25,8 @@ static cut direct_cut(const sepnet_depthwise *conv) {
 
 /* --- rows of dL/dy -------------------------------------------------------------------------------------------------- */
 
-/* Where the gradient passes a normalisation, its last rows as they leave that. Else they are read from the map itself. */
+/* Where the gradient passes a normalisation, the last rows as they leave that: none is seen from farther than a filter reaches. Else they
+ * are read from the map itself. */
 typedef struct {
     source from;
     float *kept;
@@ -103,8 +104,9 @@ static void forward_row(const job_state *s, const task *at, strip_work *w) {
     float *y = (float *)s->y + (at->image * conv->out_h + row) * conv->out_w * out;
     open_results(w, s, y, step * out);
     for (int64_t c = 0; c < sepnet_min(step, conv->out_w); c++, x += col_step(l), y += out) {
-        strip t = {.next = x + (apart + 1) * row_step(l), .next_row = row_step(l), .to = y, .pixel = step * col_step(l), .to_pixel = step * out,
-                   .cols = strip_cols(conv, conv->out_w, c), .beyond = conv->stride_w == 1 || conv->in_w % 2 == 1};
+        strip t = {.next = x + (apart + 1) * row_step(l), .next_row = row_step(l), .to = y, .pixel = step * col_step(l),
+                   .to_pixel = step * out, .cols = strip_cols(conv, conv->out_w, c),
+                   .beyond = conv->stride_w == 1 || conv->in_w % 2 == 1};
         for (int k = 0; k < TAPS; k++)
             if (first + k * apart >= 0 && first + k * apart < conv->in_h) t.row[k] = x + (k - 1) * apart * row_step(l);
         forward_strip(w, &t);
@@ -148,7 +150,8 @@ static void backward_rows(const job_state *s, const task *at, gradient_rows *g, 
 
 static void direct_forward_part(void *context, int64_t part, sepnet_worker worker) {
     const job_state *s = context;
-    const int64_t tasks = count_tasks(s), begin = sepnet_part_begin(tasks, s->parts, part), end = sepnet_part_begin(tasks, s->parts, part + 1);
+    const int64_t tasks = count_tasks(s);
+    const int64_t begin = sepnet_part_begin(tasks, s->parts, part), end = sepnet_part_begin(tasks, s->parts, part + 1);
     task at = nth_task(s, begin);
     strip_work w = open_work(s, &at, (float *)(s->scratch + worker.index * s->scratch_bytes));
     for (int64_t i = begin; i < end; i++) {
@@ -161,7 +164,8 @@ static void direct_forward_part(void *context, int64_t part, sepnet_worker worke
 
 static void direct_backward_part(void *context, int64_t part, sepnet_worker worker) {
     const job_state *s = context;
-    const int64_t tasks = count_tasks(s), begin = sepnet_part_begin(tasks, s->parts, part), end = sepnet_part_begin(tasks, s->parts, part + 1);
+    const int64_t tasks = count_tasks(s);
+    const int64_t begin = sepnet_part_begin(tasks, s->parts, part), end = sepnet_part_begin(tasks, s->parts, part + 1);
     const int64_t floats = s->blocks * block_sums(s);
     float *scratch = (float *)(s->scratch + worker.index * s->scratch_bytes);
     task at = nth_task(s, begin);
