@@ -58,18 +58,9 @@ def check_native(problem: Problem, dtype: torch.dtype) -> None:
 
 
 @every_isa
-@THOROUGH
-@given(problem=problems(), dtype=st.sampled_from(TYPES), count=st.integers(1, 3))
+@settings(THOROUGH, max_examples=120)
+@given(problem=st.one_of(problems(), same_sized_problems()), dtype=st.sampled_from(TYPES), count=st.integers(1, 3))
 def test_kernels_are_within_rounding_of_float64(isa: str, problem: Problem, dtype: torch.dtype, count: int) -> None:
-    with instruction_set(isa), threads(count):
-        check_native(problem, dtype)
-
-
-@every_isa
-@THOROUGH
-@given(problem=same_sized_problems(), dtype=st.sampled_from(TYPES), count=st.integers(1, 3))
-def test_usual_filters_are_within_rounding_of_float64(isa: str, problem: Problem, dtype: torch.dtype, count: int) -> None:
-    """Some instruction sets need no planes for them."""
     with instruction_set(isa), threads(count):
         check_native(problem, dtype)
 
