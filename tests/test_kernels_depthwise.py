@@ -124,6 +124,7 @@ LARGE = {
     },
     "three scales side by side, in bands": Problem(scales(3, 5, 3), 1, 48, (90, 91), 31, True),
     "two scales side by side, with stride, in bands": Problem(scales(3, 5, stride=2), 1, 40, (120, 121), 32, True),
+    "more rows seen than are worth keeping": Problem(single(3, padding=40, dilation=40), 1, 32, (90, 200), 33, True),
     "a large batch": Problem(single(3, padding=1), 300, 3, (4, 4), 10, True),
 }
 

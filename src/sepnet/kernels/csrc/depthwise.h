@@ -212,7 +212,7 @@ static job_state make_state(const reduced *rest, int64_t images, int backward) {
     s.parts = count_parts(&s);
     if (s.direct) {
         s.grads = (gradient_planes){.branches = 1};
-        s.scratch_bytes = aligned(direct_floats(conv, &s.cut, backward) * (int64_t)sizeof(float));
+        s.scratch_bytes = aligned(direct_floats(conv, backward) * (int64_t)sizeof(float));
         return s;
     }
     s.grads = lay_gradients(conv, &s.cut, images);

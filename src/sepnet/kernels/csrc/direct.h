@@ -6,6 +6,15 @@ enum { HAVE_DIRECT = 1 };
 enum { HAVE_DIRECT = 0 }; /* not measured */
 #endif
 
+/* Of the rows that a filter reaches (gradient_rows): more than that, planes take less memory. */
+enum { KEPT_BYTES = 2 << 20 };
+
+static int64_t kept_rows(const sepnet_depthwise *conv) { return sepnet_min(2 * conv->branch[0].dilation_h + 1, conv->out_h); }
+
+static int64_t kept_floats(const sepnet_depthwise *conv) {
+    return kept_rows(conv) * conv->out_w * plane_pixel(count_blocks(conv));
+}
+
 /* Whether every tap but those beyond the border is a load of whole vectors at a fixed distance from its result's place: one 3x3 filter a
  * channel, stride 1 or 2, a padding with which each step of the stride has its result. (Of stride and dilation 2 the lattice makes such a
  * one.) */
@@ -15,7 +24,8 @@ static int is_direct(const sepnet_depthwise *conv) {
     if (!HAVE_DIRECT || conv->branches > 1 || conv->dtype != SEPNET_FLOAT32 || conv->channels % VL) return 0;
     if (b->kernel_h != TAPS || b->kernel_w != TAPS || stride > 2 || conv->stride_w != stride) return 0;
     if (b->pad_h != b->dilation_h || b->pad_w != b->dilation_w || (stride > 1 && (b->dilation_h > 1 || b->dilation_w > 1))) return 0;
-    return conv->out_h == (conv->in_h + stride - 1) / stride && conv->out_w == (conv->in_w + stride - 1) / stride;
+    if (conv->out_h != (conv->in_h + stride - 1) / stride || conv->out_w != (conv->in_w + stride - 1) / stride) return 0;
+    return kept_floats(conv) * (int64_t)sizeof(float) <= KEPT_BYTES;
 }
 
 static cut direct_cut(const sepnet_depthwise *conv) {
@@ -33,11 +43,9 @@ typedef struct {
     int64_t pixel, size, image, ready; /* size: rows that are kept; ready: the first row that has not been there */
 } gradient_rows;
 
-static int64_t kept_rows(const sepnet_depthwise *conv) { return sepnet_min(2 * conv->branch[0].dilation_h + 1, conv->out_h); }
-
-static int64_t direct_floats(const sepnet_depthwise *conv, const cut *c, int backward) {
+static int64_t direct_floats(const sepnet_depthwise *conv, int backward) {
     const int64_t sums = count_blocks(conv) * (int64_t)sepnet_max(sizeof(moments), 2 * sizeof(vf)) / (int64_t)sizeof(float);
-    return sums + (backward ? kept_rows(conv) * conv->out_w * c->pixel : 0);
+    return sums + (backward ? kept_floats(conv) : 0);
 }
 
 /* Of an image, of which rows from `first` on will be asked for, in their order. */
@@ -170,7 +178,7 @@ static void direct_backward_part(void *context, int64_t part, sepnet_worker work
     float *scratch = (float *)(s->scratch + worker.index * s->scratch_bytes);
     task at = nth_task(s, begin);
     strip_work w = open_work(s, &at, scratch);
-    gradient_rows g = {.kept = scratch + direct_floats(s->conv, &s->cut, 0), .size = kept_rows(s->conv), .image = -1};
+    gradient_rows g = {.kept = scratch + direct_floats(s->conv, 0), .size = kept_rows(s->conv), .image = -1};
     w.sums = s->partial + part * floats;
     memset(w.sums, 0, (size_t)floats * sizeof *w.sums);
     for (int64_t i = begin; i < end; i++) {
