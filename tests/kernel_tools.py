@@ -264,16 +264,29 @@ def problems(draw: st.DrawFn) -> Problem:
     return Problem(geometry, batch, draw(CHANNELS), (height, width), draw(st.integers(0, 99)), draw(st.booleans()))
 
 
-WHOLE_VECTORS = st.sampled_from([8, 16, 24, 32, 48, 264])
-"""Numbers of channels: 264 are pixels more than 1 KB apart."""
+WHOLE_VECTORS = st.sampled_from([8, 16, 24, 32, 48, 64, 264, 272])
+"""Numbers of channels: 264 and 272 are pixels more than 1 KB apart, one of them of whole cache lines."""
+
+_USUAL = [  # stride, dilation, padding
+    ((1, 1), (1, 1), (1, 1)),
+    ((2, 2), (1, 1), (1, 1)),
+    ((2, 2), (2, 2), (2, 2)),
+    ((1, 1), (2, 2), (2, 2)),
+    ((1, 1), (5, 3), (5, 3)),
+    ((1, 1), (1, 5), (1, 5)),
+    ((2, 2), (2, 2), (1, 1)),  # the first pixel is not seen
+    ((3, 3), (3, 3), (2, 2)),
+    ((1, 2), (3, 2), (3, 1)),
+]
 
 
 @st.composite
 def same_sized(draw: st.DrawFn) -> tuple[Geometry, tuple[int, int]]:
-    """A 3x3 filter whose padding keeps the map's size, or halves it, as networks have them, and a map's size."""
-    step = draw(st.integers(1, 2))
-    dilation = draw(st.sampled_from([(1, 1), (2, 2), *([(5, 3), (1, 4)] if step == 1 else [])]))
-    return Geometry((step, step), ((3, 3),), (dilation,), (dilation,), False), (draw(st.integers(1, 13)), draw(st.integers(1, 21)))
+    """A 3x3 filter whose padding keeps the map's size, or divides it by the stride, as networks have them, and a map's size."""
+    stride, dilation, padding = draw(st.sampled_from(_USUAL))
+    least = [max(1, 2 * (d - p) + 1) for d, p in zip(dilation, padding, strict=True)]
+    height, width = draw(st.integers(least[0], 13)), draw(st.integers(least[1], 27))
+    return Geometry(stride, ((3, 3),), (padding,), (dilation,), False), (height, width)
 
 
 @st.composite

@@ -127,9 +127,10 @@ static sepnet_branch random_branch(void) {
 
 /* One that some instruction sets need no planes for: 3x3 of whole vectors, whose padding keeps the map's size or halves it. */
 static sepnet_branch usual_branch(sepnet_depthwise *d) {
-    d->branches = 1, d->channels = 8 * pick(1, 6), d->stride_h = d->stride_w = pick(1, 2);
+    d->branches = 1, d->channels = pick(0, 5) ? 8 * pick(1, 6) : 272, d->stride_h = d->stride_w = pick(1, 2);
     const int64_t h = pick(1, d->stride_h == 1 ? 5 : 2), w = d->stride_h == 1 ? pick(1, 5) : h;
-    return (sepnet_branch){3, 3, h, w, h, w};
+    const int64_t unseen = d->stride_h == 2 && h == 2 ? pick(0, 1) : 0; /* rows and columns before the first one that taps see */
+    return (sepnet_branch){3, 3, h - unseen, w - unseen, h, w};
 }
 
 static sepnet_depthwise random_depthwise(void) {

@@ -157,7 +157,9 @@ def test_same_threads_give_the_same_bits(isa: str, count: int, dtype: torch.dtyp
 
 @every_isa
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize(("channels", "side"), [(32, 36), (96, 36), (224, 64), (288, 56)], ids=str)  # the last two in slabs
+@pytest.mark.parametrize(
+    ("channels", "side"), [(32, 36), (40, 40), (96, 36), (224, 64), (288, 56)], ids=str
+)  # the last two in slabs
 @pytest.mark.parametrize(
     "geometry",
     [
@@ -169,8 +171,9 @@ def test_same_threads_give_the_same_bits(isa: str, count: int, dtype: torch.dtyp
     ids=["3x3", "5x5, stride 2", "3x3, stride 2, dilation 2", "3x3, stride 3, dilation 3"],
 )
 def test_large_maps_have_the_bits_of_small_ones(isa: str, dtype: torch.dtype, channels: int, side: int, geometry: Geometry) -> None:
-    """They are written past the caches, whole lines at a time, but with AVX2 those of more than 1 KB a pixel, where only zeros are,
-    and on Intel those without gaps; those of each image alone are not.
+    """They are written past the caches, whole lines at a time; but not, with AVX2 from planes, those of more than 1 KB a pixel,
+    where only zeros are, on Intel those without gaps, pixels that are no whole lines, and each image alone. The last two sizes are
+    cut into slabs where there are planes.
     """
     check_large_map(isa, dtype, channels, side, geometry, 8 << 20)
 

@@ -6,7 +6,7 @@
  * dilation, stride, element type and channel remainders are dealt with there and at the final store, and the inner loops see
  * none of them. They run over up to 16 output pixels of a block at a time, held in registers. A few rows are unpacked, then the
  * results that they complete are computed, while they are in cache. Both gradients come from one pass: x and dL/dy are unpacked
- * once and serve both. */
+ * once and serve both. (Some convolutions need no planes: direct.h.) */
 
 /* --- tasks --------------------------------------------------------------------------------------------------------- */
 

@@ -1,4 +1,4 @@
-/* Depthwise convolutions by direct_tiles.h: which ones, and their rows. A task is one row of results. */
+/* Depthwise convolutions by direct_tiles.h: which ones, and their rows. A task is one row of y, and the rows of x that belong to it. */
 
 #if defined(HAVE_AVX2)
 enum { HAVE_DIRECT = 1 };
@@ -16,8 +16,8 @@ static int64_t kept_floats(const sepnet_depthwise *conv) {
 }
 
 /* Whether every tap but those beyond the border is a load of whole vectors at a fixed distance from its result's place: one 3x3 filter a
- * channel, stride 1 or 2, a padding with which each step of the stride has its result. (Of stride and dilation 2 the lattice makes such a
- * one.) */
+ * channel, stride 1 or 2, a padding with which each step of the stride has its result. (The lattice makes such ones of strides and
+ * dilations with a common divisor, as 2 and 2.) */
 static int is_direct(const sepnet_depthwise *conv) {
     const sepnet_branch *b = &conv->branch[0];
     const int64_t stride = conv->stride_h;
@@ -43,9 +43,13 @@ typedef struct {
     int64_t pixel, size, image, ready; /* size: rows that are kept; ready: the first row that has not been there */
 } gradient_rows;
 
+/* Of the sums since `count` was 0: moments, or three vectors. */
+static int64_t run_floats(const sepnet_depthwise *conv) {
+    return count_blocks(conv) * (int64_t)sepnet_max(sizeof(moments), 3 * sizeof(vf)) / (int64_t)sizeof(float);
+}
+
 static int64_t direct_floats(const sepnet_depthwise *conv, int backward) {
-    const int64_t sums = count_blocks(conv) * (int64_t)sepnet_max(sizeof(moments), 2 * sizeof(vf)) / (int64_t)sizeof(float);
-    return sums + (backward ? kept_floats(conv) : 0);
+    return run_floats(conv) + (backward ? kept_floats(conv) : 0);
 }
 
 /* Of an image, of which rows from `first` on will be asked for, in their order. */
@@ -71,7 +75,8 @@ static strip_work open_work(const job_state *s, const task *at, float *scratch) 
     strip_work w = {.weight = s->packed, .start = s->start, .blocks = s->blocks, .stride = s->conv->stride_h,
                     .weight_step = s->weight_vectors * VL, .sums_step = block_sums(s)};
     w.before = open_input(s, at, (plane){0}, NULL, NULL).from.entry;
-    if (sums_follow(s)) w.output = (moments *)scratch, w.input = (vf *)scratch;
+    w.bias = (vf *)scratch;
+    if (sums_follow(s)) w.output = (moments *)scratch, w.input = (vf *)scratch + s->blocks;
     return w;
 }
 
@@ -81,18 +86,27 @@ static void open_results(strip_work *w, const job_state *s, float *to, ptrdiff_t
     w->to.stream = s->stream && fills_lines(&w->to, w->blocks);
 }
 
-/* Adds what has been summed since the count was 0, if it is enough, or nothing follows. */
-static void end_run(const job_state *s, strip_work *w, int64_t part, int backward, int last) {
-    if (!sums_follow(s) || w->count == 0 || (w->count < RUN && !last)) return;
+/* Whether what has been summed since the count was 0 is enough, or nothing follows. */
+static int ends_run(const strip_work *w, int last) { return w->count >= RUN || (last && w->count > 0); }
+
+static void end_forward_run(const job_state *s, strip_work *w, int64_t part, int last) {
+    if (!sums_follow(s) || !ends_run(w, last)) return;
     for (int64_t b = 0; b < w->blocks; b++) {
         double *sums = joined_at(s, part, b, 0);
-        if (backward) {
-            add_doubles(sums, w->input[2 * b]);
-            add_doubles(sums + joined_stride(s), w->input[2 * b + 1]);
-        } else {
-            w->output[b].count = w->count;
-            add_moments(sums, sums + joined_stride(s), *(const vfu *)(s->origin + b * VL), w->output + b);
-        }
+        w->output[b].count = w->count;
+        add_moments(sums, sums + joined_stride(s), *(const vfu *)(s->origin + b * VL), w->output + b);
+    }
+    w->count = 0;
+}
+
+static void end_backward_run(const job_state *s, strip_work *w, int64_t part, int last) {
+    if (!ends_run(w, last)) return;
+    for (int64_t b = 0; b < w->blocks; b++) {
+        *(vf *)(w->sums + b * w->sums_step + s->filter_taps * VL) += w->bias[b];
+        if (!sums_follow(s)) continue;
+        double *sums = joined_at(s, part, b, 0);
+        add_doubles(sums, w->input[2 * b]);
+        add_doubles(sums + joined_stride(s), w->input[2 * b + 1]);
     }
     w->count = 0;
 }
@@ -165,7 +179,7 @@ static void direct_forward_part(void *context, int64_t part, sepnet_worker worke
     for (int64_t i = begin; i < end; i++) {
         at = nth_task(s, i);
         forward_row(s, &at, &w);
-        end_run(s, &w, part, 0, i + 1 == end);
+        end_forward_run(s, &w, part, i + 1 == end);
     }
     if (s->stream_zeros) stream_fence();
 }
@@ -178,13 +192,13 @@ static void direct_backward_part(void *context, int64_t part, sepnet_worker work
     float *scratch = (float *)(s->scratch + worker.index * s->scratch_bytes);
     task at = nth_task(s, begin);
     strip_work w = open_work(s, &at, scratch);
-    gradient_rows g = {.kept = scratch + direct_floats(s->conv, 0), .size = kept_rows(s->conv), .image = -1};
+    gradient_rows g = {.kept = scratch + run_floats(s->conv), .size = kept_rows(s->conv), .image = -1};
     w.sums = s->partial + part * floats;
     memset(w.sums, 0, (size_t)floats * sizeof *w.sums);
     for (int64_t i = begin; i < end; i++) {
         at = nth_task(s, i);
         backward_rows(s, &at, &g, &w);
-        end_run(s, &w, part, 1, i + 1 == end);
+        end_backward_run(s, &w, part, i + 1 == end);
     }
     if (s->stream_zeros) stream_fence();
 }

@@ -6,18 +6,18 @@
  * as is the stride S, 1 or 2. */
 
 enum { TAPS = 3 }; /* rows of a filter, and columns */
-enum { WIDE_TILE = 8, NARROW_TILE = 4 }; /* pixels, with AVX2's 16 registers: forward without stride; else */
+enum { WIDE_TILE = 8, NARROW_TILE = 4 }; /* pixels, with AVX2's 16 registers: forward without stride, of near pixels; else */
 enum { LINE_BLOCKS = CACHE_LINE / (VL * (int)sizeof(float)) }; /* that are a cache line */
 /* Pixels that are farther apart share few sets of the L1 cache, where a line would not be kept from its first block to its second: tiles
  * are of both then, and narrow. (Wide ones take up to 1.5 times as long with 512 channels and more; narrow ones up to 1.3 times with
  * 32 to 256, where values are normalised.) */
 enum { FAR_PIXEL = (1 << 10) / sizeof(float) };
-enum { RUN = 256 }; /* values that are added up in float32 */
+enum { RUN = 256 }; /* values that are added up in float32 at least, and as many as the task has with which there are so many */
 
 /* Pixels of a row of results, `dilation` apart from each other, as their taps are. First pixels, and floats from one to the next. */
 typedef struct {
     const float *row[TAPS]; /* that the filter's rows see; NULL: beyond the map, or between two steps of the stride */
-    const float *next;      /* of what is seen soon and fetched meanwhile: as many rows as the stride, next_row apart; NULL: nothing */
+    const float *next;      /* of what is fetched meanwhile, forward as many rows as the stride, next_row apart; NULL: nothing */
     const float *x;         /* backward: of the input, at the results' place */
     float *to;              /* NULL: they are not wanted */
     ptrdiff_t pixel, next_row, x_pixel, to_pixel;
@@ -32,6 +32,7 @@ typedef struct {
     entry before;    /* of the input */
     patch to;        /* how results are written */
     float *sums;     /* backward: of dL/dweight, then of dL/dbias */
+    vf *bias;        /* backward: one a block, of what dL/dbias gets since `count` was 0 */
     moments *output; /* forward: of the results since `count` was 0; NULL: nobody asks */
     vf *input;       /* backward: two a block, of dL/dz and its product with x - mean; likewise */
     int64_t count;
@@ -190,7 +191,7 @@ INLINE void backward_tile(strip_work *w, const strip *s, int64_t c, const int C,
         const float *weight = w->weight + b * w->weight_step, *from = s->x + c * s->x_pixel + at;
         float *sums = w->sums + b * w->sums_step;
         const block_norm n = load_norm(&w->before, at, way);
-        vf sum[TILE], x[NARROW_TILE];
+        vf sum[TILE], x[NARROW_TILE], all = splat(0);
         fetch_share(from - at + C * s->x_pixel, s->x_pixel, b, w->blocks, C);
         if (s->next) fetch_share(s->next + seen - at, s->pixel, b, w->blocks, (C + S - 1) / S);
 #pragma GCC unroll 4
@@ -202,10 +203,12 @@ INLINE void backward_tile(strip_work *w, const strip *s, int64_t c, const int C,
             vf *sums_row = (vf *)(sums + k * TAPS * VL);
             const vf row[TAPS] = {taps_row[0], taps_row[1], taps_row[2]};
             vf taps_sum[TAPS] = {sums_row[0], sums_row[1], sums_row[2]};
-            const vf all = add_gradient_row(sum, taps_sum, s->row[k] + seen, s->pixel, row, x, C, S, left, right);
+            const vf of_row = add_gradient_row(sum, taps_sum, s->row[k] + seen, s->pixel, row, x, C, S, left, right);
             sums_row[0] = taps_sum[0], sums_row[1] = taps_sum[1], sums_row[2] = taps_sum[2];
-            if (k == 1) *(vf *)(sums + TAPS * TAPS * VL) += all;
+            if (k == 1) all = of_row;
         }
+        if (w->count == 0) w->bias[b] = splat(0);
+        w->bias[b] += all;
         if (w->input) add_input_sums(w->input + 2 * b, sum, from, s->x_pixel, &n, w->count, C);
         if (s->to) finish_tile(sum, &w->to, (char *)(s->to + c * s->to_pixel + at), w->lines, b, 1, C, SEPNET_FLOAT32);
     }

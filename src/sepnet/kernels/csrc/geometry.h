@@ -4,9 +4,9 @@ enum { SPARSE = 4 };              /* cache lines of a pixel: fewer, in a larger 
 enum { MAX_FOLDED = 4 };          /* channels: with so few, several images share a vector */
 enum { PARTS_PER_THREAD = 2 };    /* evens out threads that are disturbed; parts are fixed, so sums keep their order */
 
-/* Bytes of a pixel's results up to which large maps (processor.c) are written past the caches, with AVX2: a tile writes a line of each of
- * several pixels, and the farther apart these lie the slower that is (114 shapes in float32: 128 channels 1.1 to 1.4 times as fast past
- * the caches, 512 and more 0.55 to 0.95 times). No such bound is known for AVX-512. (Tests set less.) */
+/* Bytes of a pixel's results up to which large maps (processor.c) are written past the caches, from planes with AVX2: a tile writes a
+ * line of each of several pixels, and the farther apart these lie the slower that is (114 shapes in float32: 128 channels 1.1 to 1.4
+ * times as fast past the caches, 512 and more 0.55 to 0.95 times). No such bound is known for AVX-512. (Tests set less.) */
 #ifndef STREAM_PIXEL
 #define STREAM_PIXEL (VL >= 16 ? INT64_MAX : 1 << 10)
 #endif

@@ -106,7 +106,8 @@ int64_t sepnet_depthwise_workspace(const sepnet_depthwise *conv, int backward);
 /* y = conv(x, weight) + bias (bias, joined may be NULL). */
 int sepnet_depthwise_forward(const sepnet_depthwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
                              const float *bias, void *y, void *workspace);
-/* Gradients from grad = dL/dy; any of the results may be NULL. They are overwritten; grad_weight is in the layout of weight. */
+/* Gradients from grad = dL/dy; any of the results may be NULL. They are overwritten; grad_weight is in the layout of weight. x is read
+ * whichever of them are wanted. */
 int sepnet_depthwise_backward(const sepnet_depthwise *conv, const sepnet_joined *joined, const void *x, const float *weight,
                               const void *grad, void *grad_x, float *grad_weight, float *grad_bias, void *workspace);
 
