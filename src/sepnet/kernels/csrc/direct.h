@@ -75,7 +75,7 @@ static strip_work open_work(const job_state *s, const task *at, float *scratch) 
     strip_work w = {.weight = s->packed, .start = s->start, .blocks = s->blocks, .stride = s->conv->stride_h,
                     .weight_step = s->weight_vectors * VL, .sums_step = block_sums(s)};
     w.before = open_input(s, at, (plane){0}, NULL, NULL).from.entry;
-    w.bias = (vf *)scratch;
+    if (s->want_bias) w.bias = (vf *)scratch;
     if (sums_follow(s)) w.output = (moments *)scratch, w.input = (vf *)scratch + s->blocks;
     return w;
 }
@@ -102,7 +102,7 @@ static void end_forward_run(const job_state *s, strip_work *w, int64_t part, int
 static void end_backward_run(const job_state *s, strip_work *w, int64_t part, int last) {
     if (!ends_run(w, last)) return;
     for (int64_t b = 0; b < w->blocks; b++) {
-        *(vf *)(w->sums + b * w->sums_step + s->filter_taps * VL) += w->bias[b];
+        if (w->bias) *(vf *)(w->sums + b * w->sums_step + s->filter_taps * VL) += w->bias[b];
         if (!sums_follow(s)) continue;
         double *sums = joined_at(s, part, b, 0);
         add_doubles(sums, w->input[2 * b]);

@@ -32,8 +32,8 @@ typedef struct {
     entry before;    /* of the input */
     patch to;        /* how results are written */
     float *sums;     /* backward: of dL/dweight, then of dL/dbias */
-    vf *bias;        /* backward: one a block, of what dL/dbias gets since `count` was 0 */
     moments *output; /* forward: of the results since `count` was 0; NULL: nobody asks */
+    vf *bias;        /* backward: one a block, of what dL/dbias gets; likewise */
     vf *input;       /* backward: two a block, of dL/dz and its product with x - mean; likewise */
     int64_t count;
     char lines[WIDE_TILE * CACHE_LINE] __attribute__((aligned(CACHE_LINE))); /* of results that are about to be written */
@@ -207,8 +207,8 @@ INLINE void backward_tile(strip_work *w, const strip *s, int64_t c, const int C,
             sums_row[0] = taps_sum[0], sums_row[1] = taps_sum[1], sums_row[2] = taps_sum[2];
             if (k == 1) all = of_row;
         }
-        if (w->count == 0) w->bias[b] = splat(0);
-        w->bias[b] += all;
+        if (w->bias && w->count == 0) w->bias[b] = splat(0);
+        if (w->bias) w->bias[b] += all;
         if (w->input) add_input_sums(w->input + 2 * b, sum, from, s->x_pixel, &n, w->count, C);
         if (s->to) finish_tile(sum, &w->to, (char *)(s->to + c * s->to_pixel + at), w->lines, b, 1, C, SEPNET_FLOAT32);
     }
