@@ -157,9 +157,7 @@ def test_same_threads_give_the_same_bits(isa: str, count: int, dtype: torch.dtyp
 
 @every_isa
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize(
-    ("channels", "side"), [(32, 36), (40, 40), (96, 36), (224, 64), (288, 56)], ids=str
-)  # the last two in slabs
+@pytest.mark.parametrize(("channels", "side"), [(32, 36), (40, 40), (96, 36), (224, 64), (288, 56)], ids=str)
 @pytest.mark.parametrize(
     "geometry",
     [

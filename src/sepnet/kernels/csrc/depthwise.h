@@ -204,7 +204,7 @@ static void backward_part(void *context, int64_t part, sepnet_worker worker) {
 static job_state make_state(const reduced *rest, int64_t images, int backward) {
     const sepnet_depthwise *conv = &rest->conv;
     job_state s = {.conv = conv, .seen = rest->seen, .filter = rest->filter, .images = images};
-    s.blocks = count_blocks(conv), s.direct = is_direct(conv);
+    s.blocks = count_blocks(conv), s.direct = is_direct(conv, backward);
     s.cut = s.direct ? direct_cut(conv) : cut_up(conv, images, backward);
     s.filter_taps = filter_taps(conv);
     s.pairs = find_pairs(conv, images, backward), s.fetch = sepnet_fetches_ahead() && is_worth_fetching(conv, backward);
@@ -270,7 +270,8 @@ static void lay_out(job_state *s, void *workspace, int backward) {
     s->scratch = at + joined_bytes(s);
 }
 
-/* Whether results of so many channels are written past the caches; `gaps`: pixels that no tap sees lie between them. */
+/* Whether results of so many channels are written past the caches; `gaps`: pixels that no tap sees lie between them. Without planes sums
+ * are not taken from memory, and a pixel's lines are written one after the other. */
 static void choose_streams(job_state *s, int64_t height, int64_t width, int64_t channels, int gaps) {
     const int64_t pixel = channels * (int64_t)element_size(s->conv->dtype);
     s->stream_zeros = (s->direct || !sums_follow(s)) && s->conv->batch * height * width * pixel >= sepnet_stream_bytes(gaps);
@@ -285,7 +286,7 @@ static void depthwise_forward(const sepnet_depthwise *whole, const sepnet_joined
     lay_out(&s, workspace, 0);
     s.joined = joined, s.x = x, s.weight = weight, s.bias = bias, s.y = y;
     plane p = input_plane(conv, s.cut.pixel, 0, conv->out_h);
-    for (int j = 0; j < conv->branches; j++) forward_taps(conv, &s.pairs, p, j, &s.classes[j]);
+    for (int j = 0; !s.direct && j < conv->branches; j++) forward_taps(conv, &s.pairs, p, j, &s.classes[j]);
     pack_weights(&s, 0);
     pack_biases(&s);
     clear_joined_sums(&s);
@@ -304,7 +305,7 @@ static void depthwise_backward(const sepnet_depthwise *whole, const sepnet_joine
     s.joined = joined, s.x = x, s.weight = weight, s.grad = grad, s.grad_x = grad_x;
     s.want_x = grad_x != NULL, s.want_weight = grad_weight != NULL, s.want_bias = grad_bias != NULL;
     plane p = gradient_plane(conv, s.grads.pixel, 0, conv->in_h, 0, conv->out_h);
-    for (int64_t r = 0; r < conv->stride_h; r++)
+    for (int64_t r = 0; !s.direct && r < conv->stride_h; r++)
         for (int64_t c = 0; c < conv->stride_w; c++)
             backward_taps(conv, &s.pairs, p, s.grads.step, r, c, &s.classes[r * conv->stride_w + c]);
     pack_weights(&s, 1);

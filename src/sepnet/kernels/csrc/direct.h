@@ -6,7 +6,7 @@ enum { HAVE_DIRECT = 1 };
 enum { HAVE_DIRECT = 0 }; /* not measured */
 #endif
 
-/* Of the rows that a filter reaches (gradient_rows): more than that, planes take less memory. */
+/* Of the rows that a filter reaches, which may have to be kept (gradient_rows): where they are more, planes take less memory. */
 enum { KEPT_BYTES = 2 << 20 };
 
 static int64_t kept_rows(const sepnet_depthwise *conv) { return sepnet_min(2 * conv->branch[0].dilation_h + 1, conv->out_h); }
@@ -18,14 +18,14 @@ static int64_t kept_floats(const sepnet_depthwise *conv) {
 /* Whether every tap but those beyond the border is a load of whole vectors at a fixed distance from its result's place: one 3x3 filter a
  * channel, stride 1 or 2, a padding with which each step of the stride has its result. (The lattice makes such ones of strides and
  * dilations with a common divisor, as 2 and 2.) */
-static int is_direct(const sepnet_depthwise *conv) {
+static int is_direct(const sepnet_depthwise *conv, int backward) {
     const sepnet_branch *b = &conv->branch[0];
     const int64_t stride = conv->stride_h;
     if (!HAVE_DIRECT || conv->branches > 1 || conv->dtype != SEPNET_FLOAT32 || conv->channels % VL) return 0;
     if (b->kernel_h != TAPS || b->kernel_w != TAPS || stride > 2 || conv->stride_w != stride) return 0;
     if (b->pad_h != b->dilation_h || b->pad_w != b->dilation_w || (stride > 1 && (b->dilation_h > 1 || b->dilation_w > 1))) return 0;
     if (conv->out_h != (conv->in_h + stride - 1) / stride || conv->out_w != (conv->in_w + stride - 1) / stride) return 0;
-    return kept_floats(conv) * (int64_t)sizeof(float) <= KEPT_BYTES;
+    return !backward || kept_floats(conv) * (int64_t)sizeof(float) <= KEPT_BYTES;
 }
 
 static cut direct_cut(const sepnet_depthwise *conv) {

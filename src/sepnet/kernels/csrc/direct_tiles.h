@@ -148,6 +148,14 @@ INLINE void forward_tile(strip_work *w, const strip *s, int64_t c, const int C, 
     w->count += C;
 }
 
+INLINE void near_tile(strip_work *w, const strip *s, int64_t c, const int C, const int S, const int left, const int right, const int way) {
+    forward_tile(w, s, c, C, 1, S, left, right, way);
+}
+
+INLINE void far_tile(strip_work *w, const strip *s, int64_t c, const int C, const int S, const int left, const int right, const int way) {
+    forward_tile(w, s, c, C, LINE_BLOCKS, S, left, right, way);
+}
+
 /* --- backward ------------------------------------------------------------------------------------------------------- */
 
 /* What one row of dL/dy gives to C pixels of dL/dx and, with these pixels' x, to the sums of the taps that see it. Returns the sum of
@@ -184,9 +192,9 @@ INLINE void add_input_sums(vf *to, const vf *sum, const float *x, ptrdiff_t pixe
 }
 
 /* Pixels [c, c + C) of a strip, c a multiple of the stride. */
-INLINE void backward_tile(strip_work *w, const strip *s, int64_t c, const int C, const int B, const int S, const int left, const int right,
+INLINE void backward_tile(strip_work *w, const strip *s, int64_t c, const int C, const int S, const int left, const int right,
                           const int way) {
-    for (int64_t b = 0; b < w->blocks; b += B) {
+    for (int64_t b = 0; b < w->blocks; b++) {
         const int64_t at = b * VL, seen = c / S * s->pixel + at;
         const float *weight = w->weight + b * w->weight_step, *from = s->x + c * s->x_pixel + at;
         float *sums = w->sums + b * w->sums_step;
@@ -217,54 +225,52 @@ INLINE void backward_tile(strip_work *w, const strip *s, int64_t c, const int C,
 
 /* --- a strip, tile by tile ------------------------------------------------------------------------------------------ */
 
-#define LAST_TILE(tile, C, B, S, way)                                \
-    case C:                                                          \
-        if (c == 0 && s->beyond)                                     \
-            tile(w, s, 0, C, B, S, 1, 1, way);                       \
-        else if (s->beyond)                                          \
-            tile(w, s, c, C, B, S, 0, 1, way);                       \
-        else if (S > 1 && c == 0)                                    \
-            tile(w, s, 0, C, B, S, 1, 0, way);                       \
-        else if (S > 1)                                              \
-            tile(w, s, c, C, B, S, 0, 0, way);                       \
+#define LAST_TILE(tile, C, S, way)          \
+    case C:                                 \
+        if (c == 0 && s->beyond)            \
+            tile(w, s, 0, C, S, 1, 1, way); \
+        else if (s->beyond)                 \
+            tile(w, s, c, C, S, 0, 1, way); \
+        else if (S > 1 && c == 0)           \
+            tile(w, s, 0, C, S, 1, 0, way); \
+        else if (S > 1)                     \
+            tile(w, s, c, C, S, 0, 0, way); \
         break;
-#define LAST_4(tile, B, S, way) \
-    LAST_TILE(tile, 1, B, S, way) LAST_TILE(tile, 2, B, S, way) LAST_TILE(tile, 3, B, S, way) LAST_TILE(tile, 4, B, S, way)
-#define LAST_8(tile, B, S, way)                                                                                              \
-    LAST_4(tile, B, S, way) LAST_TILE(tile, 5, B, S, way) LAST_TILE(tile, 6, B, S, way) LAST_TILE(tile, 7, B, S, way)        \
-    LAST_TILE(tile, 8, B, S, way)
+#define LAST_4(tile, S, way) LAST_TILE(tile, 1, S, way) LAST_TILE(tile, 2, S, way) LAST_TILE(tile, 3, S, way) LAST_TILE(tile, 4, S, way)
+#define LAST_8(tile, S, way) \
+    LAST_4(tile, S, way) LAST_TILE(tile, 5, S, way) LAST_TILE(tile, 6, S, way) LAST_TILE(tile, 7, S, way) LAST_TILE(tile, 8, S, way)
 
 /* Tiles of so many pixels, and of those that are left over. */
-#define TILES(tile, width, B, S, last, way)                                            \
-    do {                                                                               \
-        int64_t c = 0;                                                                 \
-        if (s->cols > width) tile(w, s, 0, width, B, S, 1, 0, way), c = width;         \
-        for (; s->cols - c > width; c += width) tile(w, s, c, width, B, S, 0, 0, way); \
-        switch (s->cols - c) { last(tile, B, S, way) }                                 \
+#define TILES(tile, width, S, last, way)                                            \
+    do {                                                                            \
+        int64_t c = 0;                                                              \
+        if (s->cols > width) tile(w, s, 0, width, S, 1, 0, way), c = width;         \
+        for (; s->cols - c > width; c += width) tile(w, s, c, width, S, 0, 0, way); \
+        switch (s->cols - c) { last(tile, S, way) }                                 \
     } while (0)
-#define EACH_WAY(tile, width, B, S, last)                 \
-    do {                                                  \
-        if (w->before.way == AS_IS)                       \
-            TILES(tile, width, B, S, last, AS_IS);        \
-        else                                              \
-            TILES(tile, width, B, S, last, NORMALISED);   \
+#define EACH_WAY(tile, width, S, last)               \
+    do {                                             \
+        if (w->before.way == AS_IS)                  \
+            TILES(tile, width, S, last, AS_IS);      \
+        else                                         \
+            TILES(tile, width, S, last, NORMALISED); \
     } while (0)
 
 static __attribute__((noinline)) void forward_strip(strip_work *w, const strip *s) {
     const int far = s->pixel > FAR_PIXEL && w->blocks % LINE_BLOCKS == 0;
     if (w->stride == 1 && far)
-        EACH_WAY(forward_tile, NARROW_TILE, LINE_BLOCKS, 1, LAST_4);
+        EACH_WAY(far_tile, NARROW_TILE, 1, LAST_4);
     else if (w->stride == 1)
-        EACH_WAY(forward_tile, WIDE_TILE, 1, 1, LAST_8);
+        EACH_WAY(near_tile, WIDE_TILE, 1, LAST_8);
     else if (far)
-        EACH_WAY(forward_tile, NARROW_TILE, LINE_BLOCKS, 2, LAST_4);
+        EACH_WAY(far_tile, NARROW_TILE, 2, LAST_4);
     else
-        EACH_WAY(forward_tile, NARROW_TILE, 1, 2, LAST_4);
+        EACH_WAY(near_tile, NARROW_TILE, 2, LAST_4);
 }
 
 static __attribute__((noinline)) void backward_strip(strip_work *w, const strip *s) {
     if (w->stride == 1)
-        EACH_WAY(backward_tile, NARROW_TILE, 1, 1, LAST_4);
+        EACH_WAY(backward_tile, NARROW_TILE, 1, LAST_4);
     else
-        EACH_WAY(backward_tile, NARROW_TILE, 1, 2, LAST_4);
+        EACH_WAY(backward_tile, NARROW_TILE, 2, LAST_4);
 }
