@@ -125,12 +125,18 @@ static sepnet_branch random_branch(void) {
     return (sepnet_branch){pick(1, 7), pick(1, 7), pick(0, pad), pick(0, pad), pick(1, dilation), pick(1, dilation)};
 }
 
-/* One that some instruction sets need no planes for: 3x3 of whole vectors, whose padding keeps the map's size or halves it. */
-static sepnet_branch usual_branch(sepnet_depthwise *d) {
-    d->branches = 1, d->channels = pick(0, 5) ? 8 * pick(1, 6) : 272, d->stride_h = d->stride_w = pick(1, 2);
-    const int64_t h = pick(1, d->stride_h == 1 ? 5 : 2), w = d->stride_h == 1 ? pick(1, 5) : h;
-    const int64_t unseen = d->stride_h == 2 && h == 2 ? pick(0, 1) : 0; /* rows and columns before the first one that taps see */
-    return (sepnet_branch){3, 3, h - unseen, w - unseen, h, w};
+/* Such as some instruction sets need no planes for: 3x3 and 5x5 of whole vectors, whose padding keeps the map's size, or one 3x3 whose
+ * padding halves it. */
+static void usual_branches(sepnet_depthwise *d) {
+    d->channels = pick(0, 5) ? 8 * pick(1, 6) : 272, d->stride_h = d->stride_w = pick(1, 2);
+    if (d->stride_h == 2) d->branches = 1;
+    if (pick(0, 3)) d->interleaved = 0;
+    const int64_t h = pick(1, 6), w = pick(0, 2) ? h : pick(1, 6);
+    const int64_t unseen = d->stride_h == 2 && h == 2 && w == 2 ? pick(0, 1) : 0; /* rows and columns before the first that taps see */
+    for (int j = 0; j < d->branches; j++) {
+        const int64_t side = d->stride_h == 1 && pick(0, 1) ? 5 : 3;
+        d->branch[j] = (sepnet_branch){side, side, side / 2 * h - unseen, side / 2 * w - unseen, h, w};
+    }
 }
 
 static sepnet_depthwise random_depthwise(void) {
@@ -140,14 +146,17 @@ static sepnet_depthwise random_depthwise(void) {
     d.branches = (int32_t)pick(1, 4), d.interleaved = (int32_t)pick(0, 1), d.dtype = (int32_t)pick(0, 1), d.threads = the_threads;
     const int usual = pick(0, 2) == 0;
     do {
-        d.branch[0] = usual ? usual_branch(&d) : random_branch();
+        if (usual)
+            usual_branches(&d);
+        else
+            d.branch[0] = random_branch();
         d.in_h = pick(1, 14), d.in_w = pick(0, 9) ? pick(1, 22) : pick(60, 90);
         d.out_h = output_size(d.in_h, d.branch[0].kernel_h, d.branch[0].pad_h, d.branch[0].dilation_h, d.stride_h);
         d.out_w = output_size(d.in_w, d.branch[0].kernel_w, d.branch[0].pad_w, d.branch[0].dilation_w, d.stride_w);
     } while (d.out_h < 1 || d.out_w < 1);
     for (int j = 1; j < d.branches; j++) {
-        d.branch[j] = d.branch[0];
-        for (int i = 0; i < 300 && !d.interleaved; i++) {
+        if (!usual || d.interleaved) d.branch[j] = d.branch[0];
+        for (int i = 0; i < 300 && !usual && !d.interleaved; i++) {
             sepnet_branch b = random_branch();
             if (fits(&d, &b)) d.branch[j] = b;
         }

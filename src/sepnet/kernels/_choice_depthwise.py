@@ -158,7 +158,8 @@ def _is_padded_much(shape: Sequence[int], geometry: Geometry, avx2: bool) -> boo
 
 
 def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
-    """What needs no planes: oneDNN's forward pass takes 0.95 times as long and longer at 405 of 410 shapes, 2.0 in the median.
+    """What needs no planes: oneDNN's forward pass takes at least 0.95 times as long at 405 of 410 shapes of 3x3 and 435 of 436 of
+    5x5, or stride 2 with more dilation; 2.0 in the median.
 
     Else 7x7, and filters of up to 3x3 and 5x5 from 32 channels on. With stride 1 oneDNN's takes 1.0 to 2.1 times as long as the
     kernels' (35 shapes), with stride 2 1.0 to 1.9 but for few channels on large maps (0.8 to 1.0) and, with 3x3, 1,024 (0.85 to
@@ -181,10 +182,12 @@ def _is_for_our_avx2(shape: Sequence[int], geometry: Geometry) -> bool:
 
 
 def _needs_no_planes(channels: int, geometry: Geometry) -> bool:
-    """As csrc/direct.h says: 3x3 of whole vectors, with the padding that keeps the size or halves it."""
-    dilation = geometry.dilations[0]
-    whole = channels % _VECTOR_AVX2 == 0 and geometry.kernels[0] == (3, 3) and geometry.paddings[0] == dilation
-    return whole and (geometry.stride == (1, 1) or (geometry.stride == (2, 2) and dilation in ((1, 1), (2, 2))))
+    """As csrc/direct.h says: 3x3 and 5x5 of whole vectors, with the padding that keeps the size or, with stride 2, halves it."""
+    (kernel,), (padding,), (dilation,), stride = geometry.kernels, geometry.paddings, geometry.dilations, geometry.stride
+    if channels % _VECTOR_AVX2 or kernel not in ((3, 3), (5, 5)) or padding != tuple(kernel[0] // 2 * d for d in dilation):
+        return False
+    even = {d % 2 == 0 for d in dilation}  # with stride 2 such a one leaves pixels that nobody sees, and stride 1 on the others
+    return stride == (1, 1) or (stride == (2, 2) and (even == {True} or (even == {False} and kernel == (3, 3))))
 
 
 def _is_for_our_dilated_avx2(shape: Sequence[int], stride: Pair, dilation: Pair) -> bool:

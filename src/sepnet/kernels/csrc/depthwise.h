@@ -211,7 +211,7 @@ static job_state make_state(const reduced *rest, int64_t images, int backward) {
     s.weight_vectors = packed_before(conv, &s.pairs, conv->branches);
     s.parts = count_parts(&s);
     if (s.direct) {
-        s.grads = (gradient_planes){.branches = 1};
+        s.grads = (gradient_planes){.branches = conv->branches};
         s.scratch_bytes = aligned(direct_floats(conv, backward) * (int64_t)sizeof(float));
         return s;
     }

@@ -26,6 +26,7 @@
 #include "joined.h"
 #include "clear.h"
 #include "direct_tiles.h"
+#include "direct_strips.h"
 #include "direct.h"
 #include "depthwise.h"
 
