@@ -277,16 +277,23 @@ _USUAL = [  # stride, dilation, padding
     ((2, 2), (2, 2), (1, 1)),  # the first pixel is not seen
     ((3, 3), (3, 3), (2, 2)),
     ((1, 2), (3, 2), (3, 1)),
+    ((2, 2), (3, 3), (3, 3)),
+    ((2, 2), (5, 1), (5, 1)),  # with an odd dilation the pixel before a strip's first one belongs to some
+    ((2, 2), (3, 7), (3, 7)),
 ]
+_KERNELS = [(3,), (3,), (3,), (5,), (3, 5), (5, 3, 3)]  # of stride 1
 
 
 @st.composite
 def same_sized(draw: st.DrawFn) -> tuple[Geometry, tuple[int, int]]:
-    """A 3x3 filter whose padding keeps the map's size, or divides it by the stride, as networks have them, and a map's size."""
+    """Filters whose padding keeps the map's size, or divides it by the stride, as networks have them, and a map's size."""
     stride, dilation, padding = draw(st.sampled_from(_USUAL))
+    kernels = draw(st.sampled_from(_KERNELS)) if stride == (1, 1) else (3,)
+    paddings = tuple((p * (k // 2), q * (k // 2)) for k in kernels for p, q in [padding])
     least = [max(1, 2 * (d - p) + 1) for d, p in zip(dilation, padding, strict=True)]
     height, width = draw(st.integers(least[0], 13)), draw(st.integers(least[1], 27))
-    return Geometry(stride, ((3, 3),), (padding,), (dilation,), False), (height, width)
+    sides = tuple((k, k) for k in kernels)
+    return Geometry(stride, sides, paddings, (dilation,) * len(kernels), False), (height, width)
 
 
 @st.composite
