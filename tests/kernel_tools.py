@@ -285,10 +285,10 @@ _KERNELS = [(3,), (3,), (3,), (5,), (3, 5), (5, 3, 3)]  # of stride 1
 
 
 @st.composite
-def same_sized(draw: st.DrawFn) -> tuple[Geometry, tuple[int, int]]:
+def same_sized(draw: st.DrawFn, branches: bool = False) -> tuple[Geometry, tuple[int, int]]:
     """Filters whose padding keeps the map's size, or divides it by the stride, as networks have them, and a map's size."""
     stride, dilation, padding = draw(st.sampled_from(_USUAL))
-    kernels = draw(st.sampled_from(_KERNELS)) if stride == (1, 1) else (3,)
+    kernels = draw(st.sampled_from([k for k in _KERNELS if branches or len(k) == 1])) if stride == (1, 1) else (3,)
     paddings = tuple((p * (k // 2), q * (k // 2)) for k in kernels for p, q in [padding])
     least = [max(1, 2 * (d - p) + 1) for d, p in zip(dilation, padding, strict=True)]
     height, width = draw(st.integers(least[0], 13)), draw(st.integers(least[1], 27))
@@ -299,7 +299,7 @@ def same_sized(draw: st.DrawFn) -> tuple[Geometry, tuple[int, int]]:
 @st.composite
 def same_sized_problems(draw: st.DrawFn) -> Problem:
     """Some instruction sets need no planes for them."""
-    geometry, size = draw(same_sized())
+    geometry, size = draw(same_sized(branches=True))
     batch = draw(st.sampled_from([1, 2, 3, 5, 0]))
     return Problem(geometry, batch, draw(WHOLE_VECTORS), size, draw(st.integers(0, 99)), draw(st.booleans()))
 

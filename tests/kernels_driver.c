@@ -130,11 +130,15 @@ static sepnet_branch random_branch(void) {
 static void usual_branches(sepnet_depthwise *d) {
     d->channels = pick(0, 5) ? 8 * pick(1, 6) : 272, d->stride_h = d->stride_w = pick(1, 2);
     if (d->stride_h == 2) d->branches = 1;
-    if (pick(0, 3)) d->interleaved = 0;
-    const int64_t h = pick(1, 6), w = pick(0, 2) ? h : pick(1, 6);
+    if (pick(0, 1)) d->interleaved = 0;
+    const int apart = pick(0, 2) == 0; /* each branch with a dilation of its own */
+    int64_t h = pick(1, 6), w;
+    if (d->stride_h == 2 && pick(0, 1)) h = 2 * pick(2, 4) + 1; /* wider than half of many a map: a column may be seen by nobody */
+    w = pick(0, 2) ? h : pick(1, 6);
     const int64_t unseen = d->stride_h == 2 && h == 2 && w == 2 ? pick(0, 1) : 0; /* rows and columns before the first that taps see */
     for (int j = 0; j < d->branches; j++) {
         const int64_t side = d->stride_h == 1 && pick(0, 1) ? 5 : 3;
+        if (apart && j > 0) *(pick(0, 1) ? &h : &w) = pick(1, 3);
         d->branch[j] = (sepnet_branch){side, side, side / 2 * h - unseen, side / 2 * w - unseen, h, w};
     }
 }

@@ -9,14 +9,16 @@ enum { HAVE_DIRECT = 0 }; /* not measured */
 /* Of the rows that a filter reaches, which may have to be kept (gradient_rows): where they are more, planes take less memory. */
 enum { KEPT_BYTES = 2 << 20 };
 
-/* From a row to the farthest that a filter reaches, in rows of its own. */
+/* How many rows a filter reaches from its middle, at most. */
 static int64_t farthest(const sepnet_depthwise *conv) {
     int64_t most = 0;
     for (int j = 0; j < conv->branches; j++) most = sepnet_max(most, conv->branch[j].pad_h);
     return most;
 }
 
-static int64_t kept_rows(const sepnet_depthwise *conv) { return sepnet_min(2 * farthest(conv) + 1, conv->out_h); }
+static int64_t kept_rows(const sepnet_depthwise *conv) {
+    return sepnet_min(2 * farthest(conv) / conv->stride_h + 1, conv->out_h);
+}
 
 static int64_t gradient_pixel(const sepnet_depthwise *conv) { return plane_pixel(conv->branches * count_blocks(conv)); }
 
@@ -30,13 +32,13 @@ static int is_centred(const sepnet_branch *b) {
 
 /* Whether every tap but those beyond the border is a load of whole vectors at a fixed distance from its result's place: 3x3 and 5x5
  * filters of one dilation and stride 1, or one 3x3 filter a channel and stride 2, with a padding with which each step of the stride has its
- * result. (The lattice leaves no common divisor of stride and dilation, but where a dilation is beyond the map.) */
+ * result. (The lattice leaves a stride of 2 no even dilation.) */
 static int is_direct(const sepnet_depthwise *conv, int backward) {
     const sepnet_branch *one = &conv->branch[0];
     const int64_t stride = conv->stride_h;
     if (!HAVE_DIRECT || conv->dtype != SEPNET_FLOAT32 || conv->channels % VL || (conv->branches > 1 && conv->interleaved)) return 0;
     if (stride > 2 || conv->stride_w != stride) return 0;
-    if (stride == 2 && (conv->branches > 1 || one->kernel_h > 3 || one->dilation_h % 2 == 0 || one->dilation_w % 2 == 0)) return 0;
+    if (stride == 2 && (conv->branches > 1 || one->kernel_h > 3)) return 0;
     for (int j = 0; j < conv->branches; j++) {
         const sepnet_branch *b = &conv->branch[j];
         if (!is_centred(b) || b->dilation_h != one->dilation_h || b->dilation_w != one->dilation_w) return 0;
@@ -133,7 +135,7 @@ static void end_backward_run(const job_state *s, const strip_work *w, int64_t pa
 /* Of so many pixels those from the c-th on that are a dilation apart. */
 static int64_t strip_cols(const sepnet_depthwise *conv, int64_t cols, int64_t c) {
     const int64_t apart = conv->branch[0].dilation_w;
-    return (sepnet_max(cols - c, 0) + apart - 1) / apart;
+    return (cols - c + apart - 1) / apart;
 }
 
 /* The strip of results from the c-th of a row on. Its rows of x begin with the image's column 0. */
@@ -201,7 +203,7 @@ static strip backward_strip_at(const job_state *s, const strip *row, int64_t c, 
     strip t = *row;
     for (int k = 0; k < WIDEST; k++)
         if (t.row[k]) t.row[k] = c < conv->out_w ? t.row[k] + seen : NULL;
-    t.x += from, t.cols = strip_cols(conv, conv->in_w, first);
+    t.x += from, t.cols = first < conv->in_w ? strip_cols(conv, conv->in_w, first) : 0;
     if (t.to) t.to += from;
     return t;
 }
@@ -216,7 +218,7 @@ static void backward_rows(const job_state *s, const task *at, gradient_rows *g, 
         open_results(w, s, whole.to, whole.to_pixel);
         for (int64_t c = 0; c < step && c * stride < conv->in_w + (stride - 1) * step; c++) {
             const strip t = backward_strip_at(s, &whole, c, g->pixel);
-            if (stride > 1 && c * stride >= step && c * stride - step < conv->in_w) pixel_before(w, &t);
+            if (stride > 1 && c * stride >= step) pixel_before(w, &t);
             if (t.cols > 0) backward_strip(w, &t);
             whole.next = whole.next ? whole.next + t.cols / stride * g->pixel : NULL;
             whole.next_x += t.cols * x_step;

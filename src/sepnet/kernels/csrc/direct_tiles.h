@@ -251,8 +251,7 @@ INLINE void gradient_tile(strip_work *w, const strip *s, int64_t c, const int C,
     const share next_x = share_of(s->next_x + c * s->next_x_pixel, s->next_x_pixel, w->blocks, C);
     const share next = share_of(s->next ? s->next + c / S * s->next_pixel : NULL, s->next_pixel / branches, w->blocks, branches * pixels);
     const float *map = s->x + (c + place) * s->x_pixel;
-    char *to = (char *)(s->to + (c + place) * s->to_pixel);
-    for (int64_t b = 0; b < w->blocks; b++, map += VL, to += sizeof(vf)) {
+    for (int64_t b = 0; b < w->blocks; b++, map += VL) {
         const int64_t seen = c / S * s->pixel + b * VL;
         const float *weight = w->weight + b * w->weight_step;
         float *sums = w->sums + b * w->sums_step;
@@ -273,7 +272,8 @@ INLINE void gradient_tile(strip_work *w, const strip *s, int64_t c, const int C,
                 add_bias(w, b * branches + j, add_gradients(sum, sums_j, s, seen + f->channels, weight_j, x, C, 5, S, place, left, right));
         }
         if (w->input) add_input_sums(w->input + 2 * b, sum, map, s->x_pixel, &n, w->count, C);
-        if (s->to) finish_tile(sum, &w->to, to, w->lines, b, 1, C, SEPNET_FLOAT32);
+        if (!s->to) continue;
+        finish_tile(sum, &w->to, (char *)(s->to + (c + place) * s->to_pixel + b * VL), w->lines, b, 1, C, SEPNET_FLOAT32);
     }
     w->count += C;
 }
