@@ -190,7 +190,7 @@ static strip gradient_strip(const job_state *s, const task *at, int64_t row, gra
         if (away >= -far && away <= far && from >= 0 && from % stride == 0 && seen < conv->out_h) t.row[k] = gradient_row(g, seen);
     }
     if (g->from.entry.way == AS_IS && row % stride == 0)
-        t.next = (const float *)s->grad + g->from.start + (row / stride + far + 1) * g->from.row;
+        t.next = (const float *)s->grad + g->from.start + (row / stride + far / stride + 1) * g->from.row;
     t.pixel = step * g->pixel, t.next_pixel = g->pixel, t.next_x_pixel = x_step;
     t.next_x = t.x + (step > 1 ? row_step(&s->seen) : NARROW_TILE * x_step);
     return t;

@@ -3,19 +3,19 @@
 /* The first and the last tile of a strip are where taps may be beyond the map. */
 #define LAST_TILE(tile, C, K, S, way)          \
     case C:                                    \
-        if (c == 0 && s->begins && s->ends)                   \
+        if (c == 0 && s->begins && s->ends)    \
             tile(w, s, c, C, K, S, 1, 1, way); \
         else if (s->ends)                      \
             tile(w, s, c, C, K, S, 0, 1, way); \
-        else if (S > 1 && c == 0 && s->begins)                \
+        else if (S > 1 && c == 0 && s->begins) \
             tile(w, s, c, C, K, S, 1, 0, way); \
         else if (S > 1)                        \
             tile(w, s, c, C, K, S, 0, 0, way); \
         break;
 #define LAST_4(tile, K, S, way) \
     LAST_TILE(tile, 1, K, S, way) LAST_TILE(tile, 2, K, S, way) LAST_TILE(tile, 3, K, S, way) LAST_TILE(tile, 4, K, S, way)
-#define LAST_8(tile, K, S, way)                                                                                            \
-    LAST_4(tile, K, S, way) LAST_TILE(tile, 5, K, S, way) LAST_TILE(tile, 6, K, S, way) LAST_TILE(tile, 7, K, S, way)      \
+#define LAST_8(tile, K, S, way)                                                                                       \
+    LAST_4(tile, K, S, way) LAST_TILE(tile, 5, K, S, way) LAST_TILE(tile, 6, K, S, way) LAST_TILE(tile, 7, K, S, way) \
     LAST_TILE(tile, 8, K, S, way)
 
 /* A tile before the last one. */
@@ -29,15 +29,15 @@
     } while (0)
 
 /* Tiles of so many pixels, and of those that are left over: of 5x5 not one alone, beyond which the tile before it would see. */
-#define TILES(tile, width, K, S, last, way)                   \
-    do {                                                      \
-        int64_t c = 0;                                        \
-        while (s->cols - c > width)                           \
-            if (K != 3 && s->cols - c == width + 1)           \
-                NEXT_TILE(tile, width - 1, K, S, way);        \
-            else                                              \
-                NEXT_TILE(tile, width, K, S, way);            \
-        switch (s->cols - c) { last(tile, K, S, way) }        \
+#define TILES(tile, width, K, S, last, way)            \
+    do {                                               \
+        int64_t c = 0;                                 \
+        while (s->cols - c > width)                    \
+            if (K != 3 && s->cols - c == width + 1)    \
+                NEXT_TILE(tile, width - 1, K, S, way); \
+            else                                       \
+                NEXT_TILE(tile, width, K, S, way);     \
+        switch (s->cols - c) { last(tile, K, S, way) } \
     } while (0)
 #define EACH_WAY(tile, width, K, S, last)               \
     do {                                                \

@@ -22,7 +22,7 @@ typedef struct {
     float *to;                /* NULL: they are not wanted */
     ptrdiff_t pixel, next_pixel, next_row, x_pixel, next_x_pixel, to_pixel;
     int64_t cols;
-    int begins, ends; /* whether the first result's first tap is beyond the map, the last one's last */
+    int begins, ends; /* whether the first result's taps before the middle are beyond the map, the last one's behind it */
 } strip;
 
 /* A branch's filters: their side, floats from a block's first weight (of all branches) and sum to theirs, and from a pixel's first
@@ -135,7 +135,8 @@ INLINE void write_tile(strip_work *w, const vf *sum, float *to, ptrdiff_t pixel,
         finish_tile(sum + b * WIDE_TILE, &w->to, (char *)(to + b * VL), w->lines, first + b, 1, C, SEPNET_FLOAT32);
 }
 
-/* Results [c, c + C) of a strip, B blocks at once; left, right: the first one's first tap, the last one's last are beyond the map. */
+/* Results [c, c + C) of a strip, B blocks at once; left, right: the first one's taps before the middle, the last one's behind it are beyond
+ * the map. */
 INLINE void forward_tile(strip_work *w, const strip *s, int64_t c, const int C, const int B, const int K, const int S, const int left,
                          const int right, const int way) {
     for (int64_t first = 0; first < w->blocks; first += B) {
